@@ -1,0 +1,97 @@
+"""Who may do what: API keys, roles and the permission table.
+
+An Owner acts on the whole installation; Editor and Viewer on one workspace. What a caller may not
+even know about is answered with NotFound, so that names do not leak.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from inferplane.domain.errors import Forbidden, NotFound
+
+
+class Role(StrEnum):
+    """The three roles of the contract."""
+
+    OWNER = "Owner"
+    EDITOR = "Editor"
+    VIEWER = "Viewer"
+
+
+class Verb(StrEnum):
+    """Everything the table speaks about."""
+
+    MANAGE_KEYS = "manage keys"
+    MANAGE_WORKSPACES = "manage workspaces"
+    READ_WORKSPACE = "read workspace"
+    READ_CLUSTERS = "read clusters"
+    READ_ENDPOINT = "read endpoint"
+    WRITE_ENDPOINT = "write endpoint"
+    READ_LOGS = "read logs"
+
+
+_EVERYONE = frozenset(Role)
+_WRITERS = frozenset({Role.OWNER, Role.EDITOR})
+_OWNERS = frozenset({Role.OWNER})
+
+PERMISSIONS: dict[Verb, frozenset[Role]] = {
+    Verb.MANAGE_KEYS: _OWNERS,
+    Verb.MANAGE_WORKSPACES: _OWNERS,
+    Verb.READ_WORKSPACE: _EVERYONE,
+    Verb.READ_CLUSTERS: _EVERYONE,
+    Verb.READ_ENDPOINT: _EVERYONE,
+    Verb.WRITE_ENDPOINT: _WRITERS,
+    Verb.READ_LOGS: _EVERYONE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key as stored: never its value, only a keyed digest and a masked form for people.
+
+    `expires_at` is the first moment at which it no longer works.
+    """
+
+    id: str
+    name: str
+    digest: str
+    masked: str
+    role: Role
+    workspace: str  # "" for an Owner
+    created_at: datetime
+    expires_at: datetime
+    created_by: str = ""
+    user_name: str = ""
+    description: str = ""
+    validity: str = ""  # as the caller wrote it
+    last_used_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is asking. `workspace` is "" for an Owner."""
+
+    key_id: str
+    key_name: str
+    role: Role
+    workspace: str
+
+    def require(self, verb: Verb, workspace: str = "") -> None:
+        """Raise NotFound for a foreign workspace, Forbidden for a verb beyond the role."""
+        if self.role is not Role.OWNER and workspace and workspace != self.workspace:
+            raise NotFound(
+                f"workspace {workspace} does not exist", reason="WorkspaceNotFound", field="workspace"
+            )
+        if self.role not in PERMISSIONS[verb]:
+            raise Forbidden(
+                f"a key with role {self.role} may not {verb}",
+                reason="RoleForbids",
+                next_action="Use a key with a role that may, or ask an Owner for one.",
+            )
+
+    def may_see(self, workspace: str) -> bool:
+        """Whether things in `workspace` exist for this caller at all."""
+        return self.role is Role.OWNER or workspace == self.workspace

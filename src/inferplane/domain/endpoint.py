@@ -1,0 +1,411 @@
+"""An inference endpoint: what a user asked for, what controllers see, and what is said about it.
+
+Three parts, three writers. The *spec* is written by services on behalf of users and counted by
+`generation`; the *status* holds facts and is written by controllers only; the *public state* is
+derived from both by `public_state` each time it is asked for and stored nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from inferplane.domain.artifact import ArtifactPhase, ArtifactState
+from inferplane.domain.reasons import ReasonCode, reason_of
+
+DEFAULT_MAX_REQUEST_BYTES = 16 * 1024 * 1024
+DEFAULT_REQUEST_TIMEOUT_SECONDS = 60.0
+DEFAULT_START_TIMEOUT_SECONDS = 300.0
+REPLICAS_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Limits of one replica. None means no limit was asked for."""
+
+    cpu_millis: int | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Which model, and how to run it.
+
+    `format` is a model format's name (sklearn, xgboost, …). `storage_uri` never carries
+    credentials: those live in the endpoint's secret, which is stored apart and never shown.
+    `digest` is "sha256:<hex>" or "". `env` and `args` come from the manifest's model or container.
+    `alias` is the manifest's own metadata.name where it differs from the endpoint's name.
+    """
+
+    format: str
+    storage_uri: str
+    format_version: str = ""
+    runtime: str = ""
+    protocol_version: str = "v1"
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    resources: Resources = Resources()
+    digest: str = ""
+    alias: str = ""
+    start_timeout_seconds: float = DEFAULT_START_TIMEOUT_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Bounds on the number of replicas."""
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficLimits:
+    """What the gateway enforces for one endpoint, and describe states."""
+
+    max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
+    timeout_seconds: float = DEFAULT_REQUEST_TIMEOUT_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """Everything a user wants of an endpoint. `manifest` is the InferenceService as given, or None.
+
+    `revision` counts the changes that need new servers (model, runtime, resources, arguments).
+    """
+
+    model: ModelSpec
+    scaling: Scaling = Scaling()
+    limits: TrafficLimits = TrafficLimits()
+    revision: int = 1
+    stopped: bool = False
+    stopped_by: str = ""
+    stopped_at: datetime | None = None
+    manifest: Mapping[str, Any] | None = None
+
+
+class ReplicaState(StrEnum):
+    """A model server's life as an engine sees it."""
+
+    STARTING = "Starting"  # started, has not reported yet
+    LOADING = "Loading"  # reported, model not yet answering
+    READY = "Ready"  # the model has answered a probe
+    UNRESPONSIVE = "Unresponsive"  # was ready, no longer answers its health check
+    STOPPING = "Stopping"  # asked to end, finishing its requests
+    EXITED = "Exited"  # the process is gone
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ReplicaId:
+    """Derived name of one replica: starting it twice is noticing it once."""
+
+    endpoint_uid: str
+    revision: int
+    index: int
+
+    @property
+    def name(self) -> str:
+        """`r<revision>-<index>`: unique within the endpoint, the same on every engine."""
+        return f"r{self.revision}-{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a model server ended. `exit_code` is None when nobody was there to see it."""
+
+    at: datetime
+    exit_code: int | None = None
+    signal: str = ""
+    reason: ReasonCode = ReasonCode.SERVER_EXITED
+    message: str = ""
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model said about itself. `example` is a body that it answers (JSON text), or ""."""
+
+    example: str = ""
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    outputs: tuple[Mapping[str, Any], ...] = ()
+    protocols: tuple[str, ...] = ("v1", "v2")
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One model server as last observed. `address` is `unix:<path>` or `<host>:<port>`."""
+
+    id: ReplicaId
+    state: ReplicaState
+    address: str = ""
+    pid: int | None = None
+    started_at: datetime | None = None
+    ready_at: datetime | None = None
+    exit: Exit | None = None
+    model: ModelInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestartRecord:
+    """Memory of one replica's failures in a row; forgotten once it has stayed ready for a while."""
+
+    replica: str
+    failures: int
+    last_exit: Exit
+    next_start_at: datetime
+
+
+class Milestone(StrEnum):
+    """Points of the timeline, each reached at most once a revision."""
+
+    ACCEPTED = "accepted"
+    DOWNLOADED = "downloaded"
+    STARTED = "started"
+    LOADED = "loaded"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """Facts, written by controllers. `observed_generation` says which spec they speak of.
+
+    `routed` names the replicas in the route table that the gateway has confirmed.
+    `left` lists, during deletion, what has still to be undone.
+    """
+
+    observed_generation: int = 0
+    artifact: ArtifactState = ArtifactState()
+    replicas: tuple[Replica, ...] = ()
+    restarts: tuple[RestartRecord, ...] = ()
+    routed: tuple[str, ...] = ()
+    milestones: tuple[tuple[Milestone, datetime], ...] = ()
+    model: ModelInfo | None = None
+    problem: ReasonCode | None = None  # an engine-level problem that is neither artifact nor replica
+    problem_message: str = ""
+    left: tuple[str, ...] = ()
+    since: datetime | None = None  # when the public status last changed
+
+    def milestone(self, name: Milestone) -> datetime | None:
+        """When `name` was reached, or None."""
+        return next((at for reached, at in self.milestones if reached is name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceEndpoint:
+    """One endpoint as stored. `uid` is 12 hex digits, never reused; `version` is the row's."""
+
+    uid: str
+    workspace: str
+    cluster: str
+    name: str
+    namespace: str
+    spec: EndpointSpec
+    generation: int
+    created_at: datetime
+    created_by: str
+    status: EndpointStatus = field(default_factory=EndpointStatus)
+    deletion_requested_at: datetime | None = None
+    deletion_requested_by: str = ""
+    version: int = 1
+
+    @property
+    def desired_replicas(self) -> int:
+        """How many model servers should run right now."""
+        if self.spec.stopped or self.deletion_requested_at is not None:
+            return 0
+        return self.spec.scaling.min_replicas
+
+    def replica_ids(self) -> tuple[ReplicaId, ...]:
+        """Names of the replicas that should run, in order."""
+        return tuple(ReplicaId(self.uid, self.spec.revision, index) for index in range(self.desired_replicas))
+
+
+class PublicStatus(StrEnum):
+    """What a user is told, as in docs/states.md."""
+
+    PENDING = "Pending"
+    QUEUED = "Queued"
+    PROVISIONING = "Provisioning"
+    DOWNLOADING = "Downloading"
+    LOADING = "Loading"
+    RUNNING = "Running"
+    UPDATING = "Updating"
+    DEGRADED = "Degraded"
+    IDLE = "Idle"
+    STOPPED = "Stopped"
+    FAILED = "Failed"
+    TERMINATING = "Terminating"
+
+
+@dataclass(frozen=True, slots=True)
+class PublicState:
+    """The derived answer to "what is it doing, why, and what can I do".
+
+    `reason` is None only when Running. `exit` carries exit code and last log lines where a model
+    server's end is the evidence. `predict` and `ingress` are "Ready" or a reason code.
+    """
+
+    status: PublicStatus
+    reason: ReasonCode | None
+    message: str
+    next_action: str
+    predict: str
+    ingress: str
+    exit: Exit | None = None
+    next_retry_at: datetime | None = None
+
+
+# Failures of one replica in a row after which the endpoint is called Failed: CrashLoop.
+CRASH_LOOP_FAILURES = 5
+
+
+def public_state(endpoint: InferenceEndpoint) -> PublicState:
+    """Derive what is said about `endpoint`. Total: never Unknown, never an empty reason unless Running."""
+    spec, status = endpoint.spec, endpoint.status
+    if endpoint.deletion_requested_at is not None:
+        left = ", ".join(status.left) or "nothing but the record"
+        return _state(PublicStatus.TERMINATING, ReasonCode.TERMINATING, f"being deleted; left: {left}")
+    if status.observed_generation < endpoint.generation and not status.replicas:
+        return _state(
+            PublicStatus.PENDING, ReasonCode.ACCEPTED, "accepted; a controller has not acted on it yet"
+        )
+    if spec.stopped and not any(replica.state is not ReplicaState.EXITED for replica in status.replicas):
+        by = f"stopped by {spec.stopped_by}" if spec.stopped_by else "stopped"
+        return _state(PublicStatus.STOPPED, ReasonCode.STOPPED_BY_USER, by)
+    return _serving_state(endpoint) or _failed_state(endpoint) or _progress_state(endpoint)
+
+
+def _serving_state(endpoint: InferenceEndpoint) -> PublicState | None:
+    """Running or Degraded when at least one routed replica answers; else None."""
+    status = endpoint.status
+    answering = [r for r in status.replicas if r.state is ReplicaState.READY and r.id.name in status.routed]
+    if not answering:
+        return None
+    wanted = endpoint.desired_replicas
+    if len(answering) >= wanted:
+        return PublicState(PublicStatus.RUNNING, None, "", "", predict="Ready", ingress="Ready")
+    worst = _failed_state(endpoint) or _progress_state(endpoint)
+    return PublicState(
+        PublicStatus.DEGRADED,
+        worst.reason,
+        f"{len(answering)} of {wanted} replicas answer; {worst.message}",
+        worst.next_action,
+        predict="Ready",
+        ingress="Ready",
+        exit=worst.exit,
+        next_retry_at=worst.next_retry_at,
+    )
+
+
+def _failed_state(endpoint: InferenceEndpoint) -> PublicState | None:
+    """Failed when the model cannot be had, a server keeps ending, or the engine reports a problem."""
+    status = endpoint.status
+    artifact = status.artifact
+    if artifact.phase is ArtifactPhase.FAILED and artifact.reason is not None:
+        return _state(
+            PublicStatus.FAILED, artifact.reason, artifact.message, next_retry_at=artifact.next_attempt_at
+        )
+    if status.problem is not None:
+        return _state(PublicStatus.FAILED, status.problem, status.problem_message)
+    running = {r.id.name for r in status.replicas if r.state is not ReplicaState.EXITED}
+    wanted = {replica_id.name for replica_id in endpoint.replica_ids()}
+    failing = [r for r in status.restarts if r.replica in wanted and _is_failing(r, running)]
+    if not failing:
+        return None
+    record = max(failing, key=lambda r: (r.failures, r.replica))
+    reason, last = record.last_exit.reason, record.last_exit
+    message = last.message or _exit_sentence(last)
+    if reason_of(reason).retry_helps and record.failures >= CRASH_LOOP_FAILURES:
+        reason = ReasonCode.CRASH_LOOP
+        message = f"ended {record.failures} times in a row; last: {message}"
+    return _state(PublicStatus.FAILED, reason, message, exit_=last, next_retry_at=record.next_start_at)
+
+
+def _is_failing(record: RestartRecord, running: set[str]) -> bool:
+    """A single end is not shown while the next try already runs; what cannot mend itself always is."""
+    return (
+        record.replica not in running
+        or record.failures >= 2
+        or not reason_of(record.last_exit.reason).retry_helps
+    )
+
+
+def _progress_state(endpoint: InferenceEndpoint) -> PublicState:
+    """On the way, nothing wrong: the furthest point reached decides the word."""
+    status = endpoint.status
+    states = {replica.state for replica in status.replicas}
+    if ReplicaState.READY in states:
+        return _state(
+            PublicStatus.LOADING,
+            ReasonCode.ROUTE_NOT_READY,
+            "the model answers; the gateway is taking up its route",
+            predict="Ready",
+        )
+    if ReplicaState.UNRESPONSIVE in states:
+        return _state(PublicStatus.FAILED, ReasonCode.UNRESPONSIVE, "the model server no longer answers")
+    if ReplicaState.LOADING in states:
+        return _state(PublicStatus.LOADING, ReasonCode.LOADING, "the model server is loading the model")
+    if ReplicaState.STARTING in states:
+        return _state(PublicStatus.LOADING, ReasonCode.STARTING, "the model server is starting")
+    artifact = status.artifact
+    if artifact.phase is ArtifactPhase.FETCHING:
+        return _state(PublicStatus.DOWNLOADING, ReasonCode.DOWNLOADING, download_sentence(artifact))
+    if ReplicaState.STOPPING in states:
+        return _state(PublicStatus.PROVISIONING, ReasonCode.STARTING, "an earlier model server is ending")
+    if artifact.phase is ArtifactPhase.PRESENT:
+        return _state(PublicStatus.PROVISIONING, ReasonCode.STARTING, "the model is here; its server is next")
+    return _state(PublicStatus.PENDING, ReasonCode.ACCEPTED, "accepted; work on it is about to begin")
+
+
+def _state(
+    status: PublicStatus,
+    reason: ReasonCode,
+    message: str,
+    *,
+    predict: str = "",
+    exit_: Exit | None = None,
+    next_retry_at: datetime | None = None,
+) -> PublicState:
+    return PublicState(
+        status,
+        reason,
+        message,
+        reason_of(reason).next_action,
+        predict=predict or reason.value,
+        ingress=reason.value,
+        exit=exit_,
+        next_retry_at=next_retry_at,
+    )
+
+
+def download_sentence(artifact: ArtifactState) -> str:
+    """One line on a download: bytes of total, rate, time left, resumed or fresh."""
+    total = f" of {human_bytes(artifact.total_bytes)}" if artifact.total_bytes is not None else ""
+    parts = [f"{human_bytes(artifact.received_bytes)}{total}"]
+    if artifact.rate_bytes_per_second > 0:
+        parts.append(f"{human_bytes(int(artifact.rate_bytes_per_second))}/s")
+    if (eta := artifact.eta_seconds) is not None:
+        parts.append(f"about {eta:.0f} s left")
+    if artifact.resumed_from_bytes:
+        parts.append(f"resumed from {human_bytes(artifact.resumed_from_bytes)}")
+    return ", ".join(parts)
+
+
+def human_bytes(size: int) -> str:
+    """Binary units with one decimal: `1536` → `1.5 KiB`."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def _exit_sentence(last: Exit) -> str:
+    if last.signal:
+        return f"the model server was ended by {last.signal}"
+    if last.exit_code is None:
+        return "the model server ended while nobody watched it"
+    return f"the model server ended with exit code {last.exit_code}"

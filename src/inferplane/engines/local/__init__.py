@@ -1,0 +1,1 @@
+"""Model servers as processes on this machine."""

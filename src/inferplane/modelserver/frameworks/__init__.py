@@ -1,0 +1,1 @@
+"""One module a format: load(path) → something that predicts."""

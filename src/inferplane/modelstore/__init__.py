@@ -1,0 +1,1 @@
+"""From a storage URI to a verified local directory."""

@@ -1,0 +1,1 @@
+"""What users may do: one function a verb, one transaction each."""

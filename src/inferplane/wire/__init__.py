@@ -1,0 +1,1 @@
+"""Shapes on the network, shared by server and SDK."""
