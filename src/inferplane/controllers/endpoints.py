@@ -1,0 +1,197 @@
+"""The endpoint controller's shell: load, observe, plan, save, apply.
+
+One pass per endpoint and wake-up. The decision is `endpoint_plan.plan`; this module only gathers
+its inputs and performs its outcome, in an order that a `kill -9` between any two lines survives:
+the status (with its failure counts and events) is saved before the actions are taken, and every
+action is harmless when taken twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Protocol
+
+from inferplane.controllers.endpoint_plan import Plan, PlannedEvent, plan, routes_of
+from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint, public_state
+from inferplane.domain.events import Event
+from inferplane.domain.reasons import ReasonCode
+from inferplane.engines.port import Clock, Engine, EngineError, Target
+from inferplane.gateway.route_table import EndpointRoutes
+from inferplane.observability import get_logger
+from inferplane.store.sql import Store
+
+ACTOR = "controller"
+JANITOR_SECONDS = 60.0
+ENGINE_RETRY_SECONDS = 2.0
+
+log = get_logger("controllers.endpoints")
+
+
+class Routes(Protocol):
+    """What the controller needs of the gateway."""
+
+    def set(self, routes: EndpointRoutes) -> None:
+        """Have these routes for their endpoint."""
+
+    def remove(self, uid: str) -> None:
+        """Have no routes for the endpoint."""
+
+    def confirmed(self, uid: str) -> EndpointRoutes | None:
+        """The routes by which requests may still be sent."""
+
+
+class EndpointController:
+    """Brings endpoints to what their specs say. Keys are endpoint uids."""
+
+    name = "endpoints"
+
+    def __init__(self, store: Store, engines: Mapping[str, Engine], routes: Routes, clock: Clock) -> None:
+        self._store = store
+        self._engines = engines
+        self._routes = routes
+        self._clock = clock
+        self._janitor: asyncio.Task[None] | None = None
+
+    async def keys(self) -> Iterable[str]:
+        """Every endpoint the store knows."""
+        async with self._store.read() as tx:
+            return await tx.endpoint_uids()
+
+    async def restore_routes(self) -> None:
+        """Give the gateway the routes of the last run, before anything is published.
+
+        Without this a restart of ours would publish an empty table and stop traffic for a moment.
+        """
+        async with self._store.read() as tx:
+            endpoints = await tx.list_endpoints()
+        for endpoint in endpoints:
+            if endpoint.deletion_requested_at is None:
+                word = public_state(endpoint).status.value
+                self._routes.set(routes_of(endpoint, endpoint.status.replicas, word))
+
+    async def reconcile(self, key: str) -> float | None:
+        """Take the next step for one endpoint; return when to look again."""
+        async with self._store.read() as tx:
+            endpoint = await tx.get_endpoint_by_uid(key)
+            secret = await tx.endpoint_secret(key) if endpoint is not None else {}
+        if endpoint is None:
+            self._routes.remove(key)
+            return None
+        engine = self._engines.get(endpoint.cluster)
+        if engine is None:
+            message = f"no engine is configured for cluster {endpoint.cluster}"
+            await self._save_problem(endpoint, ReasonCode.CLUSTER_UNREACHABLE, message)
+            return ENGINE_RETRY_SECONDS
+        return await self._step(endpoint, Target(endpoint, secret), engine)
+
+    async def _step(self, endpoint: InferenceEndpoint, target: Target, engine: Engine) -> float | None:
+        now = self._clock()
+        observation = await engine.observe(endpoint.uid)
+        next_step = plan(endpoint, observation, self._routes.confirmed(endpoint.uid), now)
+        if next_step.finished:
+            await self._finish(endpoint, now)
+            return None
+        endpoint = await self._save(endpoint, next_step.status, next_step.events, now)
+        if next_step.routes is None:
+            self._routes.remove(endpoint.uid)
+        else:
+            self._routes.set(next_step.routes)
+        return await self._apply(endpoint, target, engine, next_step)
+
+    async def _apply(
+        self, endpoint: InferenceEndpoint, target: Target, engine: Engine, next_step: Plan
+    ) -> float | None:
+        try:
+            for action in next_step.actions:
+                await engine.apply(target, action)
+        except EngineError as error:
+            log.warning(
+                "engine refused a step", endpoint=endpoint.name, uid=endpoint.uid, error=error.message
+            )
+            await self._save_problem(endpoint, ReasonCode.ENGINE_ERROR, error.message)
+            return ENGINE_RETRY_SECONDS
+        return next_step.look_again_seconds
+
+    async def _save(
+        self,
+        endpoint: InferenceEndpoint,
+        status: EndpointStatus,
+        events: tuple[PlannedEvent, ...],
+        now: datetime,
+    ) -> InferenceEndpoint:
+        """Write status and events in one transaction, unless nothing changed. Raises StaleVersion."""
+        if status == endpoint.status and not events:
+            return endpoint
+        async with self._store.transaction() as tx:
+            version = await tx.save_endpoint_status(endpoint.uid, endpoint.version, status)
+            for event in events:
+                await tx.append_event(_event(endpoint, event, now))
+        return replace(endpoint, status=status, version=version)
+
+    async def _save_problem(self, endpoint: InferenceEndpoint, reason: ReasonCode, message: str) -> None:
+        status = replace(
+            endpoint.status,
+            observed_generation=endpoint.generation,
+            problem=reason,
+            problem_message=message,
+        )
+        changed = status != endpoint.status
+        events = (PlannedEvent("EndpointProblem", message, reason),) if changed else ()
+        await self._save(endpoint, status, events, self._clock())
+
+    async def _finish(self, endpoint: InferenceEndpoint, now: datetime) -> None:
+        async with self._store.transaction() as tx:
+            await tx.remove_endpoint(endpoint.uid)
+            await tx.append_event(
+                _event(endpoint, PlannedEvent("EndpointDeleted", "nothing is left of it"), now)
+            )
+        self._routes.remove(endpoint.uid)
+        log.info("endpoint deleted", endpoint=endpoint.name, workspace=endpoint.workspace, uid=endpoint.uid)
+
+    # --- what no endpoint owns ---------------------------------------------------------------------
+
+    async def start_janitor(self) -> None:
+        """Clear away what engines hold for endpoints that the store does not know, now and regularly."""
+        await self.sweep_orphans()
+        self._janitor = asyncio.create_task(self._sweep_forever())
+
+    async def close(self) -> None:
+        """Stop the janitor."""
+        if self._janitor is not None:
+            self._janitor.cancel()
+            await asyncio.gather(self._janitor, return_exceptions=True)
+            self._janitor = None
+
+    async def sweep_orphans(self) -> None:
+        """One sweep. Engines are asked first: an endpoint's row is there before anything of it is."""
+        for cluster, engine in sorted(self._engines.items()):
+            owned = await engine.owned()
+            known = set(await self.keys())
+            for uid in sorted(owned - known):
+                log.warning("clearing away what no endpoint owns", cluster=cluster, uid=uid)
+                await engine.release_orphan(uid)
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(JANITOR_SECONDS)
+            try:
+                await self.sweep_orphans()
+            except Exception:  # one failed sweep must not end the janitor; the next one tries again
+                log.exception("sweep failed")
+
+
+def _event(endpoint: InferenceEndpoint, event: PlannedEvent, now: datetime) -> Event:
+    return Event(
+        at=now,
+        kind=event.kind,
+        message=event.message,
+        actor=ACTOR,
+        workspace=endpoint.workspace,
+        endpoint=endpoint.name,
+        endpoint_uid=endpoint.uid,
+        reason=event.reason,
+        data=event.data,
+    )

@@ -1,0 +1,95 @@
+"""The loop that all controllers share.
+
+A controller says how to list its keys and how to reconcile one; the runner brings the workers, the
+wake-ups, the regular second look and the pauses after failures. A pass that raises is logged with
+its key and tried again with backoff: a loop here never ends by itself and never fails silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable
+from typing import Protocol
+
+from inferplane.controllers.workqueue import WorkQueue
+from inferplane.domain.errors import StaleVersion
+from inferplane.observability import get_logger
+
+RESYNC_SECONDS = 30.0
+RESYNC_RETRY_SECONDS = 2.0
+WORKERS = 8
+
+log = get_logger("controllers")
+
+
+class Controller(Protocol):
+    """What a runner drives."""
+
+    name: str
+
+    def keys(self) -> Awaitable[Iterable[str]]:
+        """Every key there is; asked at the start and regularly, so that a lost hint only costs time."""
+
+    def reconcile(self, key: str) -> Awaitable[float | None]:
+        """Take the next step for `key`; return the seconds after which to look again, or None."""
+
+
+class Runner:
+    """Runs one controller until `close`."""
+
+    def __init__(self, controller: Controller, *, workers: int = WORKERS) -> None:
+        self._controller = controller
+        self._workers = workers
+        self._queue = WorkQueue(asyncio.get_running_loop().time)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def wake(self, key: str) -> None:
+        """Something may have changed for `key`. Call from the event loop's thread."""
+        self._queue.put(key)
+
+    async def start(self) -> None:
+        """Look at every key once, then on every wake-up and regularly."""
+        for key in await self._controller.keys():
+            self._queue.put(key)
+        self._tasks = [asyncio.create_task(self._work()) for _ in range(self._workers)]
+        self._tasks.append(asyncio.create_task(self._resync()))
+
+    async def close(self) -> None:
+        """Stop after the passes under way have been interrupted; passes are safe to interrupt anywhere."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    async def _work(self) -> None:
+        while True:
+            key = await self._queue.get()
+            try:
+                await self._pass(key)
+            finally:
+                self._queue.done(key)
+
+    async def _pass(self, key: str) -> None:
+        try:
+            again_after = await self._controller.reconcile(key)
+        except StaleVersion:
+            self._queue.put(key)  # somebody wrote in between: read again, decide again
+        except Exception:  # whatever one key's pass runs into must not stop the loop for the others
+            pause = self._queue.put_backoff(key)
+            log.exception("pass failed", controller=self._controller.name, key=key, retry_in_seconds=pause)
+        else:
+            self._queue.forget_failures(key)
+            if again_after is not None:
+                self._queue.put_after(key, again_after)
+
+    async def _resync(self) -> None:
+        pause = RESYNC_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                for key in await self._controller.keys():
+                    self._queue.put(key)
+                pause = RESYNC_SECONDS
+            except Exception:  # the store may be away for a while; the loop has to outlive that
+                pause = RESYNC_RETRY_SECONDS
+                log.exception("listing keys failed", controller=self._controller.name)
