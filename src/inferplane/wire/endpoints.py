@@ -1,0 +1,404 @@
+"""Inference endpoints on the wire.
+
+Sizes are bytes unless a name says otherwise, times are RFC 3339 in UTC, durations milliseconds.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+
+class ModelResources(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Limits of one replica: `"500m"` or `2` cores, `"2Gi"` or bytes."""
+
+    cpu: str | int | float | None = None
+    memory: str | int | None = None
+
+
+class ModelSpecBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A model by format and place. `model_name` is the model *format* (sklearn, xgboost, …).
+
+    `secret` holds credentials for the storage by variable name; it is never shown again.
+    """
+
+    model_name: str
+    storage_uri: str | None = msgspec.field(default=None, name="storageURI")
+    model_version: str | None = None
+    runtime: str | None = None
+    protocol_version: str | None = None
+    args: list[str] | None = None
+    env: dict[str, str] | None = None
+    secret: dict[str, str] | None = None
+    resources: ModelResources | None = None
+    digest: str | None = None
+    timeout_seconds: float | None = None
+    start_timeout_seconds: float | None = None
+    max_request_bytes: int | None = None
+
+
+class GpuSpecBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """GPUs for an endpoint. `memory_per_gpu` is GB, `number_of_gpus` is per node."""
+
+    gpu_shape: str | None = None
+    instance_type: str | None = None
+    memory_per_gpu: int | None = msgspec.field(default=None, name="memoryPerGPU")
+    number_of_gpus: int | None = msgspec.field(default=None, name="numberOfGPUs")
+    number_of_gpu_nodes: int | None = msgspec.field(default=None, name="numberOfGPUNodes")
+    exit_duration: str | None = None
+    priority: int | None = None
+    enable_auto_gpu_selection: bool | None = None
+    idle_time_out_duration: str | None = None
+    auto_renew: bool | None = None
+
+
+class AutoscalingBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Bounds on replicas."""
+
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    autoscaling_provider: str | None = None
+    target_concurrency: float | None = None
+    scale_to_zero_after: str | None = None
+
+
+class LimitsBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What the gateway enforces for one endpoint."""
+
+    max_request_bytes: int | None = None
+    timeout_seconds: float | None = None
+
+
+class CreateEndpoint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """`POST /inference-endpoint`. Exactly one of `model_spec`, `raw_model_spec` (YAML text).
+
+    `gpu_spec` may also be the string "None", which means CPU, as does its absence.
+    """
+
+    endpoint_name: str
+    workspace: str
+    cluster_name: str | None = None
+    model_spec: ModelSpecBody | None = None
+    raw_model_spec: str | None = None
+    gpu_spec: GpuSpecBody | str | None = None
+    cluster_precedence: list[str] | None = None
+    burst: Any = None
+    autoscaling: AutoscalingBody | None = None
+    limits: LimitsBody | None = None
+
+
+class EndpointCreated(msgspec.Struct, frozen=True, rename="camel"):
+    """Strict: no other key."""
+
+    endpoint_name: str
+
+
+class CheckItem(msgspec.Struct, frozen=True, rename="camel"):
+    """One check of a pre-flight. `reason` is "" when `ok`."""
+
+    check: str
+    ok: bool
+    reason: str = ""
+    message: str = ""
+    next_action: str = ""
+
+
+class Preflight(msgspec.Struct, frozen=True, rename="camel"):
+    """Answer to a create with `?dryRun=true`; nothing was stored."""
+
+    endpoint_name: str
+    preflight: tuple[CheckItem, ...] = ()
+
+
+class EndpointRef(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Body of delete, stop and start. `endpoint` or `endpointName` names the endpoint."""
+
+    workspace: str
+    endpoint: str | None = None
+    endpoint_name: str | None = None
+    cluster: str | None = None
+    cluster_name: str | None = None
+
+
+class EndpointDeleted(msgspec.Struct, frozen=True, rename="camel"):
+    """Answer to delete, stop and start: the endpoint's name."""
+
+    endpoint: str
+
+
+class ReplicaCount(msgspec.Struct, frozen=True, rename="camel"):
+    """How many replicas answer, and how many should."""
+
+    ready: int = 0
+    desired: int = 0
+
+
+class EndpointItem(msgspec.Struct, frozen=True, rename="camel"):
+    """One endpoint as listed and watched. `endpoint` is "" until it is reachable."""
+
+    endpoint_name: str
+    model_name: str
+    status: str
+    endpoint: str
+    cluster_name: str
+    namespace: str
+    auto_scaling_status: str = ""
+    workspace: str = ""
+    uid: str = ""
+    reason: str = ""
+    message: str = ""
+    path_endpoint: str = ""
+    replica_count: ReplicaCount = ReplicaCount()
+    created_at: datetime | None = None
+    since: datetime | None = None
+
+
+class EndpointList(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """`GET /inference-endpoint/list`. `continue_` is absent on the last page."""
+
+    endpoints: tuple[EndpointItem, ...]
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class DnsRecord(msgspec.Struct, frozen=True, rename="camel"):
+    """A DNS record that makes the endpoint's host reachable."""
+
+    dns: str
+    type: str
+    value: str
+
+
+class GpuRequestItem(msgspec.Struct, frozen=True, rename="camel"):
+    """One GPU request of the endpoint's history. `memory_per_gpu` is a string in MB."""
+
+    gpr_name: str
+    gpr_id: str
+    instance_type: str
+    gpu_shape: str
+    number_of_gpus: int = msgspec.field(name="numberOfGPUs")
+    number_of_gpu_nodes: int = msgspec.field(name="numberOfGPUNodes")
+    memory_per_gpu: str = msgspec.field(name="memoryPerGPU")
+    status: str
+
+
+class ConditionItem(msgspec.Struct, frozen=True, rename="camel"):
+    """One condition; `status` is "True" or "False"."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    last_transition_time: datetime | None = None
+
+
+class ExitItem(msgspec.Struct, frozen=True, rename="camel"):
+    """How a model server ended."""
+
+    at: datetime
+    exit_code: int | None = None
+    signal: str = ""
+    reason: str = ""
+    message: str = ""
+    log_tail: tuple[str, ...] = ()
+
+
+class ReplicaItem(msgspec.Struct, frozen=True, rename="camel"):
+    """One model server."""
+
+    name: str
+    state: str
+    revision: int = 1
+    pid: int | None = None
+    routed: bool = False
+    started_at: datetime | None = None
+    ready_at: datetime | None = None
+    restarts: int = 0
+    next_start_at: datetime | None = None
+    exit: ExitItem | None = None
+
+
+class DownloadItem(msgspec.Struct, frozen=True, rename="camel"):
+    """Where the model is between its URI and the machine."""
+
+    phase: str
+    uri: str = ""
+    received_bytes: int = 0
+    total_bytes: int | None = None
+    resumed_from_bytes: int = 0
+    rate_bytes_per_second: float = 0.0
+    eta_seconds: float | None = None
+    digest: str = ""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempts: int = 0
+    next_attempt_at: datetime | None = None
+
+
+class MilestoneItem(msgspec.Struct, frozen=True, rename="camel"):
+    """A point reached. `duration_ms` is the time since the previous one, `elapsed_ms` since the first."""
+
+    name: str
+    at: datetime
+    duration_ms: int = 0
+    elapsed_ms: int = 0
+
+
+class LimitsItem(msgspec.Struct, frozen=True, rename="camel"):
+    """What the gateway enforces: more bytes get 413, more time gets 504."""
+
+    max_request_bytes: int = 0
+    timeout_seconds: float = 0.0
+    start_timeout_seconds: float = 0.0
+
+
+class AutoscalingItem(msgspec.Struct, frozen=True, rename="camel"):
+    """Bounds on replicas in force."""
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+
+
+class ModelItem(msgspec.Struct, frozen=True, rename="camel"):
+    """What is served. `example` is a body that the model answers, or "". Never holds a secret."""
+
+    format: str = ""
+    format_version: str = ""
+    storage_uri: str = msgspec.field(default="", name="storageURI")
+    digest: str = ""
+    runtime: str = ""
+    args: tuple[str, ...] = ()
+    alias: str = ""
+    cpu_millis: int | None = None
+    memory_bytes: int | None = None
+    secret_keys: tuple[str, ...] = ()
+    example: str = ""
+    inputs: tuple[dict[str, Any], ...] = ()
+    outputs: tuple[dict[str, Any], ...] = ()
+
+
+class EvidenceItem(msgspec.Struct, frozen=True, rename="camel"):
+    """Proof for a reason; which parts are set depends on the reason."""
+
+    exit_code: int | None = None
+    signal: str = ""
+    log_tail: tuple[str, ...] = ()
+    at: datetime | None = None
+    storage_uri: str = msgspec.field(default="", name="storageURI")
+    download: DownloadItem | None = None
+    restarts: int = 0
+    left: tuple[str, ...] = ()
+    stopped_by: str = ""
+
+
+class EndpointDescription(msgspec.Struct, frozen=True, rename="camel"):
+    """One endpoint in full. The first block is the documented one, the rest is ours."""
+
+    endpoint_name: str
+    model_name: str
+    status: str
+    endpoint: str
+    cluster_name: str
+    namespace: str
+    predict_status: str
+    ingress_status: str
+    auto_scaling_status: str
+    try_command: tuple[str, ...]
+    dns_records: tuple[DnsRecord, ...]
+    gpu_requests: tuple[GpuRequestItem, ...]
+    workspace: str = ""
+    uid: str = ""
+    reason: str = ""
+    message: str = ""
+    next_action: str = ""
+    next_retry_at: datetime | None = None
+    evidence: EvidenceItem | None = None
+    conditions: tuple[ConditionItem, ...] = ()
+    replicas: tuple[ReplicaItem, ...] = ()
+    replica_count: ReplicaCount = ReplicaCount()
+    revisions: tuple[dict[str, Any], ...] = ()
+    traffic: tuple[dict[str, Any], ...] = ()
+    path_endpoint: str = ""
+    try_path_command: tuple[str, ...] = ()
+    try_note: str = ""
+    protocols: tuple[str, ...] = ()
+    model: ModelItem = ModelItem()
+    limits: LimitsItem = LimitsItem()
+    autoscaling: AutoscalingItem = AutoscalingItem()
+    download: DownloadItem | None = None
+    generation: int = 1
+    observed_generation: int = 0
+    stopped: bool = False
+    created_at: datetime | None = None
+    created_by: str = ""
+    since: datetime | None = None
+    timeline: tuple[MilestoneItem, ...] = ()
+
+
+class EndpointEnvelope(msgspec.Struct, frozen=True, rename="camel"):
+    """Answer to describe."""
+
+    endpoint: EndpointDescription
+
+
+class Explanation(msgspec.Struct, frozen=True, rename="camel"):
+    """`GET /inference-endpoint/explain`: what it waits for or why it failed, and what to do.
+
+    `waiting_for` is "" unless time alone may help.
+    """
+
+    endpoint_name: str
+    status: str
+    reason: str
+    meaning: str
+    message: str
+    evidence: EvidenceItem
+    next_action: str
+    next_retry_at: datetime | None = None
+    waiting_for: str = ""
+    timeline: tuple[MilestoneItem, ...] = ()
+
+
+class EventItem(msgspec.Struct, frozen=True, rename="camel"):
+    """Something that happened. `seq` grows."""
+
+    seq: int
+    at: datetime
+    kind: str
+    message: str
+    actor: str = ""
+    workspace: str = ""
+    endpoint: str = ""
+    reason: str = ""
+    data: dict[str, Any] = {}
+
+
+class EventList(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """`GET /inference-endpoint/events`, oldest first. Pass `continue` as `after` for what follows."""
+
+    events: tuple[EventItem, ...]
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class LogLineItem(msgspec.Struct, frozen=True, rename="camel"):
+    """One line of a model server's output. `replica` is `r<revision>-<index>`."""
+
+    replica: str
+    text: str
+
+
+class LogList(msgspec.Struct, frozen=True, rename="camel"):
+    """`GET /inference-endpoint/logs`; with `follow=true` the same items come as server-sent events."""
+
+    lines: tuple[LogLineItem, ...] = ()
+
+
+class UnmatchedItem(msgspec.Struct, frozen=True, rename="camel"):
+    """An endpoint the caller may see, in the gateway's answer to an unknown address."""
+
+    workspace: str
+    endpoint_name: str
+    status: str
+    path: str
+    host: str

@@ -1,0 +1,89 @@
+"""Workspaces and clusters on the wire. Workspace = slice workspace."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+
+class WriteWorkspace(msgspec.Struct, frozen=True, rename="camel"):
+    """`POST` and `PUT /slice-workspace`. A PUT replaces clusters and namespaces."""
+
+    workspace_name: str
+    clusters: list[str]
+    namespaces: list[str]
+    username: str
+    email: str
+
+
+class UpdateWorkspace(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """`PUT /slice-workspace`: what is absent stays as it is."""
+
+    workspace_name: str
+    clusters: list[str] | None = None
+    namespaces: list[str] | None = None
+    username: str | None = None
+    email: str | None = None
+
+
+class WorkspaceName(msgspec.Struct, frozen=True, rename="camel"):
+    """Answer to a create."""
+
+    workspace_name: str
+
+
+class DeleteWorkspace(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """`DELETE /slice-workspace`. `force` deletes what is active in it first."""
+
+    workspace_name: str
+    force: bool | None = None
+
+
+class KubeConfigRequest(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """`POST /slice-workspace/kube-config`."""
+
+    workspace_name: str
+    cluster_name: str | None = None
+
+
+class NamespaceItem(msgspec.Struct, frozen=True, rename="camel"):
+    """A Kubernetes namespace and the clusters that have it."""
+
+    namespace: str
+    clusters: tuple[str, ...] = ()
+
+
+class WorkspaceItem(msgspec.Struct, frozen=True, rename="camel"):
+    """One workspace as listed. Strict: no other key."""
+
+    name: str
+    overlay_network_deployment_mode: str = ""
+    max_clusters: int = 0
+    slice_description: str = ""
+    clusters: tuple[str, ...] = ()
+    namespaces: tuple[NamespaceItem, ...] = ()
+
+
+class WorkspaceList(msgspec.Struct, frozen=True, rename="camel"):
+    """Strict: no other key."""
+
+    workspaces: tuple[WorkspaceItem, ...] = ()
+
+
+class ClusterItem(msgspec.Struct, frozen=True, rename="camel"):
+    """One registered cluster. `reachable` says whether this platform has an engine for it."""
+
+    name: str
+    engine: str
+    domain: str = ""
+    ingress_address: str = ""
+    reachable: bool = True
+    message: str = ""
+    created_at: datetime | None = None
+
+
+class ClusterList(msgspec.Struct, frozen=True, rename="camel"):
+    """`GET /cluster/list`."""
+
+    items: tuple[ClusterItem, ...] = ()
