@@ -1,0 +1,182 @@
+"""Which program serves which model: formats, runtimes, and the choice between them.
+
+A *format* is how a model was saved (sklearn, onnx); a *runtime* is a program that can serve some
+formats over some protocols. The choice is made before anything is started, so that a model nobody
+can serve is refused with a sentence instead of crashing later. On a cluster with engine kserve the
+cluster itself chooses among its own runtimes; here only the local engine's are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from inferplane.domain.endpoint import ModelSpec
+from inferplane.domain.errors import Invalid
+from inferplane.domain.reasons import ReasonCode
+
+LOCAL_ENGINE = "local"
+
+# The format of an endpoint whose manifest brings its own container instead of a model.
+CUSTOM_FORMAT = "custom"
+
+PROTOCOLS = ("v1", "v2", "grpc-v1", "grpc-v2")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFormat:
+    """A model format that the local engine can serve.
+
+    `file_suffixes` are the endings a model file of this format has, in lower case with the dot.
+    `extra` is the optional dependency to install (`pip install 'inferplane[<extra>]'`). `platform`
+    is what V2 metadata calls it. `versions` are the major versions a manifest may ask for.
+    """
+
+    name: str
+    file_suffixes: tuple[str, ...]
+    extra: str
+    protocols: tuple[str, ...] = ("v1", "v2")
+    platform: str = ""
+    versions: tuple[str, ...] = ()
+
+
+def _by_name(*formats: ModelFormat) -> Mapping[str, ModelFormat]:
+    return MappingProxyType({each.name: each for each in formats})
+
+
+FORMATS: Mapping[str, ModelFormat] = _by_name(
+    ModelFormat("sklearn", (".joblib", ".pkl", ".pickle"), "sklearn", platform="sklearn_pickle", versions=("0", "1")),
+    ModelFormat("xgboost", (".json", ".ubj", ".bst"), "xgboost", platform="xgboost_booster", versions=("1", "2", "3")),
+    ModelFormat("lightgbm", (".txt", ".bst"), "lightgbm", platform="lightgbm_booster", versions=("2", "3", "4")),
+    ModelFormat("onnx", (".onnx",), "onnx", platform="onnx_onnxv1", versions=("1",)),
+)  # fmt: skip
+
+# Formats with a runtime on clusters with engine kserve only, and what serves them there.
+FORMATS_ELSEWHERE: Mapping[str, str] = MappingProxyType(
+    {
+        "autogluon": "kserve-autogluonserver",
+        "huggingface": "kserve-huggingfaceserver",
+        "mlflow": "kserve-mlserver",
+        "openvino": "kserve-openvino",
+        "paddle": "kserve-paddleserver",
+        "pmml": "kserve-pmmlserver",
+        "pytorch": "kserve-torchserve",
+        "tensorflow": "kserve-tensorflow-serving",
+        "tensorrt": "kserve-tritonserver",
+        "triton": "kserve-tritonserver",
+        "vllm": "kserve-vllmserver",
+    }
+)
+
+# What people write for the names above.
+_SPELLINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "scikit-learn": "sklearn",
+        "scikit_learn": "sklearn",
+        "scikitlearn": "sklearn",
+        "xgb": "xgboost",
+        "lgbm": "lightgbm",
+        "lgb": "lightgbm",
+        "hf": "huggingface",
+        "torch": "pytorch",
+        "tf": "tensorflow",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServingRuntime:
+    """A program that serves models. `equivalents` are KServe's runtimes for the same formats: a
+    manifest that names one of them runs here unchanged.
+    """
+
+    name: str
+    engine: str
+    formats: tuple[str, ...]
+    protocols: tuple[str, ...]
+    equivalents: tuple[str, ...] = ()
+
+
+LOCAL_RUNTIMES: tuple[ServingRuntime, ...] = (
+    ServingRuntime("inferplane-sklearn", LOCAL_ENGINE, ("sklearn",), ("v1", "v2"),
+                   ("kserve-sklearnserver", "kserve-predictiveserver", "kserve-mlserver")),
+    ServingRuntime("inferplane-xgboost", LOCAL_ENGINE, ("xgboost",), ("v1", "v2"),
+                   ("kserve-xgbserver", "kserve-predictiveserver", "kserve-mlserver")),
+    ServingRuntime("inferplane-lightgbm", LOCAL_ENGINE, ("lightgbm",), ("v1", "v2"),
+                   ("kserve-lgbserver", "kserve-predictiveserver", "kserve-mlserver")),
+    ServingRuntime("inferplane-onnx", LOCAL_ENGINE, ("onnx",), ("v1", "v2"), ("kserve-tritonserver",)),
+)  # fmt: skip
+
+
+def known_formats() -> tuple[str, ...]:
+    """Every format name that is known, the local engine's first."""
+    return (*FORMATS, *FORMATS_ELSEWHERE)
+
+
+def canonical_format(name: str, *, field: str = "modelSpec.modelName") -> str:
+    """The format's one spelling. Raises Invalid (UnsupportedFormat) that names the nearest match."""
+    word = name.strip().lower() if isinstance(name, str) else ""
+    known = known_formats()
+    if word in known:
+        return word
+    near = _SPELLINGS.get(word) or next(iter(get_close_matches(word, known, n=1)), "")
+    hint = f"; did you mean {near}?" if near else ""
+    raise Invalid(
+        f"“{word[:80]}” is not a model format that is known{hint}" if word else "the model format is empty",
+        reason=ReasonCode.UNSUPPORTED_FORMAT.value,
+        field=field,
+        next_action=f"Use one of {', '.join(FORMATS)}"
+        f" (on clusters with engine kserve also {', '.join(FORMATS_ELSEWHERE)}).",
+    )
+
+
+def select_runtime(model: ModelSpec, engine: str, *, field: str = "modelSpec.modelName") -> ServingRuntime:
+    """The runtime that will serve `model` on a cluster with this engine.
+
+    Raises Invalid: UnsupportedFormat when nobody knows the format, NoRuntime when the format is
+    known but no runtime of this engine fits, with each runtime's reason.
+    """
+    if engine != LOCAL_ENGINE:
+        return ServingRuntime(model.runtime, engine, (model.format,), (model.protocol_version,))
+    if model.format == CUSTOM_FORMAT:
+        raise _no_runtime("a container of one's own runs on clusters with engine kserve only", field)
+    name = canonical_format(model.format, field=field)
+    if name in FORMATS_ELSEWHERE:
+        raise _no_runtime(
+            f"the local engine has no runtime for {name};"
+            f" on clusters with engine kserve {FORMATS_ELSEWHERE[name]} serves it",
+            field,
+        )
+    refusals = []
+    for runtime in LOCAL_RUNTIMES:
+        refusal = _why_not(runtime, model, name)
+        if not refusal:
+            return runtime
+        if name in runtime.formats or model.runtime in {runtime.name, *runtime.equivalents}:
+            refusals.append(f"{runtime.name} {refusal}")
+    raise _no_runtime("no runtime fits: " + "; ".join(refusals), field)
+
+
+def _why_not(runtime: ServingRuntime, model: ModelSpec, name: str) -> str:
+    """Empty when the runtime can serve the model, else the words after its name."""
+    if name not in runtime.formats:
+        return f"does not serve {name}"
+    if model.runtime and model.runtime not in {runtime.name, *runtime.equivalents}:
+        return f"is not the runtime “{model.runtime[:80]}” that was asked for, which the local engine does not have"
+    if model.protocol_version not in runtime.protocols:
+        return f"speaks {' and '.join(runtime.protocols)}, not {model.protocol_version[:80]}"
+    major = model.format_version.partition(".")[0]
+    if major and major not in FORMATS[name].versions:
+        return f"serves {name} {', '.join(FORMATS[name].versions)}, not {model.format_version[:80]}"
+    return ""
+
+
+def _no_runtime(message: str, field: str) -> Invalid:
+    return Invalid(
+        message,
+        reason=ReasonCode.NO_RUNTIME.value,
+        field=field,
+        next_action="Change the manifest so that a runtime fits, or use a cluster that has one that does.",
+    )
