@@ -69,8 +69,8 @@ _HF_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,95}", re.ASCII)
 _HF_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,254}", re.ASCII)
 _CLAIM = re.compile(r"[a-z0-9]([a-z0-9.\-]{0,251}[a-z0-9])?", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.\-]{0,252})", re.ASCII)
-_CONTROL_OR_SPACE = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL_OR_SPACE = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
