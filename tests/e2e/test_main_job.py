@@ -51,7 +51,7 @@ def test_from_a_storage_uri_to_an_answer_and_back_to_nothing(stack: Stack, iris_
     assert stack.model_servers() == {}
     assert list((stack.home / "replicas").iterdir()) == []
     assert stack.predict("iris", ROW).status_code == 404
-    assert "iris" not in _gateway_files(stack)
+    assert "iris" not in stack.gateway_files()
 
 
 def test_one_signal_ends_everything(stack: Stack, iris_model: Path) -> None:
@@ -129,15 +129,6 @@ def _answers(stack: Stack) -> bool:
         return bool(stack.predict("iris", ROW).status_code == 200)
     except httpx.TransportError:
         return False
-
-
-def _gateway_files(stack: Stack) -> str:
-    files = (stack.home / "gateway").rglob("*")
-    return "".join(
-        path.read_text(errors="replace")
-        for path in files
-        if path.is_file() and path.suffix in {".json", ".yaml"}
-    )
 
 
 def _wait_gone(stack: Stack, name: str) -> None:

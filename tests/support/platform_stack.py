@@ -126,7 +126,7 @@ class Stack:
         )
         return answer.status_code, answer.json()
 
-    def create(self, name: str, uri: str, *, format: str = "sklearn", **spec: object) -> None:  # noqa: A002
+    def create(self, name: str, uri: str, *, format: str = "sklearn", **spec: object) -> None:
         """Ask for an endpoint in workspace `default`; it must be accepted."""
         body = {
             "endpointName": name,
@@ -199,6 +199,12 @@ class Stack:
             if pids:
                 holders[f"{directory.parent.name}/{directory.name}"] = pids
         return holders
+
+    def gateway_files(self) -> str:
+        """Everything that the gateway is configured by, as one text."""
+        files = (self.home / "gateway").rglob("*")
+        texts = [path for path in files if path.is_file() and path.suffix in {".json", ".yaml"}]
+        return "".join(path.read_text(errors="replace") for path in texts)
 
 
 def _open_files(process: psutil.Process) -> list[str]:
