@@ -1,0 +1,370 @@
+"""Everything that differs between SQLite and PostgreSQL, and the translation of their errors.
+
+SQLite: write-ahead log, one writer connection (the database knows only one writer anyway, and a lock
+of our own queues fairly where its busy wait does not) beside a few readers that each see one snapshot.
+A write begins with BEGIN IMMEDIATE, so it never fails half-way because another process wrote first.
+Durability is `synchronous=FULL`: a commit returns when it is on the disk. NORMAL would survive the
+death of our process just as well, but a power cut could take back the last commits, and with them an
+endpoint whose creation somebody was told of. Facts that are observed again anyway (status) may be
+written with `durable=False`, which skips that wait; a later durable commit takes them to the disk too,
+so what a power cut loses is always only the newest end.
+
+PostgreSQL: READ COMMITTED, decided by compare-and-set and unique constraints. Writers of events take one
+advisory lock until they commit: sequence numbers then become visible in their order, and whoever
+follows the events by number misses none. It is taken when the first event is appended, so a transaction
+writes its rows first; should two meet the wrong way round, PostgreSQL ends one and the caller sees
+StaleVersion.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Table, event, exc
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import StaticPool
+
+from inferplane.domain.errors import (
+    AlreadyExists,
+    Conflict,
+    InferplaneError,
+    Invalid,
+    StaleVersion,
+    Unavailable,
+)
+
+SQLITE_READERS_MAX = 4
+SQLITE_LOCK_WAIT_SECONDS = 15.0
+SQLITE_VERSION_MIN = (3, 35, 0)  # RETURNING
+SQLITE_CACHE_KIB = 16 * 1024
+
+POSTGRES_POOL_SIZE = 5
+POSTGRES_POOL_EXTRA = 5
+POSTGRES_CONNECT_TIMEOUT_SECONDS = 10.0
+POSTGRES_COMMAND_TIMEOUT_SECONDS = 60.0
+POSTGRES_LOCK_TIMEOUT_MS = 15_000
+POSTGRES_IDLE_IN_TRANSACTION_MS = 30_000  # a stopped process must not hold the others up for longer
+POOL_WAIT_SECONDS = 30.0
+
+# Names of advisory locks: arbitrary, but the same in every process that shares a database.
+_LOCK_UPGRADE = 0x1F_E2_0001
+_LOCK_EVENTS = 0x1F_E2_0002
+
+_RETRYABLE = frozenset({"40001", "40P01"})  # serialization failure, deadlock
+_UNIQUE, _FOREIGN_KEY = "23505", "23503"
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """An opened database: where to read, where to write, and how many may write at once.
+
+    `write_lock` is None where the database itself lets writers in side by side. With `shared` (SQLite
+    in memory) there is a single connection, so reading takes the same lock.
+    """
+
+    name: str
+    writer: AsyncEngine
+    reader: AsyncEngine
+    write_lock: asyncio.Lock | None = None
+    shared: bool = False
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is SQLite; asked in this module only."""
+        return self.name == "sqlite"
+
+    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        """An INSERT that knows ON CONFLICT."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    async def exclude_upgraders(self, connection: AsyncConnection) -> None:
+        """Within a write transaction: let no other process change the schema until it ends."""
+        if not self.is_sqlite:  # on SQLite, BEGIN IMMEDIATE has done so
+            await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_UPGRADE})")
+
+    async def order_events(self, connection: AsyncConnection) -> None:
+        """Within a write transaction: events appended from here on become visible in their order."""
+        if not self.is_sqlite:
+            await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_EVENTS})")
+
+    @asynccontextmanager
+    async def begin_write(self, *, durable: bool) -> AsyncIterator[AsyncConnection]:
+        """A connection within a write transaction, committed at the end."""
+        async with self.writer.connect() as connection:
+            if self.is_sqlite and not durable:
+                await connection.execution_options(relaxed=True)  # see `_on_begin`
+            async with connection.begin():
+                if not self.is_sqlite and not durable:
+                    await connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+                yield connection
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.writer.dispose()
+        if self.reader is not self.writer:
+            await self.reader.dispose()
+
+
+async def connect(url: str) -> Database:
+    """Prepare a database. Raises Invalid for a URL we cannot mean, Unavailable when SQLite refuses."""
+    try:
+        parsed = make_url(url)
+    except exc.ArgumentError as error:
+        raise Invalid(
+            "the database URL cannot be read", field="database_url", next_action=_URL_HELP
+        ) from error
+    kind = parsed.drivername.partition("+")[0]
+    if kind == "sqlite":
+        return await _connect_sqlite(parsed)
+    if kind in {"postgres", "postgresql"}:
+        return _connect_postgres(parsed)
+    raise Invalid(f"databases of kind {kind} are not supported", field="database_url", next_action=_URL_HELP)
+
+
+_URL_HELP = "Use sqlite:///path/to/file or postgresql://user:password@host:port/database."
+
+
+# SQLite
+
+
+async def _connect_sqlite(url: URL) -> Database:
+    if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
+        wanted = ".".join(map(str, SQLITE_VERSION_MIN))
+        raise Unavailable(
+            f"this Python has SQLite {sqlite3.sqlite_version}; at least {wanted} is needed",
+            next_action="Use a newer Python, or PostgreSQL.",
+        )
+    path = url.database
+    url = url.set(drivername="sqlite+aiosqlite")
+    # Without an isolation level the driver leaves BEGIN to us.
+    arguments: dict[str, Any] = {"timeout": SQLITE_LOCK_WAIT_SECONDS, "isolation_level": None}
+    if not path or path == ":memory:":
+        engine = create_async_engine(url, connect_args=arguments, poolclass=StaticPool)
+        _on_connect(engine, _sqlite_pragmas(query_only=False))
+        _on_begin(engine, "BEGIN IMMEDIATE")
+        return Database("sqlite", engine, engine, asyncio.Lock(), shared=True)
+    _create_private_file(Path(path))
+    writer = create_async_engine(
+        url, connect_args=arguments, pool_size=1, max_overflow=0, pool_timeout=POOL_WAIT_SECONDS
+    )
+    _on_connect(writer, _sqlite_pragmas(query_only=False))
+    _on_begin(writer, "BEGIN IMMEDIATE")
+    reader = create_async_engine(
+        url,
+        connect_args=arguments,
+        pool_size=SQLITE_READERS_MAX,
+        max_overflow=0,
+        pool_timeout=POOL_WAIT_SECONDS,
+    )
+    _on_connect(reader, _sqlite_pragmas(query_only=True))
+    _on_begin(reader, "BEGIN")
+    database = Database("sqlite", writer, reader, asyncio.Lock())
+    try:
+        await _use_write_ahead_log(writer)
+    except BaseException:
+        await database.close()
+        raise
+    return database
+
+
+def _create_private_file(path: Path) -> None:
+    """Make the database file readable by its owner only; SQLite gives -wal and -shm the same mode.
+
+    An existing file is left alone: opening and closing it here would drop the locks that another
+    connection of this process holds on it (POSIX locks belong to the process, not to the handle).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        if path.is_dir():
+            raise Unavailable(f"the database {path} is a directory") from None
+    except OSError as error:
+        raise Unavailable(f"cannot create the database {path}: {error.strerror}") from error
+
+
+async def _use_write_ahead_log(engine: AsyncEngine) -> None:
+    """Switch to WAL. The switch ignores the busy wait, so two first starts at once need this loop."""
+    deadline = asyncio.get_running_loop().time() + SQLITE_LOCK_WAIT_SECONDS
+    while True:
+        try:
+            with translated():
+                async with engine.connect() as connection:
+                    raw = (await connection.get_raw_connection()).driver_connection
+                    assert raw is not None
+                    # Past SQLAlchemy, which would begin a transaction first.
+                    cursor = await raw.execute("PRAGMA journal_mode=WAL")
+                    await cursor.close()
+        except Unavailable:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise
+            await asyncio.sleep(0.02)
+        else:
+            return
+
+
+def _sqlite_pragmas(*, query_only: bool) -> tuple[str, ...]:
+    pragmas = (
+        "PRAGMA foreign_keys=ON",
+        "PRAGMA synchronous=FULL",
+        f"PRAGMA cache_size=-{SQLITE_CACHE_KIB}",
+        "PRAGMA temp_store=MEMORY",
+    )
+    return (*pragmas, "PRAGMA query_only=ON") if query_only else pragmas
+
+
+def _on_connect(engine: AsyncEngine, statements: tuple[str, ...]) -> None:
+    def prepare(connection: DBAPIConnection, _record: object) -> None:
+        cursor = connection.cursor()
+        try:
+            for statement in statements:
+                cursor.execute(statement)
+        finally:
+            cursor.close()
+
+    event.listen(engine.sync_engine, "connect", prepare)
+
+
+def _on_begin(engine: AsyncEngine, statement: str) -> None:
+    def begin(connection: Connection) -> None:
+        # This setting can only be changed between transactions, and stays with the connection.
+        wanted = "NORMAL" if connection.get_execution_options().get("relaxed") else "FULL"
+        if connection.info.get("synchronous", "FULL") != wanted:
+            connection.exec_driver_sql(f"PRAGMA synchronous={wanted}")
+            connection.info["synchronous"] = wanted
+        connection.exec_driver_sql(statement)
+
+    event.listen(engine.sync_engine, "begin", begin)
+
+
+# PostgreSQL
+
+
+def _connect_postgres(url: URL) -> Database:
+    url, arguments = _postgres_arguments(url)
+    try:
+        engine = create_async_engine(
+            url,
+            connect_args=arguments,
+            pool_size=POSTGRES_POOL_SIZE,
+            max_overflow=POSTGRES_POOL_EXTRA,
+            pool_timeout=POOL_WAIT_SECONDS,
+            pool_pre_ping=True,
+        )
+    except (exc.ArgumentError, ValueError) as error:
+        raise Invalid(
+            "the database URL cannot be read", field="database_url", next_action=_URL_HELP
+        ) from error
+    # Driver and pool are shared; only what BEGIN says differs.
+    return Database("postgresql", engine, engine.execution_options(postgresql_readonly=True))
+
+
+def _postgres_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
+    """The URL for the driver, and its arguments: libpq's words in the query become asyncpg's."""
+    settings = {
+        "application_name": "inferplane",
+        "jit": "off",
+        "lock_timeout": str(POSTGRES_LOCK_TIMEOUT_MS),
+        "idle_in_transaction_session_timeout": str(POSTGRES_IDLE_IN_TRANSACTION_MS),
+    }
+    arguments: dict[str, Any] = {
+        "timeout": POSTGRES_CONNECT_TIMEOUT_SECONDS,
+        "command_timeout": POSTGRES_COMMAND_TIMEOUT_SECONDS,
+        "server_settings": settings,
+    }
+    kept: dict[str, str | tuple[str, ...]] = {}
+    for key, value in url.query.items():
+        text = value if isinstance(value, str) else value[-1]
+        match key:
+            case "host" | "port":
+                kept[key] = value
+            case "sslmode" | "ssl":
+                arguments["ssl"] = text
+            case "application_name" | "search_path":
+                settings[key] = text
+            case "connect_timeout":
+                arguments["timeout"] = _seconds(key, text)
+            case _:
+                raise Invalid(
+                    f"the database URL has the parameter {key}, which is not supported",
+                    field="database_url",
+                    next_action="Known parameters: host, port, sslmode, application_name, search_path, connect_timeout.",
+                )
+    return url.set(drivername="postgresql+asyncpg", query=kept), arguments
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise Invalid(
+            f"{name} in the database URL must be a number of seconds", field="database_url"
+        ) from error
+
+
+# Errors
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the libraries' errors into the domain's, once, with the cause kept."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        known = _meaning(error)
+        if known is None:
+            raise
+        raise known from error
+    except sqlite3.Error as error:
+        raise Unavailable(f"the database does not answer: {error}", next_action=_TRY_AGAIN) from error
+    except exc.TimeoutError as error:
+        raise Unavailable("every connection to the database is in use", next_action=_TRY_AGAIN) from error
+    except OSError as error:
+        # asyncpg lets refused connections, timeouts and DNS failures through as they are.
+        raise Unavailable(f"the database does not answer: {error}", next_action=_TRY_AGAIN) from error
+
+
+_TRY_AGAIN = "Try again in a moment; if it stays so, check the database."
+
+
+def _meaning(error: exc.DBAPIError) -> InferplaneError | None:
+    """The domain's word for a driver's error, or None for a mistake of ours."""
+    cause = error.orig
+    state = str(getattr(cause, "sqlstate", None) or _SQLITE_STATES.get(_sqlite_code(cause), ""))
+    if state == _UNIQUE:
+        return AlreadyExists("this exists already")
+    if state == _FOREIGN_KEY:
+        return Conflict("this refers to something that does not exist, or is still referred to")
+    if state in _RETRYABLE:
+        return StaleVersion("another transaction was in the way; read again")
+    if isinstance(error, exc.ProgrammingError | exc.DataError | exc.IntegrityError):
+        return None
+    return Unavailable(f"the database does not answer: {_first_line(cause)}", next_action=_TRY_AGAIN)
+
+
+def _sqlite_code(cause: BaseException | None) -> int:
+    code = getattr(cause, "sqlite_errorcode", None)
+    if code is None and cause is not None:
+        code = getattr(cause.__cause__, "sqlite_errorcode", None)
+    return code if isinstance(code, int) else 0
+
+
+_SQLITE_STATES = {
+    sqlite3.SQLITE_CONSTRAINT_UNIQUE: _UNIQUE,
+    sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: _UNIQUE,
+    sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: _FOREIGN_KEY,
+}
+
+
+def _first_line(cause: BaseException | None) -> str:
+    return (str(cause).splitlines() or [type(cause).__name__])[0]

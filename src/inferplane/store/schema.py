@@ -1,0 +1,151 @@
+"""The tables: what must survive, and nothing that can be observed or derived again.
+
+Text columns that are compared or ordered use the "C" collation on PostgreSQL, so that both
+databases give the same total order. Moments are whole microseconds since 1970 UTC (`codec.to_micros`):
+exact, sortable, the same everywhere. Nested values (spec, status, an event's data) are JSON kept as
+text: PostgreSQL's own JSON type refuses U+0000, which a crashing server may well print, and nothing
+here is ever queried by what is inside. What lists filter by has a column of its own.
+
+Secrets live in a table of their own that no list ever reads.
+
+Every change of this file needs a migration in `migrations/versions` and a new `HEAD`; a test compares
+the three.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+HEAD = "0001"
+"""The newest migration. Opening compares it with the database before it imports the migration tool."""
+
+NAMING = {
+    "pk": "pk_%(table_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+}
+
+KEY = Text().with_variant(Text(collation="C"), "postgresql")
+"""Text that is compared, ordered or unique."""
+
+SEQ = BigInteger().with_variant(Integer(), "sqlite")
+"""A growing number; SQLite only counts columns of type INTEGER up by itself."""
+
+metadata = MetaData(naming_convention=NAMING)
+
+workspaces = Table(
+    "workspaces",
+    metadata,
+    Column("name", KEY, primary_key=True),
+    Column("clusters", Text, nullable=False),
+    Column("namespaces", Text, nullable=False),
+    Column("username", Text, nullable=False),
+    Column("email", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+clusters = Table(
+    "clusters",
+    metadata,
+    Column("name", KEY, primary_key=True),
+    Column("engine", Text, nullable=False),
+    Column("domain", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", KEY, primary_key=True),
+    Column("digest", KEY, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("masked", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("workspace", KEY, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("user_name", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("validity", Text, nullable=False),
+    Column("last_used_at", BigInteger),
+    UniqueConstraint("digest"),
+    Index(None, "workspace"),
+)
+
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("uid", KEY, primary_key=True),
+    Column("workspace", KEY, ForeignKey("workspaces.name"), nullable=False),
+    Column("name", KEY, nullable=False),
+    Column("cluster", KEY, nullable=False),
+    Column("namespace", Text, nullable=False),
+    Column("model_format", KEY, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("deletion_requested_at", BigInteger),
+    Column("deletion_requested_by", Text, nullable=False),
+    # In the order in which endpoints are listed, so that this index also serves the lists.
+    UniqueConstraint("workspace", "name", "cluster"),
+)
+
+endpoint_secrets = Table(
+    "endpoint_secrets",
+    metadata,
+    Column("endpoint_uid", KEY, ForeignKey("endpoints.uid", ondelete="CASCADE"), primary_key=True),
+    Column("secret", Text, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", SEQ, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("workspace", KEY, nullable=False),
+    Column("endpoint", KEY, nullable=False),
+    Column("endpoint_uid", KEY, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    Index(None, "workspace", "endpoint", "seq"),
+    Index(None, "endpoint_uid", "seq"),
+    # AUTOINCREMENT: a number is never given twice, not even after the newest events were pruned.
+    sqlite_autoincrement=True,
+)
+
+answers = Table(
+    "answers",
+    metadata,
+    Column("key_id", KEY, primary_key=True),
+    Column("idempotency_key", KEY, primary_key=True),
+    Column("request_digest", Text, nullable=False),
+    Column("answer", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Index(None, "at"),
+)
+
+installation_secrets = Table(
+    "installation_secrets",
+    metadata,
+    Column("name", KEY, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)

@@ -1,0 +1,617 @@
+"""Transactions, compare-and-set, events: the one way to what must survive.
+
+A `Tx` is one database transaction and belongs to one task. Whoever changes an endpoint says which version
+it read; if the row has moved on, StaleVersion tells it to read again. Changes are announced after the
+commit, never before: at once to subscribers in this process, and, for what other processes did, when the
+store next looks at the events (`POLL_INTERVAL_SECONDS`). An announcement is a hint that carries only the
+key. Never wait for the network inside a transaction: on SQLite everybody else waits too.
+
+Errors are the domain's: NotFound, AlreadyExists, Conflict, StaleVersion, and Unavailable when the
+database itself does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Executable, Row, bindparam, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from inferplane.domain.access import ApiKey
+from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint
+from inferplane.domain.errors import AlreadyExists, Conflict, NotFound, StaleVersion, Unavailable
+from inferplane.domain.events import Event
+from inferplane.domain.workspace import Cluster, Workspace
+from inferplane.observability import get_logger
+from inferplane.store import codec
+from inferplane.store.dialect import Database, connect, translated
+from inferplane.store.schema import (
+    answers,
+    api_keys,
+    clusters,
+    endpoint_secrets,
+    endpoints,
+    events,
+    installation_secrets,
+    workspaces,
+)
+from inferplane.store.upgrade import upgrade
+
+POLL_INTERVAL_SECONDS = 0.5
+POLL_EVENTS_MAX = 1000  # in one look; the rest follows at the next
+EVENTS_KEPT_MAX = 200_000
+ANSWERS_KEPT_MAX = 10_000
+PRUNE_INTERVAL_SECONDS = 600.0
+EVENTS_PAGE_MAX = 1000
+INSTALLATION_SECRET_BYTES = 32
+
+_log = get_logger("store")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something about this endpoint was written. A hint: read to learn what."""
+
+    workspace: str
+    endpoint: str
+    endpoint_uid: str
+
+
+class Store:
+    """The opened database. Open one per process and close it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._subscribers: dict[object, Callable[[Change], None]] = {}
+        self._seen_seq = 0  # every event up to here has been announced
+        self._own_seqs: set[int] = set()  # announced at commit, to be skipped when the poll meets them
+        self._poller: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, url: str) -> Store:
+        """Connect, bring the schema up to date, begin to look for other processes' changes.
+
+        `url` is sqlite:///path or postgresql://…; `sqlite://` alone is a database in memory, for tests.
+        Raises Invalid for a URL that means nothing, Unavailable when the database does not answer.
+        """
+        store = cls(await connect(url))
+        try:
+            await upgrade(store._database)
+            async with store.read() as tx:
+                store._seen_seq = await tx.last_event_seq()
+        except BaseException:
+            await store._database.close()
+            raise
+        store._poller = asyncio.create_task(store._look_after(), name="store: changes by others")
+        return store
+
+    async def close(self) -> None:
+        """Stop looking and close every connection."""
+        if self._poller is not None:
+            self._poller.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._poller
+            self._poller = None
+        await self._database.close()
+
+    def transaction(self, *, durable: bool = True) -> AbstractAsyncContextManager[Tx]:
+        """One transaction that may write: committed when the block ends, undone when it raises.
+
+        Subscribers hear of it after the commit. With `durable=False` the commit does not wait for the
+        disk: for facts that are observed again anyway. Only a power cut can tell the difference.
+        """
+        return self._transaction(durable)
+
+    @asynccontextmanager
+    async def _transaction(self, durable: bool) -> AsyncIterator[Tx]:
+        database = self._database
+        if database.write_lock is None:
+            async with self._begin_write(durable) as tx:
+                yield tx
+        else:
+            async with database.write_lock, self._begin_write(durable) as tx:
+                yield tx
+        self._announce(tx)
+
+    @asynccontextmanager
+    async def _begin_write(self, durable: bool) -> AsyncIterator[Tx]:
+        with translated():
+            async with self._database.begin_write(durable=durable) as connection:
+                yield Tx(self._database, connection)
+
+    def read(self) -> AbstractAsyncContextManager[Tx]:
+        """One transaction that only reads. On SQLite everything read in it is of one moment."""
+        return self._read()
+
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[Tx]:
+        database = self._database
+        if database.shared and database.write_lock is not None:
+            async with database.write_lock, self._begin_read() as tx:
+                yield tx
+        else:
+            async with self._begin_read() as tx:
+                yield tx
+
+    @asynccontextmanager
+    async def _begin_read(self) -> AsyncIterator[Tx]:
+        with translated():
+            async with self._database.reader.connect() as connection:
+                yield Tx(self._database, connection)
+
+    def subscribe(self, callback: Callable[[Change], None]) -> Callable[[], None]:
+        """Call `callback` after each committed change of an endpoint; returns how to stop.
+
+        It runs on the event loop, must return at once, and may hear of the same change twice.
+        """
+        token = object()
+        self._subscribers[token] = callback
+
+        def unsubscribe() -> None:
+            self._subscribers.pop(token, None)
+
+        return unsubscribe
+
+    async def prune_events(
+        self, *, events_max: int = EVENTS_KEPT_MAX, answers_max: int = ANSWERS_KEPT_MAX
+    ) -> int:
+        """Delete the oldest events and idempotent answers beyond these numbers; how many events went.
+
+        The store does this by itself every `PRUNE_INTERVAL_SECONDS`.
+        """
+        async with self.transaction(durable=False) as tx:
+            await tx.prune_answers(answers_max)
+            return await tx.prune_events(events_max)
+
+    def _announce(self, tx: Tx) -> None:
+        self._own_seqs.update(seq for seq in tx.appended if seq > self._seen_seq)
+        self._tell(tx.touched)
+
+    def _tell(self, changes: Mapping[Change, None]) -> None:
+        for change in changes:
+            for callback in tuple(self._subscribers.values()):
+                try:
+                    callback(change)
+                except Exception:  # noqa: BLE001 - one subscriber's mistake must not undo a commit or silence the others
+                    _log.exception("a subscriber failed", uid=change.endpoint_uid)
+
+    async def _look_after(self) -> None:
+        """Announce what other processes wrote, and keep the tables within their bounds."""
+        loop = asyncio.get_running_loop()
+        prune_at = loop.time() + PRUNE_INTERVAL_SECONDS
+        answering = True
+        while True:
+            await asyncio.sleep(POLL_INTERVAL_SECONDS)
+            try:
+                while await self._look():
+                    pass
+                if loop.time() >= prune_at:
+                    prune_at = loop.time() + PRUNE_INTERVAL_SECONDS
+                    await self.prune_events()
+                answering = True
+            except Unavailable as error:
+                if answering:
+                    _log.warning("cannot look for changes by other processes", error=error.message)
+                answering = False
+            except Exception:  # noqa: BLE001 - a loop that dies silently would leave every watcher waiting
+                _log.exception("cannot look for changes by other processes")
+
+    async def _look(self) -> bool:
+        """One look at the events; whether there may be more."""
+        async with self.read() as tx:
+            rows = await tx.changes_after(self._seen_seq, POLL_EVENTS_MAX)
+        if not rows:
+            return False
+        self._seen_seq = rows[-1][0]
+        others = {change: None for seq, change in rows if seq not in self._own_seqs and change.endpoint_uid}
+        self._own_seqs = {seq for seq in self._own_seqs if seq > self._seen_seq}
+        self._tell(others)
+        return len(rows) == POLL_EVENTS_MAX
+
+
+class Tx:
+    """What can be done within one transaction. Made by `Store.transaction` and `Store.read` only.
+
+    Write rows before appending events: on PostgreSQL the first event makes other writers of events wait.
+    """
+
+    def __init__(self, database: Database, connection: AsyncConnection) -> None:
+        self._database = database
+        self._connection = connection
+        self.touched: dict[Change, None] = {}
+        self.appended: list[int] = []
+
+    # Workspaces and clusters
+
+    async def add_workspace(self, workspace: Workspace) -> None:
+        """Raises AlreadyExists."""
+        statement = self._database.insert(workspaces).values(codec.workspace_to_row(workspace))
+        if not await self._count(statement.on_conflict_do_nothing(index_elements=["name"])):
+            raise AlreadyExists(
+                f"workspace {workspace.name} exists already", reason="WorkspaceExists", field="workspaceName"
+            )
+
+    async def update_workspace(self, workspace: Workspace) -> None:
+        """Replace everything but the name and the time of creation. Raises NotFound."""
+        values = codec.workspace_to_row(workspace)
+        del values["name"], values["created_at"]
+        statement = update(workspaces).where(workspaces.c.name == workspace.name).values(values)
+        if not await self._count(statement):
+            raise _no_workspace(workspace.name)
+
+    async def get_workspace(self, name: str) -> Workspace:
+        """Raises NotFound."""
+        row = await self._first(select(workspaces).where(workspaces.c.name == name))
+        if row is None:
+            raise _no_workspace(name)
+        return codec.workspace_from_row(row._mapping)
+
+    async def list_workspaces(self) -> list[Workspace]:
+        """All, by name."""
+        rows = await self._all(select(workspaces).order_by(workspaces.c.name))
+        return [codec.workspace_from_row(row._mapping) for row in rows]
+
+    async def delete_workspace(self, name: str) -> None:
+        """Deleting what is gone is harmless. Raises Conflict while it still has endpoints."""
+        try:
+            await self._run(delete(workspaces).where(workspaces.c.name == name))
+        except Conflict as error:
+            raise Conflict(
+                f"workspace {name} still has endpoints",
+                reason="WorkspaceNotEmpty",
+                field="workspaceName",
+                next_action="Delete its endpoints first.",
+            ) from error
+
+    async def put_cluster(self, cluster: Cluster) -> None:
+        """Register a cluster, or change what is known of it; its time of creation stays."""
+        values = codec.cluster_to_row(cluster)
+        changes = {key: values[key] for key in ("engine", "domain")}
+        statement = self._database.insert(clusters).values(values)
+        await self._run(statement.on_conflict_do_update(index_elements=["name"], set_=changes))
+
+    async def get_cluster(self, name: str) -> Cluster:
+        """Raises NotFound."""
+        row = await self._first(select(clusters).where(clusters.c.name == name))
+        if row is None:
+            raise NotFound(f"cluster {name} is not registered", reason="ClusterNotFound", field="clusterName")
+        return codec.cluster_from_row(row._mapping)
+
+    async def list_clusters(self) -> list[Cluster]:
+        """All, by name."""
+        rows = await self._all(select(clusters).order_by(clusters.c.name))
+        return [codec.cluster_from_row(row._mapping) for row in rows]
+
+    # API keys
+
+    async def add_api_key(self, key: ApiKey) -> None:
+        """Raises AlreadyExists when the id or the digest is known."""
+        statement = self._database.insert(api_keys).values(codec.api_key_to_row(key))
+        if not await self._count(statement.on_conflict_do_nothing()):
+            raise AlreadyExists("this API key exists already", reason="ApiKeyExists")
+
+    async def find_api_key(self, digest: str) -> ApiKey | None:
+        """The key with this digest, expired or not."""
+        row = await self._first(_KEY_BY_DIGEST, {"digest": digest})
+        return None if row is None else codec.api_key_from_row(row._mapping)
+
+    async def get_api_key(self, key_id: str) -> ApiKey:
+        """Raises NotFound."""
+        row = await self._first(select(api_keys).where(api_keys.c.id == key_id))
+        if row is None:
+            raise NotFound("there is no such API key", reason="ApiKeyNotFound", field="apiKey")
+        return codec.api_key_from_row(row._mapping)
+
+    async def list_api_keys(self, workspace: str | None) -> list[ApiKey]:
+        """Those of one workspace, or all with None; oldest first, then by id."""
+        statement = select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)
+        if workspace is not None:
+            statement = statement.where(api_keys.c.workspace == workspace)
+        return [codec.api_key_from_row(row._mapping) for row in await self._all(statement)]
+
+    async def delete_api_key(self, key_id: str) -> None:
+        """Deleting what is gone is harmless."""
+        await self._run(delete(api_keys).where(api_keys.c.id == key_id))
+
+    async def touch_api_key(self, key_id: str, at: datetime) -> None:
+        """Note that the key was used; an earlier moment changes nothing."""
+        micros, used = codec.to_micros(at), api_keys.c.last_used_at
+        statement = update(api_keys).where(api_keys.c.id == key_id, or_(used.is_(None), used < micros))
+        await self._run(statement.values(last_used_at=micros))
+
+    # Endpoints
+
+    async def insert_endpoint(self, endpoint: InferenceEndpoint, secret: Mapping[str, str]) -> None:
+        """Raises AlreadyExists for (workspace, cluster, name), NotFound for an unknown workspace."""
+        statement = self._database.insert(endpoints).values(codec.endpoint_to_row(endpoint))
+        try:
+            inserted = await self._count(
+                statement.on_conflict_do_nothing(index_elements=["workspace", "name", "cluster"])
+            )
+        except Conflict as error:
+            raise _no_workspace(endpoint.workspace) from error
+        if not inserted:
+            raise AlreadyExists(
+                f"endpoint {endpoint.name} exists already in workspace {endpoint.workspace}"
+                f" on cluster {endpoint.cluster}",
+                reason="EndpointExists",
+                field="endpointName",
+                next_action="Choose another name, or delete that endpoint first.",
+            )
+        if secret:
+            await self._run(
+                insert(endpoint_secrets),
+                {"endpoint_uid": endpoint.uid, "secret": codec.to_json(dict(secret))},
+            )
+        self._touch(endpoint)
+
+    async def get_endpoint(self, workspace: str, name: str, cluster: str = "") -> InferenceEndpoint:
+        """Raises NotFound; Conflict when no cluster is given and several have an endpoint of this name."""
+        statement = (
+            select(endpoints)
+            .where(endpoints.c.workspace == workspace, endpoints.c.name == name)
+            .order_by(endpoints.c.cluster)
+        )
+        if cluster:
+            statement = statement.where(endpoints.c.cluster == cluster)
+        rows = await self._all(statement)
+        if not rows:
+            where = f" on cluster {cluster}" if cluster else ""
+            raise NotFound(
+                f"endpoint {name} does not exist in workspace {workspace}{where}",
+                reason="EndpointNotFound",
+                field="endpoint",
+            )
+        if len(rows) > 1:
+            names = ", ".join(row.cluster for row in rows)
+            raise Conflict(
+                f"endpoint {name} exists on several clusters: {names}",
+                reason="ClusterAmbiguous",
+                field="cluster",
+                next_action="Name the cluster.",
+            )
+        return codec.endpoint_from_row(rows[0]._mapping)
+
+    async def get_endpoint_by_uid(self, uid: str) -> InferenceEndpoint | None:
+        """None when it is gone."""
+        row = await self._first(_ENDPOINT_BY_UID, {"uid": uid})
+        return None if row is None else codec.endpoint_from_row(row._mapping)
+
+    async def list_endpoints(
+        self,
+        workspace: str | None = None,
+        *,
+        cluster: str = "",
+        model_format: str = "",
+        after_name: str = "",
+        after: tuple[str, str, str] | None = None,
+        limit: int | None = None,
+    ) -> list[InferenceEndpoint]:
+        """By (workspace, name, cluster). `after` is such a key: only what comes behind it.
+
+        `after_name` skips names up to and including it, on every cluster.
+        """
+        columns = endpoints.c
+        statement = select(endpoints).order_by(columns.workspace, columns.name, columns.cluster)
+        if workspace is not None:
+            statement = statement.where(columns.workspace == workspace)
+        if cluster:
+            statement = statement.where(columns.cluster == cluster)
+        if model_format:
+            statement = statement.where(columns.model_format == model_format)
+        if after_name:
+            statement = statement.where(columns.name > after_name)
+        if after is not None:
+            statement = statement.where(tuple_(columns.workspace, columns.name, columns.cluster) > after)
+        if limit is not None:
+            statement = statement.limit(limit)
+        return [codec.endpoint_from_row(row._mapping) for row in await self._all(statement)]
+
+    async def endpoint_uids(self) -> list[str]:
+        """Every uid, in order."""
+        rows = await self._all(select(endpoints.c.uid).order_by(endpoints.c.uid))
+        return [row.uid for row in rows]
+
+    async def update_endpoint_spec(self, endpoint: InferenceEndpoint) -> int:
+        """Write what services own: spec, generation, request of deletion. Returns the new version.
+
+        `endpoint.version` must be the row's. Raises StaleVersion when it is not, or the row is gone.
+        """
+        row = codec.endpoint_to_row(endpoint)
+        written = ("spec", "model_format", "generation", "deletion_requested_at", "deletion_requested_by")
+        statement = (
+            update(endpoints)
+            .where(endpoints.c.uid == endpoint.uid, endpoints.c.version == endpoint.version)
+            .values({key: row[key] for key in written})
+            .values(version=endpoint.version + 1)
+        )
+        if not await self._count(statement):
+            raise _stale(endpoint.uid, endpoint.version)
+        self._touch(endpoint)
+        return endpoint.version + 1
+
+    async def save_endpoint_status(self, uid: str, version: int, status: EndpointStatus) -> int:
+        """Write what controllers own. Returns the new version. Raises StaleVersion like the above."""
+        statement = (
+            update(endpoints)
+            .where(endpoints.c.uid == uid, endpoints.c.version == version)
+            .values(status=codec.status_to_json(status), version=version + 1)
+            .returning(endpoints.c.workspace, endpoints.c.name)
+        )
+        row = (await self._run(statement)).first()
+        if row is None:
+            raise _stale(uid, version)
+        self.touched[Change(row.workspace, row.name, uid)] = None
+        return version + 1
+
+    async def remove_endpoint(self, uid: str) -> None:
+        """Delete the row and its secret; its events stay. Removing what is gone is harmless."""
+        statement = (
+            delete(endpoints).where(endpoints.c.uid == uid).returning(endpoints.c.workspace, endpoints.c.name)
+        )
+        row = (await self._run(statement)).first()
+        if row is not None:
+            self.touched[Change(row.workspace, row.name, uid)] = None
+
+    async def endpoint_secret(self, uid: str) -> dict[str, str]:
+        """The endpoint's credentials by variable name; empty when it has none."""
+        row = await self._first(
+            select(endpoint_secrets.c.secret).where(endpoint_secrets.c.endpoint_uid == uid)
+        )
+        value = {} if row is None else codec.from_json(row.secret)
+        return {str(key): str(item) for key, item in value.items()} if isinstance(value, dict) else {}
+
+    # Events
+
+    async def append_event(self, event: Event) -> int:
+        """Append, in the transaction of the change that it tells of. Returns its number."""
+        if not self.appended:
+            with translated():
+                await self._database.order_events(self._connection)
+        result = await self._run(insert(events), codec.event_to_row(event))
+        key = result.inserted_primary_key
+        assert key is not None
+        seq = int(key[0])
+        self.appended.append(seq)
+        if event.endpoint_uid:
+            self.touched[Change(event.workspace, event.endpoint, event.endpoint_uid)] = None
+        return seq
+
+    async def list_events(
+        self,
+        workspace: str | None = None,
+        endpoint: str | None = None,
+        endpoint_uid: str | None = None,
+        after_seq: int = 0,
+        limit: int = EVENTS_PAGE_MAX,
+        newest_first: bool = False,
+    ) -> list[Event]:
+        """By number, at most `EVENTS_PAGE_MAX`; None (or "") does not filter."""
+        columns = events.c
+        order = columns.seq.desc() if newest_first else columns.seq
+        statement = select(events).where(columns.seq > after_seq).order_by(order)
+        if workspace:
+            statement = statement.where(columns.workspace == workspace)
+        if endpoint:
+            statement = statement.where(columns.endpoint == endpoint)
+        if endpoint_uid:
+            statement = statement.where(columns.endpoint_uid == endpoint_uid)
+        rows = await self._all(statement.limit(max(0, min(limit, EVENTS_PAGE_MAX))))
+        return [codec.event_from_row(row._mapping) for row in rows]
+
+    async def last_event_seq(self) -> int:
+        """The newest event's number; 0 when there is none."""
+        row = await self._first(_LAST_SEQ)
+        return 0 if row is None or row.seq is None else int(row.seq)
+
+    async def changes_after(self, seq: int, limit: int) -> list[tuple[int, Change]]:
+        """Numbers of the events after `seq` with what they are about, in order."""
+        rows = await self._all(_CHANGES_AFTER, {"seq": seq, "limit": limit})
+        return [(row.seq, Change(row.workspace, row.endpoint, row.endpoint_uid)) for row in rows]
+
+    async def prune_events(self, kept_max: int = EVENTS_KEPT_MAX) -> int:
+        """Delete the oldest events but `kept_max`; returns how many went."""
+        newest_doomed = (
+            select(events.c.seq).order_by(events.c.seq.desc()).offset(max(0, kept_max)).limit(1)
+        ).scalar_subquery()
+        return await self._count(delete(events).where(events.c.seq <= newest_doomed))
+
+    # Answers already given, and secrets of the installation
+
+    async def remember_answer(
+        self, key_id: str, idempotency_key: str, request_digest: str, answer: str, at: datetime
+    ) -> None:
+        """Keep the answer to a request that may be repeated. Raises AlreadyExists when there is one."""
+        statement = self._database.insert(answers).values(
+            key_id=key_id,
+            idempotency_key=codec.clean(idempotency_key),
+            request_digest=request_digest,
+            answer=codec.clean(answer),
+            at=codec.to_micros(at),
+        )
+        if not await self._count(statement.on_conflict_do_nothing()):
+            raise AlreadyExists(
+                "a request with this idempotency key was answered a moment ago",
+                reason="IdempotencyKeyUsed",
+                field="Idempotency-Key",
+                next_action="Repeat the request to get that answer.",
+            )
+
+    async def recall_answer(self, key_id: str, idempotency_key: str) -> tuple[str, str] | None:
+        """(digest of the request, answer), or None."""
+        row = await self._first(
+            select(answers.c.request_digest, answers.c.answer).where(
+                answers.c.key_id == key_id, answers.c.idempotency_key == codec.clean(idempotency_key)
+            )
+        )
+        return None if row is None else (row.request_digest, row.answer)
+
+    async def prune_answers(self, kept_max: int = ANSWERS_KEPT_MAX) -> int:
+        """Forget the oldest answers but about `kept_max`; returns how many went."""
+        newest_doomed = (
+            select(answers.c.at).order_by(answers.c.at.desc()).offset(max(0, kept_max)).limit(1)
+        ).scalar_subquery()
+        return await self._count(delete(answers).where(answers.c.at <= newest_doomed))
+
+    async def installation_secret(self, name: str) -> bytes:
+        """Random bytes, made once for the installation: of two that ask first, both get the same."""
+        found = select(installation_secrets.c.value).where(installation_secrets.c.name == name)
+        row = await self._first(found)
+        if row is None:
+            fresh = secrets.token_bytes(INSTALLATION_SECRET_BYTES)
+            statement = self._database.insert(installation_secrets).values(name=name, value=fresh)
+            await self._run(statement.on_conflict_do_nothing())
+            row = await self._first(found)
+        assert row is not None
+        return bytes(row.value)
+
+    # The three ways to the database
+
+    def _touch(self, endpoint: InferenceEndpoint) -> None:
+        self.touched[Change(endpoint.workspace, endpoint.name, endpoint.uid)] = None
+
+    async def _run(
+        self, statement: Executable, parameters: Mapping[str, Any] | None = None
+    ) -> CursorResult[Any]:
+        with translated():
+            return await self._connection.execute(statement, parameters)
+
+    async def _first(
+        self, statement: Executable, parameters: Mapping[str, Any] | None = None
+    ) -> Row[Any] | None:
+        return (await self._run(statement, parameters)).first()
+
+    async def _all(
+        self, statement: Executable, parameters: Mapping[str, Any] | None = None
+    ) -> list[Row[Any]]:
+        return list((await self._run(statement, parameters)).all())
+
+    async def _count(self, statement: Executable) -> int:
+        return (await self._run(statement)).rowcount
+
+
+def _no_workspace(name: str) -> NotFound:
+    return NotFound(f"workspace {name} does not exist", reason="WorkspaceNotFound", field="workspace")
+
+
+def _stale(uid: str, version: int) -> StaleVersion:
+    return StaleVersion(f"endpoint {uid} is no longer at version {version}")
+
+
+# Asked on hot paths, so built once.
+_KEY_BY_DIGEST = select(api_keys).where(api_keys.c.digest == bindparam("digest"))
+_ENDPOINT_BY_UID = select(endpoints).where(endpoints.c.uid == bindparam("uid"))
+_LAST_SEQ = select(func.max(events.c.seq).label("seq"))
+_CHANGES_AFTER = (
+    select(events.c.seq, events.c.workspace, events.c.endpoint, events.c.endpoint_uid)
+    .where(events.c.seq > bindparam("seq"))
+    .order_by(events.c.seq)
+    .limit(bindparam("limit"))
+)
