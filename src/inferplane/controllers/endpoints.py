@@ -122,10 +122,13 @@ class EndpointController:
         events: tuple[PlannedEvent, ...],
         now: datetime,
     ) -> InferenceEndpoint:
-        """Write status and events in one transaction, unless nothing changed. Raises StaleVersion."""
+        """Write status and events in one transaction, unless nothing changed. Raises StaleVersion.
+
+        Not durable: after a power cut the world is observed anew anyway.
+        """
         if status == endpoint.status and not events:
             return endpoint
-        async with self._store.transaction() as tx:
+        async with self._store.transaction(durable=False) as tx:
             version = await tx.save_endpoint_status(endpoint.uid, endpoint.version, status)
             for event in events:
                 await tx.append_event(_event(endpoint, event, now))
