@@ -75,8 +75,9 @@ LOCK = echo 'setuptools>=77' | $(BIN)/python -m uv pip compile --no-config --qui
   $(if $(UPGRADE),--upgrade) $(2) pyproject.toml - --output-file $(1) > $(VENV)/lock.log
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Python 3.11 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)."; \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || { \
+	  found=$$($(PYTHON) --version 2>/dev/null); \
+	  echo "Python 3.11 or newer is needed, but '$(PYTHON)' is $${found:-missing}."; \
 	  echo "Name another one, for instance: make install PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu, install the package python3-venv."; exit 1; }

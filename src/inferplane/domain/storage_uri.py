@@ -315,7 +315,7 @@ def _list(schemes: list[str] | list[Scheme]) -> str:
 _USER_INFO = re.compile(
     r"([A-Za-z][A-Za-z0-9+.\-]*://)(?:[^/?#\s@]*@(?:[^/?#\s@]*@)*|[^/\s@]*:[^/\s@]*[^0-9/\s@][^\s@]*@)"
 )
-_PARAMETER = re.compile(r"(?<=[?&#;])([^=&#;?\s]{1,200})=([^&#\s]*)")
+_PARAMETER = re.compile(r"(?<=[?&#;])([^=&#;?\s]{1,200})=([^&#;\s]*(?:;[^=&#;\s]*(?=[;&#\s]|$))*)")
 _TELLING = re.compile(
     r"token|secret|passw|passphrase|signature|credential|api[-_.]?key|access[-_.]?key|private[-_.]?key"
     r"|account[-_.]?key|auth|jwt|session|cookie|hdnea|hdnts|bearer",
