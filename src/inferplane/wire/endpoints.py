@@ -392,13 +392,3 @@ class LogList(msgspec.Struct, frozen=True, rename="camel"):
     """`GET /inference-endpoint/logs`; with `follow=true` the same items come as server-sent events."""
 
     lines: tuple[LogLineItem, ...] = ()
-
-
-class UnmatchedItem(msgspec.Struct, frozen=True, rename="camel"):
-    """An endpoint the caller may see, in the gateway's answer to an unknown address."""
-
-    workspace: str
-    endpoint_name: str
-    status: str
-    path: str
-    host: str

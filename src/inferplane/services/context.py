@@ -1,0 +1,78 @@
+"""What every verb works with: the store, the engines, the clock, and named limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from inferplane.engines.port import Clock, Engine
+from inferplane.store.sql import Store
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayAddress:
+    """Where predictions go. `advertised_host` is what a client connects to, `domain` what names end in."""
+
+    scheme: str
+    host: str
+    port: int
+    domain: str
+    advertised_host: str
+
+    @property
+    def port_suffix(self) -> str:
+        """`:<port>`, or "" for the scheme's own port."""
+        return "" if DEFAULT_PORTS.get(self.scheme) == self.port else f":{self.port}"
+
+    def host_of(self, workspace: str, endpoint: str) -> str:
+        """`<endpoint>.<workspace>.<domain>`."""
+        return f"{endpoint}.{workspace}.{self.domain}"
+
+    def url_of(self, workspace: str, endpoint: str) -> str:
+        """Base URL by host name, without a trailing slash."""
+        return f"{self.scheme}://{self.host_of(workspace, endpoint)}{self.port_suffix}"
+
+    def address_url(self) -> str:
+        """Base URL by address: needs no DNS."""
+        host = f"[{self.advertised_host}]" if ":" in self.advertised_host else self.advertised_host
+        return f"{self.scheme}://{host}{self.port_suffix}"
+
+    def path_url_of(self, workspace: str, endpoint: str) -> str:
+        """Base URL by path, without a trailing slash: needs no DNS."""
+        return f"{self.address_url()}/serving/{workspace}/{endpoint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Every bound that services keep. Sizes are bytes or items, as the name says."""
+
+    request_bytes_max: int = 1024 * 1024
+    manifest_bytes_max: int = 128 * 1024
+    page_items_default: int = 500
+    page_items_max: int = 1000
+    event_items_default: int = 200
+    event_items_max: int = 1000
+    log_lines_default: int = 200
+    log_lines_max: int = 10_000
+    endpoints_max: int = 10_000
+    workspaces_max: int = 1_000
+    api_keys_max: int = 10_000
+    watchers_max: int = 500
+    text_characters_max: int = 256
+    force_delete_wait_seconds: float = 30.0
+    preflight_seconds_max: float = 15.0
+    heartbeat_seconds: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Everything a verb may reach. `engines` is keyed by cluster name; `new_id(n)` gives n of a-z0-9."""
+
+    store: Store
+    engines: Mapping[str, Engine]
+    clock: Clock
+    gateway: GatewayAddress
+    new_id: Callable[[int], str]
+    limits: Limits = field(default_factory=Limits)

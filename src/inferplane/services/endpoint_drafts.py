@@ -1,0 +1,389 @@
+"""What a caller wrote → what it means: the spec of an endpoint and its secret. No I/O.
+
+Both forms end here: a `modelSpec` field by field, and a `rawModelSpec`, which is YAML text from a
+stranger. YAML can hold far more than a manifest needs, and some of it (tags, merge keys, aliases
+that unfold without end) only serves to hurt; that is refused before anything is built.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import yaml
+
+from inferplane.domain.endpoint import (
+    DEFAULT_START_TIMEOUT_SECONDS,
+    REPLICAS_MAX,
+    EndpointSpec,
+    ModelSpec,
+    Resources,
+    Scaling,
+    TrafficLimits,
+)
+from inferplane.domain.errors import Invalid, Malformed
+from inferplane.domain.manifest import (
+    ARGS_MAX,
+    ENV_MAX,
+    MANIFEST_DEPTH_MAX,
+    REQUEST_TIMEOUT_SECONDS_MAX,
+    ParsedManifest,
+    model_from_isvc,
+)
+from inferplane.domain.names import check_name
+from inferplane.domain.quantity import parse_cpu, parse_memory
+from inferplane.domain.runtime import FORMATS, PROTOCOLS, canonical_format
+from inferplane.domain.storage_uri import parse_storage_uri
+from inferplane.services.findings import Findings
+
+SECRETS_MAX = 50
+SECRET_CHARACTERS_MAX = 64 * 1024
+TEXT_CHARACTERS_MAX = 32 * 1024
+MANIFEST_ALIASES_MAX = 20
+MANIFEST_EVENTS_MAX = 60_000
+START_TIMEOUT_SECONDS_MAX = 24 * 3600
+REQUEST_BYTES_MAX = 1024**3
+SCALE_TO_ZERO = "scaling to zero is not available yet, so an endpoint keeps at least one replica"
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,254}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDraft:
+    """A `modelSpec`. None means not given."""
+
+    format: str
+    storage_uri: str | None = None
+    format_version: str | None = None
+    runtime: str | None = None
+    protocol_version: str | None = None
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    secret: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cpu: str | int | float | None = None
+    memory: str | int | None = None
+    digest: str | None = None
+    start_timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuDraft:
+    """A `gpuSpec` that asks for GPUs; only what is needed to say where there are none."""
+
+    shape: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointDraft:
+    """A create request. Exactly one of `model` and `manifest_text` must be given."""
+
+    workspace: str
+    name: str
+    cluster: str = ""
+    cluster_precedence: tuple[str, ...] = ()
+    model: ModelDraft | None = None
+    manifest_text: str | None = field(default=None, repr=False)
+    gpu: GpuDraft | None = None
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    scale_to_zero_after: str | None = None
+    max_request_bytes: int | None = None
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A draft understood. `warnings` are sentences on what has no effect here."""
+
+    spec: EndpointSpec
+    secret: Mapping[str, str] = field(repr=False)
+    wants_gpus: bool = False
+    gpu_field: str = "gpuSpec"
+    format_field: str = "modelSpec.modelName"
+    uri_field: str = "modelSpec.storageURI"
+    warnings: tuple[str, ...] = ()
+
+
+def understand(draft: EndpointDraft, *, manifest_bytes_max: int) -> Wish:
+    """Turn `draft` into a wish. Raises Invalid with every problem found, Malformed for what is not YAML."""
+    findings = Findings()
+    wish = _NOTHING
+    findings.check(check_name, draft.name, "endpointName")
+    if not draft.workspace:
+        findings.add("workspace is needed", field="workspace", reason="Missing")
+    if draft.model is not None and draft.manifest_text is not None:
+        findings.add(
+            "modelSpec and rawModelSpec are both given",
+            field="rawModelSpec",
+            reason="Contradiction",
+            next_action="Give exactly one of them.",
+        )
+    elif draft.model is not None:
+        wish = _from_model(draft.model, findings)
+    elif draft.manifest_text is not None:
+        parsed = findings.check(_manifest, draft.manifest_text, draft.name, manifest_bytes_max)
+        wish = _from_manifest(parsed) if parsed is not None else _NOTHING
+    else:
+        findings.add(
+            "neither modelSpec nor rawModelSpec is given",
+            field="modelSpec",
+            reason="Missing",
+            next_action="Give exactly one of them.",
+        )
+    scaling = findings.check(_scaling, draft, wish.spec.scaling)
+    limits = findings.check(_limits, draft, wish.spec.limits)
+    findings.raise_any()
+    assert scaling is not None and limits is not None  # noqa: PT018 - or raise_any had raised
+    if draft.gpu is not None:
+        wish = replace(wish, wants_gpus=True, gpu_field="gpuSpec.gpuShape" if draft.gpu.shape else "gpuSpec")
+    return replace(wish, spec=replace(wish.spec, scaling=scaling, limits=limits))
+
+
+_NOTHING = Wish(EndpointSpec(ModelSpec("", "")), {})
+
+
+# modelSpec
+
+
+def _from_model(draft: ModelDraft, findings: Findings) -> Wish:
+    path = "modelSpec"
+    name = findings.check(canonical_format, draft.format, field=f"{path}.modelName") or ""
+    uri = ""
+    if draft.storage_uri:
+        parsed = findings.check(parse_storage_uri, draft.storage_uri, field=f"{path}.storageURI")
+        uri = parsed.text if parsed is not None else ""
+    elif name in FORMATS:
+        findings.add(
+            "the storage URI is needed",
+            field=f"{path}.storageURI",
+            reason="Missing",
+            next_action="Say where the model lies.",
+        )
+    digest = (draft.digest or "").strip().lower()
+    if digest and not _DIGEST.fullmatch(digest):
+        findings.add(
+            "a digest is sha256: and 64 hexadecimal digits",
+            field=f"{path}.digest",
+            reason="InvalidDigest",
+            next_action="Write the output of sha256sum behind sha256:, or leave it out.",
+        )
+    protocol = draft.protocol_version or "v1"
+    if protocol not in PROTOCOLS:
+        findings.add(
+            f"“{protocol[:40]}” is not a protocol",
+            field=f"{path}.protocolVersion",
+            reason="InvalidProtocol",
+            next_action=f"Use one of {', '.join(PROTOCOLS)}.",
+        )
+    findings.check(_check_texts, draft.args, f"{path}.args", ARGS_MAX)
+    findings.check(_check_variables, draft.env, f"{path}.env", ENV_MAX, TEXT_CHARACTERS_MAX)
+    findings.check(_check_variables, draft.secret, f"{path}.secret", SECRETS_MAX, SECRET_CHARACTERS_MAX)
+    timeout = findings.check(
+        _seconds,
+        draft.start_timeout_seconds,
+        f"{path}.startTimeoutSeconds",
+        DEFAULT_START_TIMEOUT_SECONDS,
+        START_TIMEOUT_SECONDS_MAX,
+    )
+    model = ModelSpec(
+        format=name,
+        storage_uri=uri,
+        format_version=(draft.format_version or "")[:TEXT_CHARACTERS_MAX],
+        runtime=(draft.runtime or "")[:TEXT_CHARACTERS_MAX],
+        protocol_version=protocol,
+        args=draft.args,
+        env=tuple(draft.env.items()),
+        resources=_resources(draft, path, findings),
+        digest=digest,
+        start_timeout_seconds=timeout or DEFAULT_START_TIMEOUT_SECONDS,
+    )
+    return Wish(EndpointSpec(model), dict(draft.secret))
+
+
+def _resources(draft: ModelDraft, path: str, findings: Findings) -> Resources:
+    cpu = memory = None
+    if draft.cpu is not None:
+        cpu = findings.check(parse_cpu, draft.cpu, f"{path}.resources.cpu")
+    if draft.memory is not None:
+        memory = findings.check(parse_memory, draft.memory, f"{path}.resources.memory")
+    return Resources(cpu, memory)
+
+
+def _check_texts(texts: tuple[str, ...], path: str, items_max: int) -> None:
+    if len(texts) > items_max:
+        raise Invalid(f"{path} has more than {items_max} items", reason="TooMany", field=path)
+    for index, text in enumerate(texts):
+        if len(text) > TEXT_CHARACTERS_MAX:
+            raise Invalid(
+                f"{path}[{index}] is longer than {TEXT_CHARACTERS_MAX} characters",
+                reason="TooLong",
+                field=f"{path}[{index}]",
+            )
+
+
+def _check_variables(values: Mapping[str, str], path: str, items_max: int, characters_max: int) -> None:
+    """Never quotes a value: it may be a secret."""
+    if len(values) > items_max:
+        raise Invalid(f"{path} has more than {items_max} entries", reason="TooMany", field=path)
+    for name, value in values.items():
+        if not _VARIABLE.fullmatch(name):
+            raise Invalid(
+                f"“{name[:40]}” is not the name of a variable",
+                reason="InvalidName",
+                field=path,
+                next_action="Use letters, digits and underscores, not beginning with a digit.",
+            )
+        if len(value) > characters_max:
+            raise Invalid(
+                f"{path}.{name} is longer than {characters_max} characters", reason="TooLong", field=path
+            )
+
+
+def _seconds(value: float | None, path: str, default: float, largest: float) -> float:
+    if value is None:
+        return default
+    if not math.isfinite(value) or not 0 < value <= largest:
+        raise Invalid(
+            f"{path} must be more than 0 and at most {largest:g} seconds", reason="OutOfRange", field=path
+        )
+    return float(value)
+
+
+# rawModelSpec
+
+
+def _from_manifest(parsed: ParsedManifest) -> Wish:
+    spec = EndpointSpec(
+        parsed.model,
+        scaling=parsed.scaling,
+        limits=parsed.limits,
+        stopped=parsed.stopped,
+        manifest=parsed.completed,
+    )
+    return Wish(
+        spec,
+        {},
+        wants_gpus=parsed.wants_gpus,
+        gpu_field="rawModelSpec",
+        format_field="rawModelSpec",
+        uri_field="rawModelSpec",
+        warnings=parsed.warnings,
+    )
+
+
+def _manifest(text: str, endpoint_name: str, bytes_max: int) -> ParsedManifest:
+    value = parse_yaml(text, "rawModelSpec", bytes_max)
+    if not isinstance(value, Mapping):
+        raise Invalid(
+            "rawModelSpec holds no YAML mapping",
+            reason="InvalidManifest",
+            field="rawModelSpec",
+            next_action="Give an InferenceService, or its spec, as YAML text.",
+        )
+    return model_from_isvc(value, endpoint_name=endpoint_name)
+
+
+def parse_yaml(text: str, path: str, bytes_max: int) -> Any:
+    """One YAML document as plain values. Raises Malformed for what is not YAML, Invalid for what is too much."""
+    if len(text.encode("utf-8", "replace")) > bytes_max:
+        raise Invalid(f"{path} is larger than {bytes_max} bytes", reason="TooLong", field=path)
+    try:
+        _refuse_harm(text, path)
+        return yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe loader, in C where available
+    except yaml.YAMLError as error:
+        raise Malformed(
+            f"{path} is not YAML: {_yaml_sentence(error)}",
+            reason="MalformedYaml",
+            field=path,
+            next_action="Give one YAML document.",
+        ) from error
+    except (ValueError, OverflowError, RecursionError) as error:
+        # The loader lets impossible dates and numbers through to Python's own constructors.
+        raise Malformed(
+            f"{path} holds a value that cannot be read", reason="MalformedYaml", field=path
+        ) from error
+
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _refuse_harm(text: str, path: str) -> None:
+    """Walk over the text's events, building nothing, and refuse what no manifest needs."""
+    depth = aliases = 0
+    for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
+        if isinstance(event, yaml.AliasEvent):
+            aliases += 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None) not in {None, "!"}:
+            raise Invalid(f"{path} uses a YAML tag", reason="InvalidManifest", field=path)
+        if isinstance(event, yaml.ScalarEvent) and event.value == "<<":
+            raise Invalid(f"{path} uses a YAML merge key", reason="InvalidManifest", field=path)
+        if depth > MANIFEST_DEPTH_MAX or aliases > MANIFEST_ALIASES_MAX or count > MANIFEST_EVENTS_MAX:
+            raise Invalid(
+                f"{path} is nested too deeply or has too many parts", reason="InvalidManifest", field=path
+            )
+
+
+def _yaml_sentence(error: yaml.YAMLError) -> str:
+    """The first line of what is wrong, with its place, without quoting the text (which may hold secrets)."""
+    problem = getattr(error, "problem", None) or "it cannot be read"
+    mark = getattr(error, "problem_mark", None)
+    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+    return f"{problem}{where}"[:TEXT_CHARACTERS_MAX]
+
+
+# Both
+
+
+def _scaling(draft: EndpointDraft, from_manifest: Scaling) -> Scaling:
+    for value, name in ((draft.min_replicas, "minReplicas"), (draft.max_replicas, "maxReplicas")):
+        if value is not None and not 0 <= value <= REPLICAS_MAX:
+            raise Invalid(
+                f"{name} must be from 1 to {REPLICAS_MAX}", reason="OutOfRange", field=f"autoscaling.{name}"
+            )
+    if draft.min_replicas == 0 or draft.max_replicas == 0 or draft.scale_to_zero_after:
+        name = "scaleToZeroAfter" if draft.scale_to_zero_after else "minReplicas"
+        if draft.min_replicas != 0 and draft.max_replicas == 0:
+            name = "maxReplicas"
+        raise Invalid(
+            SCALE_TO_ZERO,
+            reason="NotAvailableYet",
+            field=f"autoscaling.{name}",
+            next_action="Ask for at least one replica; stop the endpoint when it is not needed.",
+        )
+    least = draft.min_replicas or from_manifest.min_replicas
+    most = draft.max_replicas or max(from_manifest.max_replicas, least)
+    if draft.min_replicas is None and most < least:
+        least = most  # only the ceiling was given, below the default or the manifest's floor
+    if most < least:
+        raise Invalid(
+            f"minReplicas {least} is greater than maxReplicas {most}",
+            reason="OutOfRange",
+            field="autoscaling.minReplicas",
+            next_action="Lower minReplicas or raise maxReplicas.",
+        )
+    return Scaling(least, most)
+
+
+def _limits(draft: EndpointDraft, from_manifest: TrafficLimits) -> TrafficLimits:
+    size = draft.max_request_bytes
+    if size is not None and not 1 <= size <= REQUEST_BYTES_MAX:
+        raise Invalid(
+            f"maxRequestBytes must be from 1 to {REQUEST_BYTES_MAX}",
+            reason="OutOfRange",
+            field="limits.maxRequestBytes",
+        )
+    timeout = _seconds(
+        draft.timeout_seconds,
+        "limits.timeoutSeconds",
+        from_manifest.timeout_seconds,
+        REQUEST_TIMEOUT_SECONDS_MAX,
+    )
+    return TrafficLimits(size or from_manifest.max_request_bytes, timeout)

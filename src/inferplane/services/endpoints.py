@@ -1,0 +1,629 @@
+"""Inference endpoints: what users may do with them. One function a verb, one transaction each.
+
+Services write the spec and nothing else: what an endpoint *does* is the controllers' to say. Every
+change appends its event in the same transaction, which is also what wakes the controllers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from inferplane.domain.access import Caller, Role, Verb
+from inferplane.domain.endpoint import InferenceEndpoint, PublicStatus, public_state
+from inferplane.domain.errors import (
+    AlreadyExists,
+    Conflict,
+    Invalid,
+    NotFound,
+    QuotaExceeded,
+    StaleVersion,
+    Unavailable,
+)
+from inferplane.domain.events import Event
+from inferplane.domain.names import NAMESPACE_SUFFIX_CHARACTERS, check_name, namespace_for
+from inferplane.domain.reasons import ReasonCode, reason_of
+from inferplane.domain.runtime import LOCAL_ENGINE, select_runtime
+from inferplane.domain.storage_uri import parse_storage_uri, redacted, require_local
+from inferplane.domain.workspace import Cluster, Workspace
+from inferplane.engines.port import EngineError, LogLine, Target
+from inferplane.services.context import Platform
+from inferplane.services.endpoint_drafts import EndpointDraft, Wish, understand
+from inferplane.services.idempotency import Ticket, recall, remember
+from inferplane.store.sql import Tx
+
+UID_DIGITS = 12
+UPDATE_ATTEMPTS_MAX = 8
+"""Compare-and-set lost to a controller's status write: read again, so many times."""
+
+T = TypeVar("T")
+
+
+# Create
+
+
+async def create(
+    platform: Platform, caller: Caller, draft: EndpointDraft, ticket: Ticket | None = None
+) -> str:
+    """Accept an endpoint; returns its name. The rest happens by itself.
+
+    Raises Invalid with all details, NotFound for a workspace, AlreadyExists for a taken name,
+    Conflict for a reused idempotency key, QuotaExceeded.
+    """
+    caller.require(Verb.WRITE_ENDPOINT, draft.workspace)
+    wish = understand(draft, manifest_bytes_max=platform.limits.manifest_bytes_max)
+    now = platform.clock()
+    async with platform.store.transaction() as tx:
+        if (answer := await recall(tx, caller, ticket)) is not None:
+            return answer
+        cluster = await _resolve_cluster(tx, draft)
+        check_servable(wish, cluster)
+        await _check_quota(tx, platform)
+        endpoint = _endpoint(platform, caller, draft, wish, cluster)
+        try:
+            await tx.insert_endpoint(endpoint, wish.secret)
+        except AlreadyExists:
+            raise await _taken(tx, endpoint) from None
+        await remember(tx, caller, ticket, endpoint.name, now)
+        await tx.append_event(
+            _event(
+                platform,
+                caller,
+                endpoint,
+                "EndpointCreated",
+                f"{endpoint.spec.model.format} model from {redacted(endpoint.spec.model.storage_uri) or 'the manifest'}"
+                f" on cluster {endpoint.cluster}",
+                reason=ReasonCode.ACCEPTED,
+                data={"warnings": list(wish.warnings)} if wish.warnings else {},
+            )
+        )
+    return endpoint.name
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check of a pre-flight. `reason` is "" when `ok`."""
+
+    check: str
+    ok: bool
+    reason: str
+    message: str
+    next_action: str
+
+
+async def preflight(platform: Platform, caller: Caller, draft: EndpointDraft) -> list[Finding]:
+    """What `create` would run into, and what the engine would: nothing is stored.
+
+    Raises what cannot even be asked (Invalid for fields, NotFound for the workspace).
+    """
+    caller.require(Verb.WRITE_ENDPOINT, draft.workspace)
+    wish = understand(draft, manifest_bytes_max=platform.limits.manifest_bytes_max)
+    async with platform.store.read() as tx:
+        cluster = await _resolve_cluster(tx, draft)
+        endpoint = _endpoint(platform, caller, draft, wish, cluster)
+        findings = [
+            await _finding("name", _check_free(tx, endpoint), f"the name {endpoint.name} is free"),
+            await _finding("quota", _check_quota(tx, platform), "within the limits"),
+        ]
+    for check, function, good in (
+        ("gpu", _check_gpus, "runs on CPU"),
+        ("scheme", _check_scheme, "the cluster can fetch from this kind of storage"),
+        ("runtime", _check_runtime, f"a runtime of the cluster serves {wish.spec.model.format}"),
+    ):
+        findings.append(_finding_now(check, function, wish, cluster, good))
+    findings += [
+        Finding("manifest", True, "", warning, "Nothing to do; it has no effect here.")
+        for warning in wish.warnings
+    ]
+    if all(finding.ok for finding in findings if finding.check in {"scheme", "runtime", "gpu"}):
+        findings += await _engine_findings(platform, endpoint, wish)
+    return findings
+
+
+async def _engine_findings(platform: Platform, endpoint: InferenceEndpoint, wish: Wish) -> list[Finding]:
+    """The engine's own checks; an engine that is away or slow is a finding, not a failure."""
+    engine = platform.engines.get(endpoint.cluster)
+    unreachable = ReasonCode.CLUSTER_UNREACHABLE
+    if engine is None:
+        message = f"no engine is running for cluster {endpoint.cluster}"
+        return [Finding("cluster", False, unreachable.value, message, reason_of(unreachable).next_action)]
+    try:
+        async with asyncio.timeout(platform.limits.preflight_seconds_max):
+            checks = await engine.preflight(Target(endpoint, wish.secret))
+    except TimeoutError:
+        message = f"the engine did not answer within {platform.limits.preflight_seconds_max:g} seconds"
+        return [Finding("cluster", False, unreachable.value, message, reason_of(unreachable).next_action)]
+    except EngineError as error:
+        code = ReasonCode.ENGINE_ERROR
+        return [Finding("cluster", False, code.value, redacted(error.message), reason_of(code).next_action)]
+    return [
+        Finding(
+            check.check,
+            check.ok,
+            check.reason.value if check.reason else "",
+            redacted(check.message),
+            check.next_action,
+        )
+        for check in checks
+    ]
+
+
+async def _finding(check: str, trial: Awaitable[None], good: str) -> Finding:
+    try:
+        await trial
+    except (AlreadyExists, QuotaExceeded) as error:
+        return Finding(check, False, error.reason, error.message, error.next_action)
+    return Finding(check, True, "", good, "")
+
+
+def _finding_now(
+    check: str, function: Callable[[Wish, Cluster], None], wish: Wish, cluster: Cluster, good: str
+) -> Finding:
+    try:
+        function(wish, cluster)
+    except Invalid as error:
+        return Finding(check, False, error.reason, error.message, error.next_action)
+    return Finding(check, True, "", good, "")
+
+
+def check_servable(wish: Wish, cluster: Cluster) -> None:
+    """Raise Invalid when this cluster can never serve the wish: storage, runtime, GPUs."""
+    _check_gpus(wish, cluster)
+    _check_scheme(wish, cluster)
+    _check_runtime(wish, cluster)
+
+
+def _check_gpus(wish: Wish, cluster: Cluster) -> None:
+    if wish.wants_gpus:
+        raise Invalid(
+            f"cluster {cluster.name} has no GPUs",
+            reason=ReasonCode.NO_SUCH_SHAPE.value,
+            field=wish.gpu_field,
+            next_action="Leave gpuSpec out (or give null) to run on CPU, or name a cluster that has GPUs.",
+        )
+
+
+def _check_scheme(wish: Wish, cluster: Cluster) -> None:
+    if wish.spec.model.storage_uri and cluster.engine == LOCAL_ENGINE:
+        require_local(
+            parse_storage_uri(wish.spec.model.storage_uri, field=wish.uri_field), field=wish.uri_field
+        )
+
+
+def _check_runtime(wish: Wish, cluster: Cluster) -> None:
+    select_runtime(wish.spec.model, cluster.engine, field=wish.format_field)
+
+
+async def _check_quota(tx: Tx, platform: Platform) -> None:
+    if len(await tx.endpoint_uids()) >= platform.limits.endpoints_max:
+        raise QuotaExceeded(
+            f"this installation has {platform.limits.endpoints_max} endpoints, which is its limit",
+            reason=ReasonCode.QUOTA_EXCEEDED.value,
+            next_action="Delete endpoints that nobody uses.",
+        )
+
+
+async def _check_free(tx: Tx, endpoint: InferenceEndpoint) -> None:
+    try:
+        await tx.get_endpoint(endpoint.workspace, endpoint.name, endpoint.cluster)
+    except NotFound:
+        return
+    raise await _taken(tx, endpoint)
+
+
+async def _taken(tx: Tx, endpoint: InferenceEndpoint) -> AlreadyExists:
+    present = await tx.get_endpoint(endpoint.workspace, endpoint.name, endpoint.cluster)
+    going = present.deletion_requested_at is not None
+    return AlreadyExists(
+        f"endpoint {endpoint.name} {'is being deleted' if going else 'exists already'}"
+        f" in workspace {endpoint.workspace} on cluster {endpoint.cluster}",
+        reason="EndpointTerminating" if going else "EndpointExists",
+        field="endpointName",
+        next_action="Try again in a moment." if going else "Choose another name, or delete it first.",
+    )
+
+
+async def _resolve_cluster(tx: Tx, draft: EndpointDraft) -> Cluster:
+    """The named cluster, else the first of the preferred ones, else the workspace's only one."""
+    workspace = await tx.get_workspace(draft.workspace)
+    clusters = {each.name: each for each in await tx.list_clusters() if each.name in workspace.clusters}
+    if draft.cluster:
+        if draft.cluster not in clusters:
+            raise _not_a_cluster(workspace, draft.cluster, "clusterName")
+        return clusters[draft.cluster]
+    for preferred in draft.cluster_precedence:
+        if preferred in clusters:
+            return clusters[preferred]
+    if draft.cluster_precedence:
+        raise _not_a_cluster(workspace, draft.cluster_precedence[0], "clusterPrecedence")
+    if len(clusters) == 1:
+        return next(iter(clusters.values()))
+    raise Invalid(
+        f"workspace {workspace.name} has {len(clusters)} clusters, so the cluster must be named",
+        reason="Missing",
+        field="clusterName",
+        next_action=f"Name one of {', '.join(workspace.clusters)}, or give clusterPrecedence.",
+    )
+
+
+def _not_a_cluster(workspace: Workspace, name: str, path: str) -> Invalid:
+    return Invalid(
+        f"workspace {workspace.name} does not use a cluster named “{name[:80]}”",
+        reason="ClusterNotInWorkspace",
+        field=path,
+        next_action=f"Its clusters are: {', '.join(workspace.clusters)}.",
+    )
+
+
+def _endpoint(
+    platform: Platform, caller: Caller, draft: EndpointDraft, wish: Wish, cluster: Cluster
+) -> InferenceEndpoint:
+    now = platform.clock()
+    spec = wish.spec
+    if spec.stopped:  # asked for in the manifest
+        spec = replace(spec, stopped_by=caller.key_name, stopped_at=now)
+    return InferenceEndpoint(
+        uid=_new_uid(platform),
+        workspace=draft.workspace,
+        cluster=cluster.name,
+        name=draft.name,
+        namespace=namespace_for(draft.workspace, draft.name, platform.new_id(NAMESPACE_SUFFIX_CHARACTERS)),
+        spec=spec,
+        generation=1,
+        created_at=now,
+        created_by=caller.key_name,
+    )
+
+
+def _new_uid(platform: Platform) -> str:
+    """12 hex digits, drawn from the platform's own source of chance."""
+    return hashlib.blake2b(platform.new_id(32).encode(), digest_size=UID_DIGITS // 2).hexdigest()
+
+
+# Read
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which endpoints to list. "" does not filter."""
+
+    workspace: str = ""
+    status: str = ""
+    cluster: str = ""
+    model_format: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some endpoints in order, and the place to go on from: "" at the end."""
+
+    endpoints: list[InferenceEndpoint]
+    continue_from: str
+
+
+async def list_endpoints(
+    platform: Platform, caller: Caller, wanted: Filter, *, limit: int | None = None, continue_from: str = ""
+) -> Page:
+    """One page by (workspace, name, cluster). Without a workspace: all that the caller may see.
+
+    Raises NotFound for an unknown workspace, Invalid for a filter or a page that cannot be.
+    """
+    caller.require(Verb.READ_ENDPOINT, wanted.workspace)
+    size = _page_size(platform, limit)
+    status = _status(wanted.status)
+    workspace = wanted.workspace or caller.workspace
+    position = _position(continue_from)
+    found: list[InferenceEndpoint] = []
+    async with platform.store.read() as tx:
+        if workspace:
+            await tx.get_workspace(workspace)
+        while True:
+            rows = await tx.list_endpoints(
+                workspace or None,
+                cluster=wanted.cluster,
+                model_format=wanted.model_format,
+                after=position,
+                limit=size + 1,
+            )
+            # The public status is derived, so it is filtered here and the next rows are read as needed.
+            found += [row for row in rows if status is None or public_state(row).status is status]
+            if len(found) > size:
+                last = found[size - 1]
+                return Page(found[:size], f"{last.workspace}/{last.name}/{last.cluster}")
+            if len(rows) <= size:
+                return Page(found, "")
+            position = (rows[-1].workspace, rows[-1].name, rows[-1].cluster)
+
+
+async def describe(
+    platform: Platform, caller: Caller, workspace: str, name: str, cluster: str = ""
+) -> tuple[InferenceEndpoint, list[str]]:
+    """One endpoint, and the names (only the names) in its secret. Raises NotFound, Conflict when ambiguous."""
+    caller.require(Verb.READ_ENDPOINT, workspace)
+    async with platform.store.read() as tx:
+        endpoint = await _get(tx, workspace, name, cluster)
+        return endpoint, sorted(await tx.endpoint_secret(endpoint.uid))
+
+
+async def by_uid(platform: Platform, uid: str) -> InferenceEndpoint | None:
+    """For watchers, who already know that the caller may see it."""
+    async with platform.store.read() as tx:
+        return await tx.get_endpoint_by_uid(uid)
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Events oldest first; `continue_from` is the number to ask for what follows, "" at the end."""
+
+    events: list[Event]
+    continue_from: str
+
+
+async def list_events(
+    platform: Platform,
+    caller: Caller,
+    workspace: str,
+    name: str = "",
+    cluster: str = "",
+    *,
+    after: int | None = None,
+    limit: int | None = None,
+) -> EventPage:
+    """Of one endpoint, or of a whole workspace when no name is given.
+
+    Without `after` the newest `limit` events, with it the first `limit` behind that number.
+    """
+    caller.require(Verb.READ_ENDPOINT, workspace)
+    limits = platform.limits
+    size = _bounded(limit, limits.event_items_default, limits.event_items_max)
+    async with platform.store.read() as tx:
+        uid = None
+        if name:
+            uid = (await _get(tx, workspace, name, cluster)).uid
+        else:
+            await tx.get_workspace(workspace)
+        newest_first = after is None
+        events = await tx.list_events(
+            workspace=workspace,
+            endpoint_uid=uid,
+            after_seq=after or 0,
+            limit=size,
+            newest_first=newest_first,
+        )
+    if newest_first:
+        return EventPage(events[::-1], "")
+    return EventPage(events, str(events[-1].seq) if len(events) == size else "")
+
+
+async def logs(
+    platform: Platform,
+    caller: Caller,
+    workspace: str,
+    name: str,
+    cluster: str = "",
+    *,
+    replica: str = "",
+    previous: bool = False,
+    follow: bool = False,
+    tail_lines: int | None = None,
+) -> AsyncIterator[LogLine]:
+    """Lines of the endpoint's model servers, straight from the engine.
+
+    Raises NotFound, Unavailable; the iterator itself raises EngineError when there is no such log.
+    """
+    caller.require(Verb.READ_LOGS, workspace)
+    async with platform.store.read() as tx:
+        endpoint = await _get(tx, workspace, name, cluster)
+    engine = platform.engines.get(endpoint.cluster)
+    if engine is None:
+        raise Unavailable(
+            f"no engine is running for cluster {endpoint.cluster}",
+            reason=ReasonCode.CLUSTER_UNREACHABLE.value,
+            next_action="Try again when the cluster is back.",
+        )
+    tail = _bounded(tail_lines, platform.limits.log_lines_default, platform.limits.log_lines_max)
+    return engine.logs(endpoint.uid, replica=replica, previous=previous, follow=follow, tail_lines=tail)
+
+
+# Change
+
+
+async def delete(platform: Platform, caller: Caller, workspace: str, name: str, cluster: str = "") -> str:
+    """Ask for an endpoint to be undone; returns its name. Asking again while it is going is harmless.
+
+    Raises NotFound once it is gone.
+    """
+    caller.require(Verb.WRITE_ENDPOINT, workspace)
+    async with platform.store.read() as tx:
+        endpoint = await _get(tx, workspace, name, cluster)
+    await request_deletion(platform, caller, endpoint.uid)
+    return endpoint.name
+
+
+async def request_deletion(platform: Platform, caller: Caller, uid: str) -> None:
+    """Mark an endpoint for deletion, once."""
+
+    def mark(endpoint: InferenceEndpoint) -> InferenceEndpoint | None:
+        if endpoint.deletion_requested_at is not None:
+            return None
+        return replace(
+            endpoint,
+            deletion_requested_at=platform.clock(),
+            deletion_requested_by=caller.key_name,
+            generation=endpoint.generation + 1,
+        )
+
+    await _change(platform, caller, uid, mark, "EndpointDeletionRequested", "deletion was asked for")
+
+
+async def stop(platform: Platform, caller: Caller, workspace: str, name: str, cluster: str = "") -> str:
+    """Have no replica run until somebody starts it; returns the name. Harmless when stopped already."""
+    caller.require(Verb.WRITE_ENDPOINT, workspace)
+
+    def mark(endpoint: InferenceEndpoint) -> InferenceEndpoint | None:
+        _refuse_going(endpoint)
+        if endpoint.spec.stopped:
+            return None
+        spec = replace(endpoint.spec, stopped=True, stopped_by=caller.key_name, stopped_at=platform.clock())
+        return replace(endpoint, spec=spec, generation=endpoint.generation + 1)
+
+    return await _change_named(
+        platform, caller, (workspace, name, cluster), mark, "EndpointStopRequested", "stop was asked for"
+    )
+
+
+async def start(platform: Platform, caller: Caller, workspace: str, name: str, cluster: str = "") -> str:
+    """Undo `stop`; returns the name. Harmless when it is not stopped."""
+    caller.require(Verb.WRITE_ENDPOINT, workspace)
+
+    def mark(endpoint: InferenceEndpoint) -> InferenceEndpoint | None:
+        _refuse_going(endpoint)
+        if not endpoint.spec.stopped:
+            return None
+        spec = replace(endpoint.spec, stopped=False, stopped_by="", stopped_at=None)
+        return replace(endpoint, spec=spec, generation=endpoint.generation + 1)
+
+    return await _change_named(
+        platform, caller, (workspace, name, cluster), mark, "EndpointStartRequested", "start was asked for"
+    )
+
+
+def _refuse_going(endpoint: InferenceEndpoint) -> None:
+    if endpoint.deletion_requested_at is not None:
+        raise Conflict(
+            f"endpoint {endpoint.name} is being deleted",
+            reason="EndpointTerminating",
+            field="endpoint",
+            next_action="Wait until it is gone, then create it anew.",
+        )
+
+
+async def _change_named(
+    platform: Platform,
+    caller: Caller,
+    place: tuple[str, str, str],
+    mark: Callable[[InferenceEndpoint], InferenceEndpoint | None],
+    kind: str,
+    message: str,
+) -> str:
+    async with platform.store.read() as tx:
+        endpoint = await _get(tx, *place)
+    await _change(platform, caller, endpoint.uid, mark, kind, message)
+    return endpoint.name
+
+
+async def _change(
+    platform: Platform,
+    caller: Caller,
+    uid: str,
+    mark: Callable[[InferenceEndpoint], InferenceEndpoint | None],
+    kind: str,
+    message: str,
+) -> None:
+    """Apply `mark` to the newest row and say so in an event; None from `mark` changes nothing.
+
+    A row that is gone by now is left alone: what was wanted of it no longer matters.
+    """
+    for _ in range(UPDATE_ATTEMPTS_MAX):
+        try:
+            async with platform.store.transaction() as tx:
+                present = await tx.get_endpoint_by_uid(uid)
+                changed = mark(present) if present is not None else None
+                if changed is None:
+                    return
+                await tx.update_endpoint_spec(changed)
+                await tx.append_event(_event(platform, caller, changed, kind, message))
+                return
+        except StaleVersion:
+            continue
+    raise Unavailable(
+        "the endpoint is changing too fast to be written",
+        reason="TooBusy",
+        next_action="Try again in a moment.",
+    )
+
+
+# What the gateway could not match
+
+
+async def visible(platform: Platform, key_role: Role, workspace: str, limit: int) -> list[InferenceEndpoint]:
+    """The first `limit` endpoints that a caller with this role and workspace may see."""
+    async with platform.store.read() as tx:
+        return await tx.list_endpoints(None if key_role is Role.OWNER else workspace, limit=limit)
+
+
+# Leaves
+
+
+async def _get(tx: Tx, workspace: str, name: str, cluster: str) -> InferenceEndpoint:
+    """Raises NotFound for the workspace first, so that a slip in either is told apart."""
+    if not workspace:
+        raise Invalid("workspace is needed", reason="Missing", field="workspace")
+    if not name:
+        raise Invalid("endpoint is needed", reason="Missing", field="endpoint")
+    await tx.get_workspace(workspace)
+    return await tx.get_endpoint(workspace, name, cluster)
+
+
+def _event(
+    platform: Platform,
+    caller: Caller,
+    endpoint: InferenceEndpoint,
+    kind: str,
+    message: str,
+    *,
+    reason: ReasonCode | None = None,
+    data: dict[str, object] | None = None,
+) -> Event:
+    return Event(
+        at=platform.clock(),
+        kind=kind,
+        message=message,
+        actor=caller.key_name,
+        workspace=endpoint.workspace,
+        endpoint=endpoint.name,
+        endpoint_uid=endpoint.uid,
+        reason=reason,
+        data=data or {},
+    )
+
+
+def _page_size(platform: Platform, limit: int | None) -> int:
+    return _bounded(limit, platform.limits.page_items_default, platform.limits.page_items_max)
+
+
+def _bounded(limit: int | None, default: int, largest: int) -> int:
+    return min(max(1, limit), largest) if limit is not None else default
+
+
+def _status(text: str) -> PublicStatus | None:
+    if not text:
+        return None
+    for status in PublicStatus:
+        if status.value.lower() == text.lower():
+            return status
+    raise Invalid(
+        f"“{text[:40]}” is not a status",
+        reason="UnknownStatus",
+        field="status",
+        next_action=f"Use one of {', '.join(PublicStatus)}.",
+    )
+
+
+def _position(text: str) -> tuple[str, str, str] | None:
+    if not text:
+        return None
+    parts = text.split("/")
+    if len(parts) != 3:
+        raise Invalid(
+            "this is no place to continue from",
+            reason="InvalidContinue",
+            field="continue",
+            next_action="Give the continue value of the page before.",
+        )
+    for part in parts:
+        check_name(part, "continue")
+    return parts[0], parts[1], parts[2]
