@@ -81,9 +81,9 @@ def endpoint_to_row(endpoint: InferenceEndpoint) -> dict[str, Any]:
         "generation": endpoint.generation,
         "version": endpoint.version,
         "created_at": to_micros(endpoint.created_at),
-        "created_by": clean(endpoint.created_by),
+        "created_by": endpoint.created_by,
         "deletion_requested_at": _micros(endpoint.deletion_requested_at),
-        "deletion_requested_by": clean(endpoint.deletion_requested_by),
+        "deletion_requested_by": endpoint.deletion_requested_by,
     }
 
 
@@ -112,8 +112,8 @@ def event_to_row(event: Event) -> dict[str, Any]:
     return {
         "at": to_micros(event.at),
         "kind": event.kind,
-        "message": clean(event.message),
-        "actor": clean(event.actor),
+        "message": event.message,
+        "actor": event.actor,
         "workspace": event.workspace,
         "endpoint": event.endpoint,
         "endpoint_uid": event.endpoint_uid,
@@ -144,8 +144,8 @@ def workspace_to_row(workspace: Workspace) -> dict[str, Any]:
         "name": workspace.name,
         "clusters": to_json(list(workspace.clusters)),
         "namespaces": to_json(list(workspace.namespaces)),
-        "username": clean(workspace.username),
-        "email": clean(workspace.email),
+        "username": workspace.username,
+        "email": workspace.email,
         "created_at": to_micros(workspace.created_at),
     }
 
@@ -186,17 +186,17 @@ def api_key_to_row(key: ApiKey) -> dict[str, Any]:
     """All columns of `api_keys`."""
     return {
         "id": key.id,
-        "name": clean(key.name),
+        "name": key.name,
         "digest": key.digest,
         "masked": key.masked,
         "role": key.role.value,
         "workspace": key.workspace,
         "created_at": to_micros(key.created_at),
         "expires_at": to_micros(key.expires_at),
-        "created_by": clean(key.created_by),
-        "user_name": clean(key.user_name),
-        "description": clean(key.description),
-        "validity": clean(key.validity),
+        "created_by": key.created_by,
+        "user_name": key.user_name,
+        "description": key.description,
+        "validity": key.validity,
         "last_used_at": _micros(key.last_used_at),
     }
 
@@ -534,13 +534,6 @@ def _plain(value: Any) -> Any:
             return _plain(str(value))
 
 
-def clean(text: str) -> str:
-    """`text` without what a text column cannot hold: U+0000 (PostgreSQL) and half surrogate pairs."""
-    if text.isascii() and "\x00" not in text:
-        return text
-    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
-
-
 def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -577,7 +570,12 @@ def _whole_or_none(raw: Raw, key: str) -> int | None:
 
 def _number(raw: Raw, key: str, default: float) -> float:
     value = raw.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return default
+    try:
+        return float(value)
+    except OverflowError:
+        return default
 
 
 def _enum(kind: type[E], value: object) -> E | None:

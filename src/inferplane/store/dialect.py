@@ -119,7 +119,7 @@ async def connect(url: str) -> Database:
     """Prepare a database. Raises Invalid for a URL we cannot mean, Unavailable when SQLite refuses."""
     try:
         parsed = make_url(url)
-    except exc.ArgumentError as error:
+    except (exc.ArgumentError, ValueError) as error:
         raise Invalid(
             "the database URL cannot be read", field="database_url", next_action=_URL_HELP
         ) from error
@@ -326,7 +326,7 @@ def translated() -> Iterator[None]:
             raise
         raise known from error
     except sqlite3.Error as error:
-        raise Unavailable(f"the database does not answer: {error}", next_action=_TRY_AGAIN) from error
+        raise Unavailable(f"the database failed: {error}", next_action=_TRY_AGAIN) from error
     except exc.TimeoutError as error:
         raise Unavailable("every connection to the database is in use", next_action=_TRY_AGAIN) from error
     except OSError as error:
@@ -349,7 +349,7 @@ def _meaning(error: exc.DBAPIError) -> InferplaneError | None:
         return StaleVersion("another transaction was in the way; read again")
     if isinstance(error, exc.ProgrammingError | exc.DataError | exc.IntegrityError):
         return None
-    return Unavailable(f"the database does not answer: {_first_line(cause)}", next_action=_TRY_AGAIN)
+    return Unavailable(f"the database failed: {_first_line(cause)}", next_action=_TRY_AGAIN)
 
 
 def _sqlite_code(cause: BaseException | None) -> int:

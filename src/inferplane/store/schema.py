@@ -1,7 +1,8 @@
 """The tables: what must survive, and nothing that can be observed or derived again.
 
-Text columns that are compared or ordered use the "C" collation on PostgreSQL, so that both
-databases give the same total order. Moments are whole microseconds since 1970 UTC (`codec.to_micros`):
+Text that is compared or ordered uses the "C" collation on PostgreSQL, so that both databases give the
+same total order. Text of any kind goes in without the characters that no database can hold, so that an
+odd name in a question finds nothing and an odd byte in a message is stored as U+FFFD. Moments are whole microseconds since 1970 UTC (`codec.to_micros`):
 exact, sortable, the same everywhere. Nested values (spec, status, an event's data) are JSON kept as
 text: PostgreSQL's own JSON type refuses U+0000, which a crashing server may well print, and nothing
 here is ever queried by what is inside. What lists filter by has a column of its own.
@@ -17,15 +18,17 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Column,
+    Dialect,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
     MetaData,
     Table,
-    Text,
     UniqueConstraint,
 )
+from sqlalchemy import Text as PlainText
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 HEAD = "0001"
 """The newest migration. Opening compares it with the database before it imports the migration tool."""
@@ -37,8 +40,29 @@ NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
 }
 
-KEY = Text().with_variant(Text(collation="C"), "postgresql")
-"""Text that is compared, ordered or unique."""
+
+class Text(TypeDecorator[str]):
+    """Text for people."""
+
+    impl = PlainText
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - given by the base class
+        """Replace what cannot be stored: U+0000 (PostgreSQL) and halves of surrogate pairs."""
+        if value is None or (value.isascii() and "\x00" not in value):
+            return value
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+class Key(Text):
+    """Text that is compared, ordered or unique."""
+
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[str]:
+        """Byte order everywhere; SQLite's default is that already."""
+        return dialect.type_descriptor(PlainText(collation="C" if dialect.name == "postgresql" else None))
+
 
 SEQ = BigInteger().with_variant(Integer(), "sqlite")
 """A growing number; SQLite only counts columns of type INTEGER up by itself."""
@@ -48,7 +72,7 @@ metadata = MetaData(naming_convention=NAMING)
 workspaces = Table(
     "workspaces",
     metadata,
-    Column("name", KEY, primary_key=True),
+    Column("name", Key, primary_key=True),
     Column("clusters", Text, nullable=False),
     Column("namespaces", Text, nullable=False),
     Column("username", Text, nullable=False),
@@ -59,7 +83,7 @@ workspaces = Table(
 clusters = Table(
     "clusters",
     metadata,
-    Column("name", KEY, primary_key=True),
+    Column("name", Key, primary_key=True),
     Column("engine", Text, nullable=False),
     Column("domain", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
@@ -68,12 +92,12 @@ clusters = Table(
 api_keys = Table(
     "api_keys",
     metadata,
-    Column("id", KEY, primary_key=True),
-    Column("digest", KEY, nullable=False),
+    Column("id", Key, primary_key=True),
+    Column("digest", Key, nullable=False),
     Column("name", Text, nullable=False),
     Column("masked", Text, nullable=False),
     Column("role", Text, nullable=False),
-    Column("workspace", KEY, nullable=False),
+    Column("workspace", Key, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False),
@@ -88,12 +112,12 @@ api_keys = Table(
 endpoints = Table(
     "endpoints",
     metadata,
-    Column("uid", KEY, primary_key=True),
-    Column("workspace", KEY, ForeignKey("workspaces.name"), nullable=False),
-    Column("name", KEY, nullable=False),
-    Column("cluster", KEY, nullable=False),
+    Column("uid", Key, primary_key=True),
+    Column("workspace", Key, ForeignKey("workspaces.name"), nullable=False),
+    Column("name", Key, nullable=False),
+    Column("cluster", Key, nullable=False),
     Column("namespace", Text, nullable=False),
-    Column("model_format", KEY, nullable=False),
+    Column("model_format", Key, nullable=False),
     Column("spec", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("generation", BigInteger, nullable=False),
@@ -109,7 +133,7 @@ endpoints = Table(
 endpoint_secrets = Table(
     "endpoint_secrets",
     metadata,
-    Column("endpoint_uid", KEY, ForeignKey("endpoints.uid", ondelete="CASCADE"), primary_key=True),
+    Column("endpoint_uid", Key, ForeignKey("endpoints.uid", ondelete="CASCADE"), primary_key=True),
     Column("secret", Text, nullable=False),
 )
 
@@ -121,9 +145,9 @@ events = Table(
     Column("kind", Text, nullable=False),
     Column("message", Text, nullable=False),
     Column("actor", Text, nullable=False),
-    Column("workspace", KEY, nullable=False),
-    Column("endpoint", KEY, nullable=False),
-    Column("endpoint_uid", KEY, nullable=False),
+    Column("workspace", Key, nullable=False),
+    Column("endpoint", Key, nullable=False),
+    Column("endpoint_uid", Key, nullable=False),
     Column("reason", Text, nullable=False),
     Column("data", Text, nullable=False),
     Index(None, "workspace", "endpoint", "seq"),
@@ -135,8 +159,8 @@ events = Table(
 answers = Table(
     "answers",
     metadata,
-    Column("key_id", KEY, primary_key=True),
-    Column("idempotency_key", KEY, primary_key=True),
+    Column("key_id", Key, primary_key=True),
+    Column("idempotency_key", Key, primary_key=True),
     Column("request_digest", Text, nullable=False),
     Column("answer", Text, nullable=False),
     Column("at", BigInteger, nullable=False),
@@ -146,6 +170,6 @@ answers = Table(
 installation_secrets = Table(
     "installation_secrets",
     metadata,
-    Column("name", KEY, primary_key=True),
+    Column("name", Key, primary_key=True),
     Column("value", LargeBinary, nullable=False),
 )

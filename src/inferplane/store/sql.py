@@ -3,8 +3,8 @@
 A `Tx` is one database transaction and belongs to one task. Whoever changes an endpoint says which version
 it read; if the row has moved on, StaleVersion tells it to read again. Changes are announced after the
 commit, never before: at once to subscribers in this process, and, for what other processes did, when the
-store next looks at the events (`POLL_INTERVAL_SECONDS`). An announcement is a hint that carries only the
-key. Never wait for the network inside a transaction: on SQLite everybody else waits too.
+store next looks at the events (`POLL_INTERVAL_SECONDS`); what another process wrote without an event
+(bare progress in a status) is not announced here. An announcement is a hint that carries only the key. Never wait for the network inside a transaction: on SQLite everybody else waits too.
 
 Errors are the domain's: NotFound, AlreadyExists, Conflict, StaleVersion, and Unavailable when the
 database itself does not answer.
@@ -531,9 +531,9 @@ class Tx:
         """Keep the answer to a request that may be repeated. Raises AlreadyExists when there is one."""
         statement = self._database.insert(answers).values(
             key_id=key_id,
-            idempotency_key=codec.clean(idempotency_key),
+            idempotency_key=idempotency_key,
             request_digest=request_digest,
-            answer=codec.clean(answer),
+            answer=answer,
             at=codec.to_micros(at),
         )
         if not await self._count(statement.on_conflict_do_nothing()):
@@ -548,7 +548,7 @@ class Tx:
         """(digest of the request, answer), or None."""
         row = await self._first(
             select(answers.c.request_digest, answers.c.answer).where(
-                answers.c.key_id == key_id, answers.c.idempotency_key == codec.clean(idempotency_key)
+                answers.c.key_id == key_id, answers.c.idempotency_key == idempotency_key
             )
         )
         return None if row is None else (row.request_digest, row.answer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, exc, inspect, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferplane.domain.errors import Unavailable
@@ -37,7 +37,14 @@ async def upgrade(database: Database) -> None:
                     reason="NewerSchema",
                     next_action="Use the newer version of Inferplane that wrote it, or restore an older backup.",
                 )
-            await connection.run_sync(_migrate)
+            try:
+                await connection.run_sync(_migrate)
+            except exc.DBAPIError as error:
+                raise Unavailable(
+                    f"the database could not be brought from schema {version or 'none'} to {HEAD}: {error.orig}",
+                    reason="UpgradeFailed",
+                    next_action="Nothing was changed. Use an empty database, or report this with the message.",
+                ) from error
 
 
 async def _version(connection: AsyncConnection) -> str:
