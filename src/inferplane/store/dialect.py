@@ -22,7 +22,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ POSTGRES_CONNECT_TIMEOUT_SECONDS = 10.0
 POSTGRES_COMMAND_TIMEOUT_SECONDS = 60.0
 POSTGRES_LOCK_TIMEOUT_MS = 15_000
 POSTGRES_IDLE_IN_TRANSACTION_MS = 30_000  # a stopped process must not hold the others up for longer
+POSTGRES_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 POOL_WAIT_SECONDS = 30.0
 
 # Names of advisory locks: arbitrary, but the same in every process that shares a database.
@@ -183,12 +184,14 @@ def _create_private_file(path: Path) -> None:
     An existing file is left alone: opening and closing it here would drop the locks that another
     connection of this process holds on it (POSIX locks belong to the process, not to the handle).
     """
+    if path.is_dir():
+        raise Unavailable(f"the database {path} is a directory")
+    if path.exists():
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        if path.is_dir():
-            raise Unavailable(f"the database {path} is a directory") from None
+        with suppress(FileExistsError):  # another process was quicker
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except OSError as error:
         raise Unavailable(f"cannot create the database {path}: {error.strerror}") from error
 
@@ -205,12 +208,18 @@ async def _use_write_ahead_log(engine: AsyncEngine) -> None:
                     # Past SQLAlchemy, which would begin a transaction first.
                     cursor = await raw.execute("PRAGMA journal_mode=WAL")
                     await cursor.close()
-        except Unavailable:
-            if asyncio.get_running_loop().time() >= deadline:
+        except Unavailable as error:
+            if not _is_busy(error) or asyncio.get_running_loop().time() >= deadline:
                 raise
             await asyncio.sleep(0.02)
         else:
             return
+
+
+def _is_busy(error: Unavailable) -> bool:
+    cause = error.__cause__
+    code = _sqlite_code(cause.orig if isinstance(cause, exc.DBAPIError) else cause)
+    return code & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}  # extended codes keep these 8 bits
 
 
 def _sqlite_pragmas(*, query_only: bool) -> tuple[str, ...]:
@@ -288,8 +297,8 @@ def _postgres_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
         match key:
             case "host" | "port":
                 kept[key] = value
-            case "sslmode" | "ssl":
-                arguments["ssl"] = text
+            case "sslmode":
+                arguments["ssl"] = _ssl_mode(text)
             case "application_name" | "search_path":
                 settings[key] = text
             case "connect_timeout":
@@ -301,6 +310,15 @@ def _postgres_arguments(url: URL) -> tuple[URL, dict[str, Any]]:
                     next_action="Known parameters: host, port, sslmode, application_name, search_path, connect_timeout.",
                 )
     return url.set(drivername="postgresql+asyncpg", query=kept), arguments
+
+
+def _ssl_mode(text: str) -> str:
+    if text not in POSTGRES_SSL_MODES:
+        raise Invalid(
+            f"sslmode in the database URL must be one of {', '.join(POSTGRES_SSL_MODES)}",
+            field="database_url",
+        )
+    return text
 
 
 def _seconds(name: str, text: str) -> float:
