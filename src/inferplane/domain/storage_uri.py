@@ -221,7 +221,8 @@ def _split(text: str, field: str) -> SplitResult:
             "the storage URI carries a user name or password",
             reason="CredentialsInUri",
             field=field,
-            next_action="Take them out of the URI and give them in modelSpec.secret, where they are never shown.",
+            next_action="Take them out of the URI and give them in modelSpec.secret, where they are never shown"
+            " (HTTP_USERNAME and HTTP_PASSWORD for http and https).",
         )
     return parts
 
