@@ -1,0 +1,399 @@
+"""One model server's life: status, socket, model, probe, requests, drain.
+
+`serve` may be called in a fresh interpreter or in a forked child: nothing happens when this module
+is imported, no thread is started before `serve`, and everything the process needs is in its
+`ServerConfig`. The port opens before the model is loaded, so that probes get an honest "not ready";
+the model is loaded in a thread of its own, and ready is only said after it has answered a request
+of its own making through the same path that callers use.
+
+SIGTERM and SIGINT: no new connections, new requests on old connections are refused as "not
+processed", accepted ones finish within `drain_seconds`, exit code 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from inferplane.modelserver.config import ServerConfig, host_port, parse_config, read_config, unix_path
+from inferplane.modelserver.errors import LoadError, LoadReason, ModelServerError, short
+from inferplane.modelserver.frameworks import load_model
+from inferplane.modelserver.status import Clock, ModelInfo, ServerState, StatusWriter, TensorInfo
+
+__all__ = ["EXIT_CANNOT_SERVE", "ServerConfig", "parse_config", "read_config", "serve"]
+
+log = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_CANNOT_SERVE = 3
+#: Idle connections are kept this long; the gateway closes its own sooner, so that it never sends a
+#: request into a connection that is being closed here.
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
+#: After the last answer, connections stay open this long for requests that are already on the wire,
+#: so that they are refused in words instead of by a reset.
+LINGER_SECONDS = 0.2
+#: How long closing connections may take to hand their last bytes to the kernel.
+FLUSH_SECONDS = 2.0
+DRAIN_POLL_SECONDS = 0.01
+#: Messages by which native libraries tell that an allocation failed.
+MEMORY_WORDS = (
+    "bad_alloc",
+    "bad allocation",
+    "cannot allocate memory",
+    "unable to allocate",
+    "out of memory",
+)
+
+
+def wall_clock() -> float:
+    """Unix seconds, for the status file."""
+    return time.time()  # noqa: TID251 - a program of its own, and this is its only clock
+
+
+def serve(config: ServerConfig, *, clock: Clock = wall_clock) -> int:
+    """Serve until a signal ends it. Returns the process's exit code: 0, or 3 when it cannot serve."""
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    status = StatusWriter(config.status_file, config.notify_socket, config.notify_key, clock)
+    status.write(ServerState.STARTING)
+    try:
+        listener = _listen(config)
+    except ModelServerError as error:
+        return _give_up(status, error)
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(config, status, listener))
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    model: Any
+    info: ModelInfo
+    seconds: float
+
+
+async def _run(config: ServerConfig, status: StatusWriter, listener: socket.socket) -> int:
+    import uvicorn
+
+    from inferplane.modelserver.app import App, Serving
+    from inferplane.modelserver.batcher import Batcher, BatchLimits, BatchStats
+
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    app = App(config)
+    server = _server(uvicorn, app)
+    await server.startup(sockets=[listener])
+    status.write(ServerState.LOADING)
+    log.info("loading %s model %s from %s", config.format, config.name, config.path)
+    loading = loop.create_future()
+    _in_thread(loop, loading, lambda: _load(config))
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+    info, load_seconds = ModelInfo(), 0.0
+    if loading.done() and not stop.is_set():
+        error = loading.exception()
+        if error is not None:
+            _close_listeners(server, config)
+            return _give_up(status, error)
+        loaded: _Loaded = loading.result()
+        info, load_seconds = loaded.info, loaded.seconds
+        limits = BatchLimits(config.max_batch_rows, config.queue_rows_max, config.max_batch_delay_ms / 1000)
+        batcher = Batcher(
+            loaded.model.predict,
+            limits,
+            batchable=loaded.model.signature.batchable,
+            stats=BatchStats(app.metrics.on_batch),
+        )
+        app.metrics.load_seconds = loaded.seconds
+        app.serving = Serving(loaded.model, batcher)
+        status.write(ServerState.READY, load_seconds=load_seconds, model=info)
+        log.info("ready after %.3f s", loaded.seconds)
+    await stopping
+    log.info("stopping: %d requests in flight", app.in_flight)
+    status.write(ServerState.DRAINING, load_seconds=load_seconds, model=info)
+    await _drain(app, server, config)
+    log.info("stopped")
+    return EXIT_OK
+
+
+def _server(uvicorn: Any, app: Any) -> Any:
+    """A uvicorn server whose start and end are ours: its own loop would poll ten times a second."""
+    uvicorn_config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        backlog=BACKLOG,
+    )
+    uvicorn_config.load()
+    server = uvicorn.Server(uvicorn_config)
+    server.lifespan = uvicorn_config.lifespan_class(uvicorn_config)
+    return server
+
+
+def _load(config: ServerConfig) -> _Loaded:
+    """Load the model and make it answer. Runs in a thread of its own. Raises LoadError."""
+    started = time.perf_counter()
+    if config.memory_bytes_max is not None:
+        limit_memory(config.memory_bytes_max)
+    try:
+        model = load_model(config.format, config.path, config.threads)
+        _limit_threads(config.threads)
+        example = _probe(model, config)
+    except LoadError as error:
+        if error.__cause__ is not None and _is_out_of_memory(error.__cause__):
+            raise _out_of_memory(config) from error
+        raise
+    except MemoryError as error:
+        raise _out_of_memory(config) from error
+    signature = model.signature
+    info = ModelInfo(
+        example=example,
+        inputs=tuple(TensorInfo(spec.name, str(spec.datatype), spec.shape) for spec in signature.inputs),
+        outputs=tuple(TensorInfo(spec.name, str(spec.datatype), spec.shape) for spec in signature.outputs),
+    )
+    return _Loaded(model, info, time.perf_counter() - started)
+
+
+def _probe(model: Any, config: ServerConfig) -> str:
+    """A V1 body that the model has just answered, or "" when its input cannot be guessed.
+
+    An error that no input explains (the model was never fitted, a library's internals changed since
+    it was saved) raises LoadError: such a model would fail on every request.
+    """
+    from inferplane.modelserver import v1
+    from inferplane.modelserver.app import INPUT_ERRORS
+    from inferplane.modelserver.batcher import compute_batch
+
+    why: Exception | None = None
+    for instances in model.examples():
+        body = msgspec.json.encode({"instances": instances}, enc_hook=v1.encode_numpy)
+        try:
+            work = v1.parse(body, model.signature, probabilities=config.wants_probabilities)
+            answer = compute_batch(model.predict, [work])[0]
+            if isinstance(answer, Exception):
+                raise answer
+            v1.render(answer, work)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - judged below, when no other example answers either
+            why = error
+            continue
+        return body.decode()
+    assert why is not None, "every model offers at least one example"
+    unfitted = type(why).__name__ == "NotFittedError"
+    broken = isinstance(why, AttributeError) or not isinstance(why, (*INPUT_ERRORS, ModelServerError))
+    if unfitted or broken:
+        told = "it was saved before it was fitted" if unfitted else f"{type(why).__name__}: {short(why)}"
+        raise LoadError(
+            LoadReason.MODEL_LOAD_FAILED, f"the model was loaded, but it cannot predict: {told}"
+        ) from why
+    log.warning("no example input could be guessed for this model (%s); ready without a probe", short(why))
+    return ""
+
+
+async def _drain(app: Any, server: Any, config: ServerConfig) -> None:
+    """Refuse what is new, finish what was accepted, then close what is left."""
+    app.draining = True
+    _close_listeners(server, config)
+    clock = asyncio.get_running_loop().time
+    await _until(lambda: app.in_flight == 0, clock() + config.drain_seconds)
+    await asyncio.sleep(LINGER_SECONDS)
+    await _until(lambda: app.in_flight == 0, clock() + FLUSH_SECONDS)
+    for connection in list(server.server_state.connections):
+        connection.shutdown()
+    await _until(lambda: not server.server_state.connections, clock() + FLUSH_SECONDS)
+    if app.in_flight:
+        log.warning(
+            "%d requests did not finish within %.0f s and are cut off", app.in_flight, config.drain_seconds
+        )
+
+
+async def _until(done: Callable[[], bool], deadline: float) -> None:
+    clock = asyncio.get_running_loop().time
+    while not done() and clock() < deadline:
+        await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+
+def _close_listeners(server: Any, config: ServerConfig) -> None:
+    for listener in server.servers:
+        listener.close()
+    path = unix_path(config)
+    if path is not None:
+        Path(path).unlink(missing_ok=True)
+
+
+def _give_up(status: StatusWriter, error: BaseException) -> int:
+    """Say why this server cannot serve, in the status file and (with the trace) in the log."""
+    traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, LoadError):
+        reason, message = error.reason, error.message
+    elif isinstance(error, ModelServerError):
+        reason, message = LoadReason.MODEL_LOAD_FAILED, error.message
+    else:
+        reason, message = LoadReason.MODEL_LOAD_FAILED, f"{type(error).__name__}: {short(error)}"
+    log.error("cannot serve: %s: %s", reason, message)
+    status.write(ServerState.FAILED, reason=reason, message=message)
+    return EXIT_CANNOT_SERVE
+
+
+def _in_thread(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[_Loaded], work: Callable[[], _Loaded]
+) -> None:
+    """Run `work` in a daemon thread: a load that hangs must not keep a stopping process alive."""
+
+    def body() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to whoever waits
+            outcome, value = future.set_exception, error
+            _tell(loop, lambda: None if future.done() else outcome(value))
+        else:
+            _tell(loop, lambda: None if future.done() else future.set_result(result))
+
+    threading.Thread(target=body, name="load", daemon=True).start()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(callback)
+
+
+# The socket.
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    """A listening socket at the configured address. Raises LoadError(PORT_UNAVAILABLE)."""
+    path = unix_path(config)
+    try:
+        return _listen_unix(path) if path is not None else _listen_tcp(*host_port(config))
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise LoadError(
+            LoadReason.PORT_UNAVAILABLE, f"the address {config.address} cannot be opened: {why}"
+        ) from error
+
+
+def _listen_tcp(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def _listen_unix(path: str) -> socket.socket:
+    _remove_stale(Path(path))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # The mode is set between bind and listen: until then nobody can connect.
+        listener.bind(path)
+        Path(path).chmod(stat.S_IRUSR | stat.S_IWUSR)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket file that nobody listens on. Raises OSError(EADDRINUSE) when somebody does."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise OSError(errno.EEXIST, "a file that is no socket is in the way")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(1.0)
+        try:
+            client.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+    raise OSError(errno.EADDRINUSE, "another server listens there")
+
+
+# Limits.
+
+
+def limit_memory(extra_bytes: int) -> None:
+    """Let the process allocate `extra_bytes` beyond what it holds now; more raises MemoryError.
+
+    The limit is on private writable memory (RLIMIT_DATA), which is what a model's weights and
+    batches take; address space as such is not limited, because libraries reserve it freely.
+    """
+    held = _private_bytes()
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = held + extra_bytes
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
+def _private_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _limit_threads(threads: int) -> None:
+    """Size the pools of libraries that were loaded before the environment could say so (forked servers)."""
+    try:
+        import threadpoolctl
+    except ImportError:
+        return  # comes with scikit-learn; without it the environment has to do
+    threadpoolctl.threadpool_limits(limits=threads)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in MEMORY_WORDS)
+
+
+def _out_of_memory(config: ServerConfig) -> LoadError:
+    if config.memory_bytes_max is None:
+        return LoadError(LoadReason.OUT_OF_MEMORY, "there was not enough memory to load the model")
+    return LoadError(
+        LoadReason.OUT_OF_MEMORY,
+        f"loading the model took more than the memory limit of {config.memory_bytes_max // 2**20} MiB",
+    )
