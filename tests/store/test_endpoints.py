@@ -220,6 +220,18 @@ async def test_a_transaction_is_all_or_nothing(store: Store, make: Any) -> None:
         assert await tx.list_events() == []
 
 
+async def test_an_error_of_the_block_is_not_taken_for_the_databases(store: Store, make: Any) -> None:
+    for error in (FileNotFoundError("mine"), TimeoutError("mine")):
+        with pytest.raises(type(error), match="mine"):  # noqa: PT012 - the block is what fails
+            async with store.transaction() as tx:
+                await tx.add_workspace(make.workspace())
+                raise error
+        with pytest.raises(type(error), match="mine"):  # noqa: PT012 - the block is what fails
+            async with store.read() as tx:
+                assert await tx.list_workspaces() == []
+                raise error
+
+
 async def test_a_cancelled_writer_leaves_nothing_and_blocks_nobody(store: Store, make: Any) -> None:
     inside = asyncio.Event()
 

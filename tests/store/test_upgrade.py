@@ -105,7 +105,7 @@ async def test_the_file_is_its_owners_alone(tmp_path: Path, make: Any) -> None:
     assert modes == {"i.db": 0o600, "i.db-wal": 0o600, "i.db-shm": 0o600}
 
 
-async def test_a_database_in_memory_works_for_tests(make: Any) -> None:
+async def test_a_database_without_a_name_goes_when_it_is_closed(make: Any) -> None:
     store = await Store.open("sqlite://")
 
     async def add(number: int) -> None:
@@ -118,6 +118,10 @@ async def test_a_database_in_memory_works_for_tests(make: Any) -> None:
     async with store.read() as tx:
         assert len(await tx.list_workspaces()) == 5
     await store.close()
+    again = await Store.open("sqlite://")
+    async with again.read() as tx:
+        assert await tx.list_workspaces() == []
+    await again.close()
 
 
 def _type_differs(_context: object, _found: object, _wanted: object, found: Any, wanted: Any) -> bool | None:

@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import StaticPool
 
 from inferplane.domain.errors import (
     AlreadyExists,
@@ -69,15 +70,15 @@ _UNIQUE, _FOREIGN_KEY = "23505", "23503"
 class Database:
     """An opened database: where to read, where to write, and how many may write at once.
 
-    `write_lock` is None where the database itself lets writers in side by side. With `shared` (SQLite
-    in memory) there is a single connection, so reading takes the same lock.
+    `one_writer` is None where the database itself lets writers in side by side. `throwaway` is a folder
+    that goes with the database.
     """
 
     name: str
     writer: AsyncEngine
     reader: AsyncEngine
-    write_lock: asyncio.Lock | None = None
-    shared: bool = False
+    one_writer: asyncio.Lock | None = None
+    throwaway: Path | None = None
 
     @property
     def is_sqlite(self) -> bool:
@@ -98,6 +99,10 @@ class Database:
         if not self.is_sqlite:
             await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_EVENTS})")
 
+    def write_turn(self) -> AbstractAsyncContextManager[object]:
+        """Wait for one's turn to write, within this process."""
+        return nullcontext() if self.one_writer is None else self.one_writer
+
     @asynccontextmanager
     async def begin_write(self, *, durable: bool) -> AsyncIterator[AsyncConnection]:
         """A connection within a write transaction, committed at the end."""
@@ -114,6 +119,8 @@ class Database:
         await self.writer.dispose()
         if self.reader is not self.writer:
             await self.reader.dispose()
+        if self.throwaway is not None:
+            shutil.rmtree(self.throwaway, ignore_errors=True)
 
 
 async def connect(url: str) -> Database:
@@ -145,16 +152,15 @@ async def _connect_sqlite(url: URL) -> Database:
             f"this Python has SQLite {sqlite3.sqlite_version}; at least {wanted} is needed",
             next_action="Use a newer Python, or PostgreSQL.",
         )
-    path = url.database
+    throwaway = None
+    if not url.database or url.database == ":memory:":
+        # A file that goes, rather than memory: tests then run what users run.
+        throwaway = Path(tempfile.mkdtemp(prefix="inferplane-store-"))
+        url = url.set(database=str(throwaway / "inferplane.db"))
     url = url.set(drivername="sqlite+aiosqlite")
     # Without an isolation level the driver leaves BEGIN to us.
     arguments: dict[str, Any] = {"timeout": SQLITE_LOCK_WAIT_SECONDS, "isolation_level": None}
-    if not path or path == ":memory:":
-        engine = create_async_engine(url, connect_args=arguments, poolclass=StaticPool)
-        _on_connect(engine, _sqlite_pragmas(query_only=False))
-        _on_begin(engine, "BEGIN IMMEDIATE")
-        return Database("sqlite", engine, engine, asyncio.Lock(), shared=True)
-    _create_private_file(Path(path))
+    _create_private_file(Path(str(url.database)))
     writer = create_async_engine(
         url, connect_args=arguments, pool_size=1, max_overflow=0, pool_timeout=POOL_WAIT_SECONDS
     )
@@ -169,7 +175,7 @@ async def _connect_sqlite(url: URL) -> Database:
     )
     _on_connect(reader, _sqlite_pragmas(query_only=True))
     _on_begin(reader, "BEGIN")
-    database = Database("sqlite", writer, reader, asyncio.Lock())
+    database = Database("sqlite", writer, reader, asyncio.Lock(), throwaway)
     try:
         await _use_write_ahead_log(writer)
     except BaseException:

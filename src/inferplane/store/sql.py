@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -78,7 +78,8 @@ class Store:
     async def open(cls, url: str) -> Store:
         """Connect, bring the schema up to date, begin to look for other processes' changes.
 
-        `url` is sqlite:///path or postgresql://…; `sqlite://` alone is a database in memory, for tests.
+        `url` is sqlite:///path or postgresql://…; `sqlite://` alone is a database that goes
+        when it is closed, for tests.
         Raises Invalid for a URL that means nothing, Unavailable when the database does not answer.
         """
         store = cls(await connect(url))
@@ -111,20 +112,15 @@ class Store:
 
     @asynccontextmanager
     async def _transaction(self, durable: bool) -> AsyncIterator[Tx]:
-        database = self._database
-        if database.write_lock is None:
-            async with self._begin_write(durable) as tx:
-                yield tx
-        else:
-            async with database.write_lock, self._begin_write(durable) as tx:
-                yield tx
+        # Only what the database does is translated: an OSError of the caller's own block stays his.
+        async with self._database.write_turn(), AsyncExitStack() as stack:
+            with translated():
+                connection = await stack.enter_async_context(self._database.begin_write(durable=durable))
+            tx = Tx(self._database, connection)
+            yield tx
+            with translated():
+                await stack.aclose()
         self._announce(tx)
-
-    @asynccontextmanager
-    async def _begin_write(self, durable: bool) -> AsyncIterator[Tx]:
-        with translated():
-            async with self._database.begin_write(durable=durable) as connection:
-                yield Tx(self._database, connection)
 
     def read(self) -> AbstractAsyncContextManager[Tx]:
         """One transaction that only reads. On SQLite everything read in it is of one moment."""
@@ -132,19 +128,12 @@ class Store:
 
     @asynccontextmanager
     async def _read(self) -> AsyncIterator[Tx]:
-        database = self._database
-        if database.shared and database.write_lock is not None:
-            async with database.write_lock, self._begin_read() as tx:
-                yield tx
-        else:
-            async with self._begin_read() as tx:
-                yield tx
-
-    @asynccontextmanager
-    async def _begin_read(self) -> AsyncIterator[Tx]:
-        with translated():
-            async with self._database.reader.connect() as connection:
-                yield Tx(self._database, connection)
+        async with AsyncExitStack() as stack:
+            with translated():
+                connection = await stack.enter_async_context(self._database.reader.connect())
+            yield Tx(self._database, connection)
+            with translated():
+                await stack.aclose()
 
     def subscribe(self, callback: Callable[[Change], None]) -> Callable[[], None]:
         """Call `callback` after each committed change of an endpoint; returns how to stop.
