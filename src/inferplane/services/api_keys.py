@@ -98,6 +98,16 @@ async def identify(platform: Platform, secrets: Secrets, token: str) -> ApiKey:
     return _alive(found, now)
 
 
+async def is_alive(platform: Platform, key_id: str) -> bool:
+    """Whether the key still exists and has not expired."""
+    async with platform.store.read() as tx:
+        try:
+            key = await tx.get_api_key(key_id)
+        except NotFound:
+            return False
+    return key.expires_at > platform.clock()
+
+
 def caller_of(key: ApiKey) -> Caller:
     """The key's bearer."""
     return Caller(key.id, key.name, key.role, key.workspace)

@@ -1,0 +1,109 @@
+"""Bodies as sent → drafts as services want them. Spellings end here; meaning begins behind."""
+
+from __future__ import annotations
+
+from inferplane.domain.errors import Invalid
+from inferplane.services.api_keys import KeyDraft
+from inferplane.services.endpoint_drafts import EndpointDraft, GpuDraft, ModelDraft
+from inferplane.services.workspaces import WorkspaceDraft
+from inferplane.wire.access import CreateApiKey
+from inferplane.wire.endpoints import (
+    AutoscalingBody,
+    CreateEndpoint,
+    EndpointRef,
+    GpuSpecBody,
+    LimitsBody,
+    ModelResources,
+    ModelSpecBody,
+)
+from inferplane.wire.workspaces import UpdateWorkspace, WriteWorkspace
+
+NO_GPU_WORDS = frozenset({"", "none", "null"})
+
+
+def key_draft(body: CreateApiKey) -> KeyDraft:
+    """What a key is asked to be."""
+    return KeyDraft(
+        name=body.name,
+        role=body.role,
+        validity=body.validity,
+        workspace=body.workspace_name or "",
+        user_name=body.user_name or "",
+        description=body.description or "",
+    )
+
+
+def workspace_draft(body: WriteWorkspace | UpdateWorkspace) -> WorkspaceDraft:
+    """What a workspace is asked to be."""
+    return WorkspaceDraft(
+        name=body.workspace_name,
+        clusters=None if body.clusters is None else tuple(body.clusters),
+        namespaces=None if body.namespaces is None else tuple(body.namespaces),
+        username=body.username,
+        email=body.email,
+    )
+
+
+def endpoint_draft(body: CreateEndpoint) -> EndpointDraft:
+    """What an endpoint is asked to be. Raises Invalid for a gpuSpec that is a word other than None."""
+    model = body.model_spec
+    scaling = body.autoscaling or AutoscalingBody()
+    limits = body.limits or LimitsBody()
+    size, timeout = limits.max_request_bytes, limits.timeout_seconds
+    if model is not None:  # also accepted beside the model
+        size = model.max_request_bytes if size is None else size
+        timeout = model.timeout_seconds if timeout is None else timeout
+    return EndpointDraft(
+        workspace=body.workspace,
+        name=body.endpoint_name,
+        cluster=body.cluster_name or "",
+        cluster_precedence=tuple(body.cluster_precedence or ()),
+        model=None if model is None else _model(model),
+        manifest_text=body.raw_model_spec,
+        gpu=_gpu(body.gpu_spec),
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        scale_to_zero_after=scaling.scale_to_zero_after,
+        max_request_bytes=size,
+        timeout_seconds=timeout,
+    )
+
+
+def place_of(body: EndpointRef) -> tuple[str, str, str]:
+    """(workspace, endpoint, cluster) of a delete, stop or start. Raises Invalid without a name."""
+    name = body.endpoint or body.endpoint_name or ""
+    if not name:
+        raise Invalid("endpoint is needed", reason="Missing", field="endpoint")
+    return body.workspace, name, body.cluster or body.cluster_name or ""
+
+
+def _model(body: ModelSpecBody) -> ModelDraft:
+    resources = body.resources or ModelResources()
+    return ModelDraft(
+        format=body.model_name,
+        storage_uri=body.storage_uri,
+        format_version=body.model_version,
+        runtime=body.runtime,
+        protocol_version=body.protocol_version,
+        args=tuple(body.args or ()),
+        env=body.env or {},
+        secret=body.secret or {},
+        cpu=resources.cpu,
+        memory=resources.memory,
+        digest=body.digest,
+        start_timeout_seconds=body.start_timeout_seconds,
+    )
+
+
+def _gpu(body: GpuSpecBody | str | None) -> GpuDraft | None:
+    """None for CPU: absent, null, the word None, or an object that asks for nothing."""
+    if body is None or (isinstance(body, str) and body.strip().lower() in NO_GPU_WORDS):
+        return None
+    if isinstance(body, str):
+        raise Invalid(
+            f"gpuSpec is an object or the word None, not “{body[:40]}”",
+            reason="WrongType",
+            field="gpuSpec",
+            next_action="Leave it out to run on CPU.",
+        )
+    return None if body == GpuSpecBody() else GpuDraft(body.gpu_shape or "")

@@ -1,0 +1,508 @@
+"""Domain values → what callers see. Pure; nothing secret passes.
+
+Everything that came from outside and may quote a storage URI (messages of a download, of a crash)
+goes through `redacted` once more here, at the last door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from inferplane.domain.access import ApiKey
+from inferplane.domain.artifact import ArtifactPhase, ArtifactState
+from inferplane.domain.endpoint import (
+    Exit,
+    InferenceEndpoint,
+    Milestone,
+    PublicState,
+    PublicStatus,
+    Replica,
+    ReplicaState,
+    public_state,
+)
+from inferplane.domain.events import Event
+from inferplane.domain.reasons import ReasonCode, reason_of
+from inferplane.domain.storage_uri import redacted
+from inferplane.domain.workspace import Cluster, Workspace
+from inferplane.services.context import GatewayAddress
+from inferplane.services.endpoints import Finding
+from inferplane.wire.access import ApiKeyItem
+from inferplane.wire.endpoints import (
+    AutoscalingItem,
+    CheckItem,
+    ConditionItem,
+    DnsRecord,
+    DownloadItem,
+    EndpointDescription,
+    EndpointItem,
+    EventItem,
+    EvidenceItem,
+    ExitItem,
+    Explanation,
+    LimitsItem,
+    MilestoneItem,
+    ModelItem,
+    ReplicaCount,
+    ReplicaItem,
+)
+from inferplane.wire.workspaces import ClusterItem, NamespaceItem, WorkspaceItem
+
+READY = "Ready"
+PLACEHOLDER_BODY = '{"instances": []}'
+EXAMPLE_CHARACTERS_MAX = 32 * 1024
+"""A longer example would not fit a command line."""
+
+NOTE_PLACEHOLDER = (
+    "The body is a placeholder: replace instances with rows for this model."
+    " A real example appears here once the model has been loaded, where its input is known."
+)
+NOTE_NOT_YET = "The endpoint does not answer yet; the command works once its status is Running."
+
+_WAITING = frozenset(
+    {
+        PublicStatus.PENDING,
+        PublicStatus.QUEUED,
+        PublicStatus.PROVISIONING,
+        PublicStatus.DOWNLOADING,
+        PublicStatus.LOADING,
+        PublicStatus.UPDATING,
+        PublicStatus.TERMINATING,
+    }
+)
+
+
+# Endpoints
+
+
+def endpoint_item(endpoint: InferenceEndpoint, gateway: GatewayAddress) -> EndpointItem:
+    """One line of a list."""
+    state = public_state(endpoint)
+    return EndpointItem(
+        endpoint_name=endpoint.name,
+        model_name=endpoint.spec.model.format,
+        status=state.status.value,
+        endpoint=_url(endpoint, state, gateway),
+        cluster_name=endpoint.cluster,
+        namespace=endpoint.namespace,
+        auto_scaling_status=_auto_scaling(state),
+        workspace=endpoint.workspace,
+        uid=endpoint.uid,
+        reason=_reason(state),
+        message=redacted(state.message),
+        path_endpoint=_path_url(endpoint, gateway),
+        replica_count=_count(endpoint),
+        created_at=endpoint.created_at,
+        since=endpoint.status.since or endpoint.created_at,
+    )
+
+
+def endpoint_description(
+    endpoint: InferenceEndpoint, secret_keys: list[str], gateway: GatewayAddress
+) -> EndpointDescription:
+    """Everything about one endpoint."""
+    state = public_state(endpoint)
+    spec, status = endpoint.spec, endpoint.status
+    host = gateway.host_of(endpoint.workspace, endpoint.name)
+    return EndpointDescription(
+        endpoint_name=endpoint.name,
+        model_name=spec.model.format,
+        status=state.status.value,
+        endpoint=_url(endpoint, state, gateway),
+        cluster_name=endpoint.cluster,
+        namespace=endpoint.namespace,
+        predict_status=state.predict,
+        ingress_status=state.ingress,
+        auto_scaling_status=_auto_scaling(state),
+        try_command=try_command(endpoint, gateway, by_path=False),
+        dns_records=(DnsRecord(host, _record_type(gateway.advertised_host), gateway.advertised_host),),
+        gpu_requests=(),
+        workspace=endpoint.workspace,
+        uid=endpoint.uid,
+        reason=_reason(state),
+        message=redacted(state.message),
+        next_action=state.next_action,
+        next_retry_at=state.next_retry_at,
+        evidence=evidence(endpoint, state),
+        conditions=conditions(endpoint, state),
+        replicas=tuple(_replica(each, endpoint) for each in status.replicas),
+        replica_count=_count(endpoint),
+        revisions=_revisions(endpoint),
+        traffic=_traffic(endpoint),
+        path_endpoint=_path_url(endpoint, gateway),
+        try_path_command=try_command(endpoint, gateway, by_path=True),
+        try_note=_note(endpoint, state),
+        protocols=status.model.protocols if status.model is not None else (),
+        model=_model(endpoint, secret_keys),
+        limits=LimitsItem(
+            max_request_bytes=spec.limits.max_request_bytes,
+            timeout_seconds=spec.limits.timeout_seconds,
+            start_timeout_seconds=spec.model.start_timeout_seconds,
+        ),
+        autoscaling=AutoscalingItem(spec.scaling.min_replicas, spec.scaling.max_replicas),
+        download=_download(status.artifact),
+        generation=endpoint.generation,
+        observed_generation=status.observed_generation,
+        stopped=spec.stopped,
+        created_at=endpoint.created_at,
+        created_by=endpoint.created_by,
+        since=status.since or endpoint.created_at,
+        timeline=timeline(endpoint),
+    )
+
+
+def explanation(endpoint: InferenceEndpoint) -> Explanation:
+    """What it is waiting for or why it failed, with proof, and what to do."""
+    state = public_state(endpoint)
+    meaning = (
+        reason_of(state.reason).meaning if state.reason is not None else "The endpoint answers requests."
+    )
+    return Explanation(
+        endpoint_name=endpoint.name,
+        status=state.status.value,
+        reason=_reason(state),
+        meaning=meaning,
+        message=redacted(state.message),
+        evidence=evidence(endpoint, state),
+        next_action=state.next_action or "Nothing to do.",
+        next_retry_at=state.next_retry_at,
+        waiting_for=_waiting_for(state),
+        timeline=timeline(endpoint),
+    )
+
+
+def try_command(endpoint: InferenceEndpoint, gateway: GatewayAddress, *, by_path: bool) -> tuple[str, ...]:
+    """Lines that, joined with newlines, are a command to paste into a shell.
+
+    By host as documented, or by path, where no Host header is needed.
+    """
+    body = _shell_quoted(_example(endpoint) or PLACEHOLDER_BODY)
+    host = gateway.host_of(endpoint.workspace, endpoint.name)
+    if by_path:
+        lines = ["curl -v \\"]
+        url = _path_url(endpoint, gateway)
+    else:
+        lines = ["curl -v \\", f'-H "Host: {host}" \\']
+        url = f"{gateway.address_url()}{_predict_path(endpoint)}"
+    return (*lines, '-H "Content-Type: application/json" \\', f'"{url}" \\', f"-d {body}")
+
+
+def conditions(endpoint: InferenceEndpoint, state: PublicState) -> tuple[ConditionItem, ...]:
+    """The endpoint's state as conditions, in the order in which they come true."""
+    status = endpoint.status
+    since = status.since or endpoint.created_at
+    observed = status.observed_generation >= endpoint.generation
+    artifact = status.artifact
+    loaded = status.milestone(Milestone.LOADED) or since
+    ready = status.milestone(Milestone.READY) or since
+    return (
+        _condition("Accepted", True, "", "", endpoint.created_at),
+        _condition("Observed", observed, state, "the controller has not seen the newest change yet", since),
+        _condition(
+            "ModelAvailable",
+            artifact.phase is ArtifactPhase.PRESENT,
+            _artifact_reason(artifact),
+            redacted(artifact.message),
+            artifact.finished_at or artifact.started_at or since,
+        ),
+        _condition("PredictReady", state.predict == READY, state.predict, redacted(state.message), loaded),
+        _condition("IngressReady", state.ingress == READY, state.ingress, redacted(state.message), ready),
+        _condition("Ready", state.status is PublicStatus.RUNNING, state, redacted(state.message), since),
+    )
+
+
+def evidence(endpoint: InferenceEndpoint, state: PublicState) -> EvidenceItem:
+    """What proves the reason."""
+    status = endpoint.status
+    ended = state.exit
+    return EvidenceItem(
+        exit_code=ended.exit_code if ended is not None else None,
+        signal=ended.signal if ended is not None else "",
+        log_tail=ended.log_tail if ended is not None else (),
+        at=ended.at if ended is not None else None,
+        storage_uri=redacted(endpoint.spec.model.storage_uri),
+        download=_download(status.artifact),
+        restarts=sum(record.failures for record in status.restarts),
+        left=status.left,
+        stopped_by=endpoint.spec.stopped_by,
+    )
+
+
+def timeline(endpoint: InferenceEndpoint) -> tuple[MilestoneItem, ...]:
+    """The points reached, in order, each with the time since the one before and since the first."""
+    reached = dict(endpoint.status.milestones)
+    reached.setdefault(Milestone.ACCEPTED, endpoint.created_at)
+    items: list[MilestoneItem] = []
+    first = previous = reached[Milestone.ACCEPTED]
+    for name in Milestone:
+        at = reached.get(name)
+        if at is not None:
+            items.append(MilestoneItem(name.value, at, _millis(previous, at), _millis(first, at)))
+            previous = max(previous, at)  # a model that was here already was downloaded before
+    return tuple(items)
+
+
+def check_item(finding: Finding) -> CheckItem:
+    """One check of a pre-flight."""
+    return CheckItem(finding.check, finding.ok, finding.reason, finding.message, finding.next_action)
+
+
+def event_item(event: Event) -> EventItem:
+    """One event."""
+    return EventItem(
+        seq=event.seq,
+        at=event.at,
+        kind=event.kind,
+        message=redacted(event.message),
+        actor=event.actor,
+        workspace=event.workspace,
+        endpoint=event.endpoint,
+        reason=event.reason.value if event.reason is not None else "",
+        data=_redacted_values(dict(event.data)),
+    )
+
+
+def _redacted_values(value: Any) -> Any:
+    """JSON values with every text in them redacted."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {key: _redacted_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted_values(item) for item in value]
+    return value
+
+
+def _url(endpoint: InferenceEndpoint, state: PublicState, gateway: GatewayAddress) -> str:
+    """ "" until requests get through."""
+    if state.ingress != READY:
+        return ""
+    return gateway.url_of(endpoint.workspace, endpoint.name) + _predict_path(endpoint)
+
+
+def _path_url(endpoint: InferenceEndpoint, gateway: GatewayAddress) -> str:
+    return gateway.path_url_of(endpoint.workspace, endpoint.name) + _predict_path(endpoint)
+
+
+def _predict_path(endpoint: InferenceEndpoint) -> str:
+    """The model answers to the endpoint's name, whatever its manifest calls it."""
+    return f"/v1/models/{endpoint.name}:predict"
+
+
+def _example(endpoint: InferenceEndpoint) -> str:
+    """A body that the model answers, on one line, or ""."""
+    model = endpoint.status.model
+    text = model.example if model is not None else ""
+    if not text or len(text) > EXAMPLE_CHARACTERS_MAX:
+        return ""
+    return " ".join(text.split("\n")).replace("\r", " ").strip()
+
+
+def _shell_quoted(text: str) -> str:
+    """In single quotes, in which a shell leaves everything alone but the quote itself."""
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _note(endpoint: InferenceEndpoint, state: PublicState) -> str:
+    notes = []
+    if state.ingress != READY:
+        notes.append(NOTE_NOT_YET)
+    if not _example(endpoint):
+        notes.append(NOTE_PLACEHOLDER)
+    return " ".join(notes)
+
+
+def _record_type(address: str) -> str:
+    if ":" in address:
+        return "AAAA"
+    return "A" if all(part.isdigit() for part in address.split(".")) else "CNAME"
+
+
+def _reason(state: PublicState) -> str:
+    return state.reason.value if state.reason is not None else ""
+
+
+def _auto_scaling(state: PublicState) -> str:
+    """In one word: Ready, or why the number of replicas is not the one wished for."""
+    return READY if state.reason is None else state.reason.value
+
+
+def _count(endpoint: InferenceEndpoint) -> ReplicaCount:
+    return ReplicaCount(len(_answering(endpoint)), endpoint.desired_replicas)
+
+
+def _answering(endpoint: InferenceEndpoint) -> list[Replica]:
+    status = endpoint.status
+    return [
+        each for each in status.replicas if each.state is ReplicaState.READY and each.id.name in status.routed
+    ]
+
+
+def _artifact_reason(artifact: ArtifactState) -> str:
+    if artifact.reason is not None:
+        return artifact.reason.value
+    fetching = artifact.phase is ArtifactPhase.FETCHING
+    return (ReasonCode.DOWNLOADING if fetching else ReasonCode.ACCEPTED).value
+
+
+def _condition(
+    type_: str, true: bool, reason: PublicState | str, message: str, at: datetime
+) -> ConditionItem:
+    word = reason if isinstance(reason, str) else _reason(reason)
+    return ConditionItem(
+        type=type_,
+        status="True" if true else "False",
+        reason="" if true else word,
+        message="" if true else message,
+        last_transition_time=at,
+    )
+
+
+def _replica(replica: Replica, endpoint: InferenceEndpoint) -> ReplicaItem:
+    record = next((each for each in endpoint.status.restarts if each.replica == replica.id.name), None)
+    return ReplicaItem(
+        name=replica.id.name,
+        state=replica.state.value,
+        revision=replica.id.revision,
+        pid=replica.pid,
+        routed=replica.id.name in endpoint.status.routed,
+        started_at=replica.started_at,
+        ready_at=replica.ready_at,
+        restarts=record.failures if record is not None else 0,
+        next_start_at=record.next_start_at if record is not None else None,
+        exit=_exit(replica.exit) if replica.exit is not None else None,
+    )
+
+
+def _exit(ended: Exit) -> ExitItem:
+    return ExitItem(
+        at=ended.at,
+        exit_code=ended.exit_code,
+        signal=ended.signal,
+        reason=ended.reason.value,
+        message=redacted(ended.message),
+        log_tail=ended.log_tail,
+    )
+
+
+def _revisions(endpoint: InferenceEndpoint) -> tuple[dict[str, Any], ...]:
+    """The revisions that have servers, and the wished one; newest first."""
+    numbers = {endpoint.spec.revision, *(each.id.revision for each in endpoint.status.replicas)}
+    answering = _answering(endpoint)
+    return tuple(
+        {
+            "revision": number,
+            "wanted": number == endpoint.spec.revision,
+            "readyReplicas": sum(1 for each in answering if each.id.revision == number),
+        }
+        for number in sorted(numbers, reverse=True)
+    )
+
+
+def _traffic(endpoint: InferenceEndpoint) -> tuple[dict[str, Any], ...]:
+    """Percent of the requests that each revision gets: by its share of the routed replicas."""
+    answering = _answering(endpoint)
+    revisions = sorted({each.id.revision for each in answering}, reverse=True)
+    return tuple(
+        {
+            "revision": number,
+            "percent": round(
+                100 * sum(1 for each in answering if each.id.revision == number) / len(answering)
+            ),
+        }
+        for number in revisions
+    )
+
+
+def _model(endpoint: InferenceEndpoint, secret_keys: list[str]) -> ModelItem:
+    model, info = endpoint.spec.model, endpoint.status.model
+    return ModelItem(
+        format=model.format,
+        format_version=model.format_version,
+        storage_uri=redacted(model.storage_uri),
+        digest=model.digest or endpoint.status.artifact.digest,
+        runtime=model.runtime,
+        args=model.args,
+        alias=model.alias,
+        cpu_millis=model.resources.cpu_millis,
+        memory_bytes=model.resources.memory_bytes,
+        secret_keys=tuple(secret_keys),
+        example=info.example if info is not None else "",
+        inputs=tuple(dict(each) for each in info.inputs) if info is not None else (),
+        outputs=tuple(dict(each) for each in info.outputs) if info is not None else (),
+    )
+
+
+def _download(artifact: ArtifactState) -> DownloadItem | None:
+    if artifact == ArtifactState():
+        return None
+    return DownloadItem(
+        phase=artifact.phase.value,
+        uri=redacted(artifact.uri),
+        received_bytes=artifact.received_bytes,
+        total_bytes=artifact.total_bytes,
+        resumed_from_bytes=artifact.resumed_from_bytes,
+        rate_bytes_per_second=artifact.rate_bytes_per_second,
+        eta_seconds=artifact.eta_seconds,
+        digest=artifact.digest,
+        started_at=artifact.started_at,
+        finished_at=artifact.finished_at,
+        attempts=artifact.attempts,
+        next_attempt_at=artifact.next_attempt_at,
+    )
+
+
+def _waiting_for(state: PublicState) -> str:
+    if state.status in _WAITING:
+        return redacted(state.message)
+    if state.next_retry_at is not None:
+        return f"the next try at {state.next_retry_at.isoformat()}"
+    return ""
+
+
+def _millis(start: datetime, end: datetime) -> int:
+    return max(0, round((end - start).total_seconds() * 1000))
+
+
+# Keys, workspaces, clusters
+
+
+def api_key_item(key: ApiKey) -> ApiKeyItem:
+    """A key without its value."""
+    return ApiKeyItem(
+        id=key.id,
+        api_key=key.masked,
+        name=key.name,
+        role=key.role.value,
+        workspace_name=key.workspace,
+        user_name=key.user_name,
+        description=key.description,
+        validity=key.validity,
+        created_at=key.created_at,
+        expires_at=key.expires_at,
+        last_used_at=key.last_used_at,
+    )
+
+
+def workspace_item(workspace: Workspace) -> WorkspaceItem:
+    """A workspace as listed."""
+    return WorkspaceItem(
+        name=workspace.name,
+        max_clusters=len(workspace.clusters),
+        clusters=workspace.clusters,
+        namespaces=tuple(NamespaceItem(name, workspace.clusters) for name in workspace.namespaces),
+    )
+
+
+def cluster_item(cluster: Cluster, problem: str, gateway: GatewayAddress) -> ClusterItem:
+    """A cluster as listed; without a domain of its own it has the platform's."""
+    return ClusterItem(
+        name=cluster.name,
+        engine=cluster.engine,
+        domain=cluster.domain or gateway.domain,
+        ingress_address=gateway.advertised_host,
+        reachable=not problem,
+        message=problem,
+        created_at=cluster.created_at,
+    )
