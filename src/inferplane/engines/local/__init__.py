@@ -1,1 +1,1 @@
-"""Model servers as processes on this machine."""
+"""The local engine: model servers as processes on this machine."""
