@@ -1,1 +1,1 @@
-"""From a storage URI to a verified local directory."""
+"""From a storage URI to a verified local directory: progress, resume, digest, shared cache."""

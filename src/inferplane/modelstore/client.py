@@ -1,0 +1,81 @@
+"""HTTP clients for fetching: one per fetch, so that no cookie or connection is shared between users.
+
+Proxies and certificates come from the environment that the composition root passed in, never from
+the process's own.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+
+import httpx
+
+from inferplane.modelstore.limits import StoreLimits
+
+USER_AGENT = "inferplane-modelstore"
+
+
+class HttpClients:
+    """Makes clients; keeps only the certificates, which are slow to load."""
+
+    def __init__(self, environment: Mapping[str, str], limits: StoreLimits) -> None:
+        self._environment = environment
+        self._limits = limits
+        self._context: ssl.SSLContext | None = None
+
+    def new(self) -> httpx.AsyncClient:
+        """A client for one fetch; the caller closes it."""
+        limits = self._limits
+        return httpx.AsyncClient(
+            trust_env=False,
+            verify=self._certificates(),
+            mounts=self._proxies(),
+            follow_redirects=True,
+            max_redirects=limits.redirects_max,
+            timeout=httpx.Timeout(limits.read_seconds, connect=limits.connect_seconds, pool=None),
+            headers={"user-agent": USER_AGENT},
+        )
+
+    def _certificates(self) -> ssl.SSLContext:
+        if self._context is None:
+            own = self._environment.get("SSL_CERT_FILE"), self._environment.get("SSL_CERT_DIR")
+            if any(own):
+                self._context = ssl.create_default_context(cafile=own[0] or None, capath=own[1] or None)
+            else:
+                self._context = httpx.create_ssl_context()
+        return self._context
+
+    def _proxies(self) -> dict[str, httpx.AsyncBaseTransport | None]:
+        mounts: dict[str, httpx.AsyncBaseTransport | None] = {}
+        for scheme in ("http", "https"):
+            proxy = proxy_for(self._environment, scheme)
+            if proxy:
+                mounts[f"{scheme}://"] = httpx.AsyncHTTPTransport(proxy=proxy, verify=self._certificates())
+        if mounts:
+            mounts |= dict.fromkeys(direct_patterns(self._environment))
+        return mounts
+
+
+def proxy_for(environment: Mapping[str, str], scheme: str) -> str:
+    """The proxy for http or https as a URL; "" for none."""
+    names = (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")
+    proxy = next((environment[name] for name in names if environment.get(name)), "")
+    if "*" in _no_proxy(environment) or not proxy:
+        return ""
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def direct_patterns(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """httpx's patterns for hosts that are reached without the proxy (a name covers its subdomains)."""
+    patterns: list[str] = []
+    for host in _no_proxy(environment):
+        name = host.lstrip(".")
+        is_address = name == "localhost" or ":" in name or name.replace(".", "").isdigit()
+        patterns.append(f"all://{name}" if is_address else f"all://*{name}")
+    return tuple(patterns)
+
+
+def _no_proxy(environment: Mapping[str, str]) -> tuple[str, ...]:
+    text = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    return tuple(host.strip() for host in text.split(",") if host.strip())

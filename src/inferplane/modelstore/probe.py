@@ -1,0 +1,115 @@
+"""Pre-flight of a source: does the storage answer, do the credentials fit, will it fit on the disk.
+
+The same questions that a fetch asks first, without writing anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from inferplane.domain.preflight import Check
+from inferplane.domain.reasons import ReasonCode, reason_of
+from inferplane.domain.storage_uri import Scheme
+from inferplane.modelstore.client import HttpClients
+from inferplane.modelstore.disk import files_under
+from inferplane.modelstore.failure import FetchFailed, bytes_text, disk_full
+from inferplane.modelstore.fetch import look_here
+from inferplane.modelstore.limits import StoreLimits
+from inferplane.modelstore.source import Source, Wanted, understand
+
+NAMES_SHOWN_MAX = 5
+
+_CREDENTIALS = {ReasonCode.STORAGE_UNAUTHORIZED, ReasonCode.STORAGE_FORBIDDEN}
+_FILES = {ReasonCode.NOT_A_MODEL, ReasonCode.UNSAFE_ARCHIVE}
+
+
+async def probe(
+    source: Source,
+    environment: Mapping[str, str],
+    *,
+    clients: HttpClients,
+    clock: Callable[[], datetime],
+    limits: StoreLimits,
+    free_bytes: Callable[[], int],
+) -> tuple[Check, ...]:
+    """The checks `storage`, `credentials`, `size` and `files`, as far as they can be made.
+
+    A failure of one ends the list, because the later ones depend on it.
+    """
+    try:
+        wanted = understand(source, environment)
+    except FetchFailed as failure:
+        return _failed(failure)
+    try:
+        async with asyncio.timeout(limits.probe_seconds):
+            names, size = await _look(wanted, clients, clock)
+    except FetchFailed as failure:
+        return _failed(failure)
+    except TimeoutError:
+        return _failed(
+            FetchFailed(
+                ReasonCode.STORAGE_UNREACHABLE,
+                f"{wanted.uri.shown} did not answer within {limits.probe_seconds:g} s",
+            )
+        )
+    return (
+        Check("storage", True, None, f"{wanted.uri.shown} answers"),
+        Check("credentials", True, None, "access is granted"),
+        _size(size, limits, free_bytes, in_place=wanted.uri.scheme is Scheme.FILE),
+        Check("files", True, None, _names(names)),
+    )
+
+
+async def _look(
+    wanted: Wanted, clients: HttpClients, clock: Callable[[], datetime]
+) -> tuple[list[str], int | None]:
+    """(file names, bytes if known) of what is stored."""
+    if wanted.uri.scheme is Scheme.FILE:
+        return await asyncio.to_thread(_look_here, wanted)
+    async with clients.new() as client:
+        listing = await wanted.origin(client, clock).look()
+    return [found.name for found in listing.objects], listing.total_bytes
+
+
+def _look_here(wanted: Wanted) -> tuple[list[str], int]:
+    path = Path(wanted.uri.path)
+    size, is_file, _ = look_here(path, wanted.uri.shown)
+    return [path.name] if is_file else [str(f.relative_to(path)) for f in files_under(path)], size
+
+
+def _failed(failure: FetchFailed) -> tuple[Check, ...]:
+    action = reason_of(failure.reason).next_action
+    if failure.reason in _CREDENTIALS:
+        return (
+            Check("storage", True, None, "the storage answers"),
+            Check("credentials", False, failure.reason, failure.message, action),
+        )
+    if failure.reason in _FILES:
+        return (
+            Check("storage", True, None, "the storage answers"),
+            Check("credentials", True, None, "access is granted"),
+            Check("files", False, failure.reason, failure.message, action),
+        )
+    return (Check("storage", False, failure.reason, failure.message, action),)
+
+
+def _size(size: int | None, limits: StoreLimits, free_bytes: Callable[[], int], *, in_place: bool) -> Check:
+    if size is None:
+        return Check("size", True, None, "the storage does not say how large it is")
+    if in_place:
+        return Check("size", True, None, f"{bytes_text(size)}, used where it lies")
+    free = free_bytes()
+    needed = size + limits.disk_reserve_bytes
+    if needed > free:
+        failure = disk_full(needed, free, "the platform's home folder")
+        return Check("size", False, failure.reason, failure.message, reason_of(failure.reason).next_action)
+    return Check("size", True, None, f"{bytes_text(size)} to fetch, {bytes_text(free)} free")
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:NAMES_SHOWN_MAX])
+    more = len(names) - NAMES_SHOWN_MAX
+    return f"holds {shown}" + (f" and {more} more" if more > 0 else "")
