@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from inferplane.domain.errors import Invalid
 
 ENVIRONMENT_PREFIX = "INFERPLANE_"
+DEFAULT_API_PORT = 7070
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Settings:
     """
 
     home: Path
-    api_port: int = 7070
+    api_port: int = DEFAULT_API_PORT
     gateway_port: int = 7080
     domain: str = "localhost"
     database_url: str = ""
@@ -64,6 +66,75 @@ class LoadedSettings:
 
     settings: Settings
     sources: tuple[Sourced, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """Where a client finds the platform. `api_key` is "" when none was found; `why_no_key` says why."""
+
+    api_url: str
+    api_key: str
+    workspace: str = "default"
+    why_no_key: str = ""
+
+
+def load_client_settings(
+    environment: Mapping[str, str],
+    *,
+    user_home: Path,
+    api_url: str | None = None,
+    api_key: str | None = None,
+) -> ClientSettings:
+    """What was given, else the environment, else the platform of this machine.
+
+    Address: `INFERPLANE_API_URL`, else this machine's `INFERPLANE_API_PORT` (7070). Key:
+    `INFERPLANE_API_KEY`, else the Owner key under the home folder; that one is only ever offered to
+    an address on this machine. Workspace: `INFERPLANE_WORKSPACE`, else `default`.
+    Raises Invalid for an address that is none, and whatever `load_settings` raises.
+    """
+    local = load_settings({}, environment, user_home=user_home).settings
+    url = (api_url or environment.get(ENVIRONMENT_PREFIX + "API_URL") or _local_url(local)).rstrip("/")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise Invalid(
+            f"{url!r} is not the address of a platform",
+            reason="InvalidAddress",
+            field="api_url",
+            next_action="Give one like http://127.0.0.1:7070.",
+        )
+    key = api_key if api_key is not None else environment.get(ENVIRONMENT_PREFIX + "API_KEY", "").strip()
+    why = "" if key else "no API key was given"
+    if api_key is None and not key and is_loopback(url):
+        key, why = _owner_key(local.owner_key_path)
+    workspace = environment.get(ENVIRONMENT_PREFIX + "WORKSPACE") or "default"
+    return ClientSettings(url, key, workspace, why)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether `url` points at this very machine."""
+    host = urlsplit(url).hostname or ""
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def _local_url(local: Settings) -> str:
+    host = "127.0.0.1" if local.api_host in {"", "0.0.0.0", "::", "localhost"} else local.api_host  # noqa: S104 - a comparison
+    return f"http://{f'[{host}]' if ':' in host else host}:{local.api_port or DEFAULT_API_PORT}"
+
+
+def _owner_key(path: Path) -> tuple[str, str]:
+    """The Owner key that the first start left at `path`, or "" and why not."""
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return "", f"no API key was given, and there is no Owner key at {path}"
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        return "", f"no API key was given, and the Owner key at {path} cannot be read: {why}"
+    return key, "" if key else f"the Owner key at {path} is empty"
 
 
 def load_settings(

@@ -1,1 +1,58 @@
-"""The Python SDK."""
+"""The Python SDK: `Client`, `AsyncClient`, and the errors that their calls raise.
+
+`requests` says what is sent and how answers are read, `conversations` in which order, `client` sends.
+Values come back as the structs of `inferplane.wire`.
+"""
+
+from inferplane.client.client import AsyncClient, Client
+from inferplane.client.conversations import Deployment
+from inferplane.client.errors import (
+    AlreadyExistsError,
+    AnswerTimeoutError,
+    ApiError,
+    ClientError,
+    ConfigurationError,
+    ConflictError,
+    Detail,
+    EndpointFailedError,
+    EndpointNotReadyError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    PayloadTooLargeError,
+    ProtocolError,
+    QuotaExceededError,
+    RateLimitedError,
+    ServerError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnreachableError,
+    WaitTimeoutError,
+)
+
+__all__ = [
+    "AlreadyExistsError",
+    "AnswerTimeoutError",
+    "ApiError",
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "ConfigurationError",
+    "ConflictError",
+    "Deployment",
+    "Detail",
+    "EndpointFailedError",
+    "EndpointNotReadyError",
+    "ForbiddenError",
+    "InvalidError",
+    "NotFoundError",
+    "PayloadTooLargeError",
+    "ProtocolError",
+    "QuotaExceededError",
+    "RateLimitedError",
+    "ServerError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnreachableError",
+    "WaitTimeoutError",
+]
