@@ -1,0 +1,36 @@
+"""One API for the whole folder; every test has workspaces and keys of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from api_world import Client, World
+
+
+@pytest.fixture(scope="session")
+def running_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with World(tmp_path_factory.mktemp("api")) as world:
+        yield world
+
+
+@pytest.fixture
+def world(running_world: World) -> Iterator[World]:
+    """The API, with what a test may have bent straightened afterwards."""
+    yield running_world
+    running_world.later = running_world.later * 0
+    running_world.unready = {"gateway": ""}
+    engine = running_world.engine
+    engine.failure, engine.hangs = "", False
+
+
+@pytest.fixture
+def owner(world: World) -> Client:
+    return world.owner
+
+
+@pytest.fixture
+def team(world: World) -> str:
+    """A workspace on cluster local."""
+    return world.workspace()
