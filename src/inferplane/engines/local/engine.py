@@ -49,7 +49,13 @@ from inferplane.engines.local.launchers import FreshLauncher, Launcher
 from inferplane.engines.local.limits import Limits
 from inferplane.engines.local.logfile import Follower, keep_previous, tail
 from inferplane.engines.local.models import ModelFetcher, ModelSource
-from inferplane.engines.local.preflight import check_format, check_resources, check_runtime, check_scheme
+from inferplane.engines.local.preflight import (
+    PACKAGES,
+    check_format,
+    check_resources,
+    check_runtime,
+    check_scheme,
+)
 from inferplane.engines.local.process import (
     ProcessGone,
     acquire_lock,
@@ -74,6 +80,7 @@ from inferplane.engines.local.server import (
     record_end,
 )
 from inferplane.engines.local.sockets import Hints, make_private, socket_directory
+from inferplane.engines.local.zygote import ForkLauncher
 from inferplane.engines.port import (
     Action,
     Clock,
@@ -107,7 +114,7 @@ class LocalEngine:
         home: Path,
         models: ModelFetcher,
         clock: Clock,
-        fork_servers: bool = True,  # noqa: ARG002 - takes effect with the fork server
+        fork_servers: bool = True,
         launcher: Launcher | None = None,
         limits: Limits | None = None,
         environment: Mapping[str, str] | None = None,
@@ -118,7 +125,7 @@ class LocalEngine:
         self._clock = clock
         self._limits = limits or Limits()
         self._environment = dict(os.environ if environment is None else environment)
-        self._launcher = launcher or FreshLauncher()
+        self._launcher = launcher or self._default_launcher(fork_servers=fork_servers)
         self._around = Surroundings(clock, self._limits, self._changed)
         self._cores = tuple(sorted(os.sched_getaffinity(0)))
         self._wake: Callable[[str], None] = _nobody
@@ -130,6 +137,19 @@ class LocalEngine:
         # Ends that could not be written down because the disk was full.
         self._unwritten: dict[ReplicaId, Exit] = {}
         self._closing = False
+
+    def _default_launcher(self, *, fork_servers: bool) -> Launcher:
+        fresh = FreshLauncher()
+        if not fork_servers:
+            return fresh
+        return ForkLauncher(
+            directory=self._home / "forkserver",
+            sockets=self._sockets,
+            environment=server_environment(self._environment, (), threads=1),
+            formats=tuple(name for name, package in PACKAGES.items() if find_spec(package) is not None),
+            otherwise=fresh,
+            limits=self._limits,
+        )
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -327,10 +347,19 @@ class LocalEngine:
         if not fits_socket(self._sockets):
             raise EngineError(f"the folder for sockets has too long a path: {self._sockets}")
         self._starting.add(replica)
+        # A start that has begun is brought to its end even if the caller is cancelled: half of one
+        # would leave a process that nobody has noted.
+        task = asyncio.create_task(self._begin(endpoint, replica, paths, artifact.path))
+        task.add_done_callback(_take_note)
+        await asyncio.shield(task)
+
+    async def _begin(
+        self, endpoint: InferenceEndpoint, replica: ReplicaId, paths: ReplicaPaths, model_path: str
+    ) -> None:
         try:
             make_private(paths.directory.parent)
             make_private(paths.directory)
-            await self._launch(endpoint, replica, paths, artifact.path)
+            await self._launch(endpoint, replica, paths, model_path)
         except OSError as error:
             raise EngineError(f"replica {replica.name} could not be started: {error.strerror}") from error
         finally:
@@ -559,6 +588,12 @@ def _living(replica: ReplicaId, intent: Intent, server: RunningServer) -> Replic
 def _source(target: Target) -> ModelSource:
     model = target.endpoint.spec.model
     return ModelSource(model.storage_uri, model.digest, target.secret)
+
+
+def _take_note(task: asyncio.Task[None]) -> None:
+    """Look at the outcome, so that one nobody waits for any more is not called forgotten."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _nobody(_uid: str) -> None:

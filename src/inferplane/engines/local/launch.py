@@ -47,6 +47,8 @@ ENVIRONMENT_ALLOWED = frozenset(
 )  # fmt: skip
 LOCALE_PREFIX = "LC_"
 PLATFORM_PREFIX = "INFERPLANE_"
+# Read by the interpreter, the loader or a library when it starts: too late for a forked server.
+READ_AT_START_PREFIXES = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "KMP_", "GOMP_", "OMP_", "OPENBLAS_", "MKL_")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS")
 # KServe's sklearn server is told by this variable to answer with probabilities.
 PROBABILITY_VARIABLE = "PREDICT_PROBA"
@@ -241,6 +243,19 @@ def server_environment(
     }
     limits = dict.fromkeys(THREAD_VARIABLES, str(threads))
     return {**allowed, **limits, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **own}
+
+
+def needs_new_interpreter(wanted: Mapping[str, str], warm_parent: Mapping[str, str]) -> bool:
+    """Whether a server asks for variables that a fork of a warm parent could no longer heed.
+
+    Thread limits are the exception: they are set in the fork by other means.
+    """
+    return any(
+        name.startswith(READ_AT_START_PREFIXES)
+        and name not in THREAD_VARIABLES
+        and warm_parent.get(name) != value
+        for name, value in wanted.items()
+    )
 
 
 def server_config(

@@ -29,6 +29,7 @@ class Limits:
     exit_record_seconds: float = 0.25
     follow_seconds: float = 0.2
     fork_server_start_seconds: float = 60.0
+    fork_server_wait_seconds: float = 10.0
     fork_seconds: float = 5.0
     log_bytes_max: int = 10 * MEBIBYTE
     log_tail_lines: int = 20

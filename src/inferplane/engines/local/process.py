@@ -145,11 +145,25 @@ def spawn(argv: Sequence[str], request: LaunchRequest, lock: int) -> ProcessReco
     with contextlib.suppress(OSError):  # it may have ended already
         if request.cores:
             os.sched_setaffinity(pid, request.cores)
-        if request.data_bytes_max is not None:
-            resource.prlimit(pid, resource.RLIMIT_DATA, (request.data_bytes_max, request.data_bytes_max))
-        if request.core_bytes_max is not None:
-            resource.prlimit(pid, resource.RLIMIT_CORE, (request.core_bytes_max, request.core_bytes_max))
+    limit(pid, request)
     return ProcessRecord(pid, start_ticks(pid) or 0)
+
+
+def limit(pid: int, request: LaunchRequest) -> None:
+    """Lower the kernel's limits of the process to those of the request; a lower one stays."""
+    for which, wanted in (
+        (resource.RLIMIT_DATA, request.data_bytes_max),
+        (resource.RLIMIT_CORE, request.core_bytes_max),
+    ):
+        if wanted is None:
+            continue
+        with contextlib.suppress(OSError):  # it may have ended already
+            soft, hard = resource.prlimit(pid, which)
+            resource.prlimit(pid, which, (_lower(soft, wanted), _lower(hard, wanted)))
+
+
+def _lower(present: int, wanted: int) -> int:
+    return wanted if present == resource.RLIM_INFINITY else min(present, wanted)
 
 
 # --- watching and ending --------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -361,7 +362,9 @@ def exit_code_on_file(path: Path, pid: int) -> int | None:
     if content is None or content.get("pid") != pid:
         return None
     with contextlib.suppress(TypeError, ValueError, KeyError):
-        return int(content["code"])
+        if content["signal"]:
+            return -signal.Signals[content["signal"]]
+        return int(content["exit_code"])
     return None
 
 
