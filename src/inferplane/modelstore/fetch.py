@@ -196,7 +196,7 @@ class _Remote:
         place = self._shop.folder.partials / entry_key
         keep = await asyncio.to_thread(self._prepare, place, listing)
         self._begin(listing)
-        self._room_for_all(listing, await asyncio.to_thread(path_bytes, place))
+        self._room_for_all(listing, await asyncio.to_thread(_bytes_here, place))
         try:
             arrived = await self._transfer_all(listing, place, keep)
         except FetchFailed as failure:
@@ -403,6 +403,11 @@ def _place_of(place: Path, listing: Listing, found: RemoteObject) -> Path:
     """Where an object is written: an archive beside the content that will come out of it."""
     inside = DOWNLOAD if listing.single and is_archive(found.name) else CONTENT
     return place / inside / found.name
+
+
+def _bytes_here(place: Path) -> int:
+    """Bytes that an earlier run has left in a partial."""
+    return sum(path_bytes(place / inside) for inside in (CONTENT, DOWNLOAD) if (place / inside).exists())
 
 
 async def _unpack(shop: Workshop, archive: Path, place: Path) -> None:

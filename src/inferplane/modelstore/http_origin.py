@@ -75,9 +75,11 @@ class HttpOrigin:
         refuse_page(self.shown, response.headers.get("content-type", ""), beginning)
         encoded = response.headers.get("content-encoding", "identity") != "identity"
         size: int | None = None
-        ranges = response.status_code == 206 and not encoded
-        if response.status_code == 206:
-            _, size = content_range(response.headers.get("content-range", ""))
+        part, total = content_range(response.headers.get("content-range", ""))
+        partial = response.status_code == 206 or part is not None
+        ranges = partial and not encoded
+        if partial:
+            size = total
         elif not encoded and response.headers.get("content-length", "").isdigit():
             size = int(response.headers["content-length"])
         found = RemoteObject(

@@ -221,8 +221,13 @@ class _OtherRegion(Exception):
 
 
 def _object(name: str, meta: Any) -> RemoteObject:
+    etag = (meta.get("e_tag") or "").strip('"')  # some servers leave the quotes out of listings
     return RemoteObject(
-        name=safe_name(name), size=int(meta["size"]), etag=meta.get("e_tag") or "", key=meta["path"]
+        name=safe_name(name),
+        size=int(meta["size"]),
+        etag=f'"{etag}"' if etag else "",
+        version="" if etag else str(meta.get("last_modified") or ""),
+        key=meta["path"],
     )
 
 

@@ -220,8 +220,8 @@ class _Transfer:
         if status not in {200, 206}:
             raise from_status(status, self._origin.shown)
         self._refuse_other_version(response)
-        if status == 206:
-            first, total = content_range(response.headers.get("content-range", ""))
+        first, total = content_range(response.headers.get("content-range", ""))
+        if status == 206 or (offset and first is not None):  # some servers say 200 and send the range
             if first != offset or (total is not None and self._found.size not in {None, total}):
                 raise ObjectChanged
             if offset:
@@ -238,7 +238,7 @@ class _Transfer:
 
     def _refuse_other_version(self, response: httpx.Response) -> None:
         for ours, theirs in (
-            (self._found.etag, response.headers.get("etag", "")),
+            (self._found.etag.strip('"'), response.headers.get("etag", "").strip('"')),
             (self._found.modified, response.headers.get("last-modified", "")),
         ):
             if ours and theirs:
@@ -262,12 +262,17 @@ class _Transfer:
                     waiting.clear()  # before the write: a cancellation in it must not lead to a second one
                     await self._write(data)
                     written_at = loop.time()
+            data = bytes(waiting)
+            waiting.clear()
+            await self._write(data)
         finally:
-            if waiting:
+            if waiting:  # the connection broke: keep what came
                 self._part.write(bytes(waiting))
                 self._watch.at(self._part.size)
 
     async def _write(self, data: bytes) -> None:
+        if not data:
+            return
         self._watch.room(len(data))
         await asyncio.to_thread(self._part.write, data)
         self._watch.at(self._part.size)
