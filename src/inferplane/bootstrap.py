@@ -26,7 +26,7 @@ import uvicorn
 import uvloop
 
 from inferplane import __version__
-from inferplane.api.app import create_app
+from inferplane.api.app import Api, create_app
 from inferplane.cli.main import build_cli
 from inferplane.controllers.endpoints import EndpointController
 from inferplane.controllers.runner import Runner
@@ -216,7 +216,9 @@ def _claim_home(home: Path, stack: AsyncExitStack) -> None:
     """Make the home folder ours alone; the kernel gives it back however we end."""
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = stack.enter_context(contextlib.closing(os.fdopen(os.open(home / "up.lock", os.O_RDWR | os.O_CREAT, 0o600))))
+        lock = stack.enter_context(
+            contextlib.closing(os.fdopen(os.open(home / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)))
+        )
     except OSError as error:
         raise Unavailable(
             f"the home folder {home} cannot be used: {error.strerror}",
@@ -269,7 +271,7 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _serve_api(app: object, listener: socket.socket) -> AsyncIterator[None]:
+async def _serve_api(app: Api, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         log_level="warning",
@@ -289,5 +291,6 @@ async def _serve_api(app: object, listener: socket.socket) -> AsyncIterator[None
     try:
         yield
     finally:
+        app.end_streams()
         server.should_exit = True
         await task
