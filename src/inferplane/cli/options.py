@@ -1,0 +1,96 @@
+"""Options that several commands share, and how a command reaches the platform."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inferplane.cli.output import Format
+from inferplane.client import Client, InvalidError
+from inferplane.settings import load_client_settings
+
+BODY_BYTES_MAX = 1024 * 1024 * 1024
+"""More than this is not read from a file or a pipe into one request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which platform the command line was told to use; "" means the one that the environment names."""
+
+    api_url: str = ""
+
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="How the result is written.")]
+Workspace = Annotated[
+    str,
+    typer.Option(
+        "--workspace",
+        "-w",
+        help="The workspace; else INFERPLANE_WORKSPACE, else default.",
+        show_default=False,
+    ),
+]
+Cluster = Annotated[
+    str, typer.Option("--cluster", "-c", help="The cluster, if there are several.", show_default=False)
+]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done, showing progress.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0, metavar="SECONDS", help="How long --wait waits at most.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only check what would happen; nothing is stored.")]
+Name = Annotated[str, typer.Argument(help="Name of the endpoint.", show_default=False)]
+
+
+@contextmanager
+def connected(context: typer.Context) -> Iterator[Client]:
+    """A client of the platform that this command line is about."""
+    target = context.find_object(Target) or Target()
+    with Client(target.api_url or None) as client:
+        yield client
+
+
+def workspace_or_default(workspace: str) -> str:
+    """The workspace that was named, else the environment's, else `default`."""
+    return workspace or load_client_settings(os.environ, user_home=Path.home()).workspace
+
+
+def read_text(path: str, what: str) -> str:
+    """The text of a file, or of standard input for `-`. Raises InvalidError."""
+    try:
+        return read_bytes(path, what).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidError(f"{what} {path} is not text in UTF-8", reason="NotText") from error
+
+
+def read_bytes(path: str, what: str) -> bytes:
+    """A file's bytes, or standard input's for `-`. Raises typer.BadParameter, InvalidError."""
+    try:
+        if path == "-":
+            content = sys.stdin.buffer.read(BODY_BYTES_MAX + 1)
+        else:
+            with Path(path).expanduser().open("rb") as file:
+                content = file.read(BODY_BYTES_MAX + 1)
+    except OSError as error:
+        raise typer.BadParameter(f"{what} {path} cannot be read: {error.strerror}") from error
+    if len(content) > BODY_BYTES_MAX:
+        raise InvalidError(f"{what} {path} is larger than {BODY_BYTES_MAX} bytes", reason="TooLarge")
+    return content
+
+
+def named_values(texts: list[str], option: str) -> dict[str, str]:
+    """`NAME=VALUE` options as a mapping. Raises typer.BadParameter."""
+    values: dict[str, str] = {}
+    for text in texts:
+        name, found, value = text.partition("=")
+        if not found or not name.strip():
+            # The text itself is not repeated: it may be a secret.
+            raise typer.BadParameter(f"{option} takes NAME=VALUE")
+        values[name.strip()] = value
+    return values
