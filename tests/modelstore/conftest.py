@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from range_server import RangeServer
 
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.modelstore.limits import StoreLimits
 from inferplane.modelstore.store import ModelStore, Source
+from range_server import RangeServer
 
-Fetched = Callable[[ModelStore, str, Source], Awaitable[ArtifactState]]
+Fetched = Callable[[ModelStore, str, Source], Coroutine[Any, Any, ArtifactState]]
 OpenStore = Callable[..., Awaitable[ModelStore]]
 
 DEADLINE_SECONDS = 20.0

@@ -7,17 +7,18 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
-from range_server import RangeServer, sha256
 
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.reasons import ReasonCode
 from inferplane.modelstore.store import ModelStore, Source
+from range_server import RangeServer, sha256
 
-Fetched = Callable[[ModelStore, str, Source], Awaitable[ArtifactState]]
+Fetched = Callable[[ModelStore, str, Source], Coroutine[Any, Any, ArtifactState]]
 OpenStore = Callable[..., Awaitable[ModelStore]]
 
 MODEL = b"\x80\x04" + os.urandom(3_000_000)
@@ -55,7 +56,7 @@ async def start_fetch(root: Path, uri: str, digest: str = "", prefix: str = "") 
 
 async def eventually(probe: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not probe():
+        while not probe():  # noqa: ASYNC110 - files and other processes have no event to wait for
             await asyncio.sleep(0.005)
 
 
@@ -216,12 +217,10 @@ async def test_kill_9_at_many_moments_leaves_nothing_wrong(
     root = tmp_path / "store"
     url = server.put("/m.joblib", MODEL)
     for count in range(0, len(MODEL) + 500_000, 500_000):
-        seen = len(server.seen)
-        server.hold_after = 400_000
+        server.hold_after = 600_000
         process = await start_fetch(root, url)
-        await eventually(
-            lambda: part_bytes(root) >= min(count, len(MODEL) - 600_000) or len(server.seen) > seen + 1
-        )
+        enough = min(count, len(MODEL) - 600_000)
+        await eventually(lambda: part_bytes(root) >= enough)  # noqa: B023 - used up within the turn
         process.kill()
         await process.communicate()
     server.hold_after = None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-
-from range_server import RangeServer, sha256
+from typing import Any
 
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.reasons import ReasonCode
 from inferplane.modelstore.store import ModelStore, Source
+from range_server import RangeServer, sha256
 
-Fetched = Callable[[ModelStore, str, Source], Awaitable[ArtifactState]]
+Fetched = Callable[[ModelStore, str, Source], Coroutine[Any, Any, ArtifactState]]
 OpenStore = Callable[..., Awaitable[ModelStore]]
 
 MODEL = b"\x80\x04" + os.urandom(100_000)
@@ -21,7 +21,7 @@ MODEL = b"\x80\x04" + os.urandom(100_000)
 
 async def eventually(probe: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not probe():
+        while not probe():  # noqa: ASYNC110 - files have no event to wait for
             await asyncio.sleep(0.005)
 
 

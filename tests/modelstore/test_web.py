@@ -6,20 +6,20 @@ import asyncio
 import io
 import os
 import zipfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from range_server import RangeServer, sha256
 
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.reasons import ReasonCode
 from inferplane.modelstore.limits import StoreLimits
 from inferplane.modelstore.store import ModelStore, Source
+from range_server import RangeServer, sha256
 
-Fetched = Callable[[ModelStore, str, Source], Awaitable[ArtifactState]]
+Fetched = Callable[[ModelStore, str, Source], Coroutine[Any, Any, ArtifactState]]
 OpenStore = Callable[..., Awaitable[ModelStore]]
 
 MODEL = b"\x80\x04" + os.urandom(300_000)
@@ -103,7 +103,7 @@ async def test_a_file_that_changes_under_way_is_fetched_in_its_new_version(
     server.hold_after = 100_000
     waiting = asyncio.create_task(fetched(store, "u1", Source(url)))
     async with asyncio.timeout(10):
-        while server.body_bytes_sent < 100_000:
+        while server.body_bytes_sent < 100_000:  # noqa: ASYNC110 - a counter has no event to wait for
             await asyncio.sleep(0.005)
     server.put("/m.joblib", newer, etag='"v2"')
     server.cuts = [None]
@@ -337,7 +337,7 @@ async def test_what_a_probe_finds(store: ModelStore, server: RangeServer, tmp_pa
         return {c.check: (c.ok, c.reason) for c in await store.probe(Source(uri, **more))}
 
     good = await answers(server.put("/m.joblib", MODEL))
-    assert good == {check: (True, None) for check in ("storage", "credentials", "size", "files")}
+    assert good == dict.fromkeys(("storage", "credentials", "size", "files"), (True, None))
     server.put("/p.joblib", b"", status=403)
     assert (await answers(server.url("/p.joblib")))["credentials"] == (False, ReasonCode.STORAGE_FORBIDDEN)
     page = await answers(server.put("/page", b"<html>", content_type="text/html"))

@@ -141,13 +141,12 @@ class RangeServer:
             del headers["content-length"]
         if status == 206:
             headers["content-range"] = f"bytes {start}-{end - 1}/{len(stored.body)}"
-        for name, value in (
-            ("etag", stored.etag),
-            ("last-modified", stored.modified),
-            ("content-disposition", stored.disposition),
-        ):
-            if value:
-                headers[name] = value
+        optional = {
+            "etag": stored.etag,
+            "last-modified": stored.modified,
+            "content-disposition": stored.disposition,
+        }
+        headers |= {name: value for name, value in optional.items() if value}
         self._send_head(writer, status, headers, None)
         cut = self.cuts.pop(0) if self.cuts and request.asked_for_all else None
         await self._send_body(writer, stored.body[start:end], request, cut)

@@ -196,8 +196,8 @@ class _Remote:
         place = self._shop.folder.partials / entry_key
         keep = await asyncio.to_thread(self._prepare, place, listing)
         self._begin(listing)
-        self._room_for_all(listing, await asyncio.to_thread(_bytes_here, place))
         try:
+            self._room_for_all(listing, await asyncio.to_thread(_bytes_here, place))
             arrived = await self._transfer_all(listing, place, keep)
         except FetchFailed as failure:
             if failure.reason is ReasonCode.DISK_FULL:
