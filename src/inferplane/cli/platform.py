@@ -64,6 +64,32 @@ def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
         """Run the platform in the foreground, until Ctrl-C."""
         raise typer.Exit(run(_loaded(locals())))
 
+    @app.command("quickstart")
+    def start_quickly(
+        once: Annotated[
+            bool, typer.Option("--once", help="Afterwards delete the endpoint and stop everything.")
+        ] = False,
+        config: Config = None,
+        home: Home = None,
+        api_port: ApiPort = None,
+        gateway_port: GatewayPort = None,
+        domain: Domain = None,
+        log_level: LogLevel = None,
+    ) -> None:
+        """Start the platform, deploy a model trained on the spot, and ask it for a prediction."""
+        from inferplane.cli import quickstart
+
+        flags = {
+            "config": config,
+            "home": home,
+            "api_port": api_port,
+            "gateway_port": gateway_port,
+            "domain": domain,
+            "log_level": log_level,
+        }
+        given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if value is not None]
+        quickstart.run(_loaded(flags).settings, given, once=once)
+
     @app.command("config")
     def show_config(
         config: Config = None,
