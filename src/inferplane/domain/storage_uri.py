@@ -311,11 +311,11 @@ def _list(schemes: list[str] | list[Scheme]) -> str:
     return ", ".join(f"{scheme}://" for scheme in schemes)
 
 
-# What hides in URLs. `name:password@`, also when the password holds characters that should have been
-# encoded; values of parameters with a telling name; JSON web tokens anywhere.
-_USER_INFO = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.\-]*://)(?:[^/?#\s@]*@(?:[^/?#\s@]*@)*|[^/\s@]*:[^/\s@]*[^0-9/\s@][^\s@]*@)"
-)
+# What hides in URLs: `name:password@`, also when the password holds characters that should have been
+# encoded; values of parameters with a telling name; JSON web tokens anywhere. Texts come from
+# strangers, so nothing here may take longer than in proportion to their length.
+_WITHOUT_BLANKS = re.compile(r"\S+")
+_END_OF_AUTHORITY = re.compile(r"[/?#]|$")
 _PARAMETER = re.compile(r"(?<=[?&#;])([^=&#;?\s]{1,200})=([^&#;\s]*(?:;[^=&#;\s]*(?=[;&#\s]|$))*)")
 _TELLING = re.compile(
     r"token|secret|passw|passphrase|signature|credential|api[-_.]?key|access[-_.]?key|private[-_.]?key"
@@ -325,7 +325,7 @@ _TELLING = re.compile(
 _TELLING_WHOLE = frozenset(
     {"sig", "key", "sas", "pwd", "pw", "code", "policy", "key-pair-id", "googleaccessid", "ticket", "hmac"}
 )
-_JSON_WEB_TOKEN = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]*)?")
+_JSON_WEB_TOKEN = re.compile(r"(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]*)?")
 HIDDEN = "***"
 
 
@@ -335,9 +335,40 @@ def redacted(text: str) -> str:
     Total: any text goes in, and redacting twice changes nothing more. Parameter names stay, so that
     a person still sees what kind of link it was.
     """
-    text = _USER_INFO.sub(rf"\1{HIDDEN}@", text)
+    text = _WITHOUT_BLANKS.sub(lambda match: _without_user_info(match.group()), text)
     text = _PARAMETER.sub(_hide_value, text)
     return _JSON_WEB_TOKEN.sub(HIDDEN, text)
+
+
+def _without_user_info(word: str) -> str:
+    """Hide what stands between each `://` in a word without blanks and its `@`."""
+    last_at = word.rfind("@")
+    parts, position = [], 0
+    while (found := word.find("://", position)) >= 0:
+        start = found + len("://")
+        parts.append(word[position:start])
+        position = _user_info_end(word, start, last_at)
+        if position > start:
+            parts.append(f"{HIDDEN}@")
+    return "".join([*parts, word[position:]])
+
+
+def _user_info_end(word: str, start: int, last_at: int) -> int:
+    """Where the host begins that stands behind user information; `start` when there is none.
+
+    `user:pa/ss@host` is malformed, and yet what a person meant is plain: behind the colon is no port.
+    """
+    if last_at < start:
+        return start
+    match = _END_OF_AUTHORITY.search(word, start)
+    authority = len(word) if match is None else match.start()
+    at = word.rfind("@", start, authority)
+    if at < 0:
+        colon = word.find(":", start, authority)
+        behind = word[colon + 1 : authority]
+        if colon > 0 and behind and not behind.isdecimal() and not word.startswith("[", start):
+            at = last_at
+    return start if at < 0 else at + 1
 
 
 def _hide_value(match: re.Match[str]) -> str:
