@@ -264,8 +264,9 @@ def _stream(client: Client, path: str, params: Mapping[str, str]) -> Iterator[Ev
 class World:
     """A running API and everything a test needs around it."""
 
-    def __init__(self, folder: Path, limits: Limits | None = None) -> None:
+    def __init__(self, folder: Path, limits: Limits | None = None, database_url: str = "") -> None:
         self.folder = folder
+        self.database_url = database_url or f"sqlite:///{folder / 'inferplane.db'}"
         self.engine = ScriptedEngine()
         self.unready: dict[str, str] = {"gateway": ""}
         self.later = timedelta(0)
@@ -284,8 +285,8 @@ class World:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.http.close()
         self.do(self._close())
+        self.http.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -295,7 +296,7 @@ class World:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(WAIT_SECONDS)
 
     async def _open(self) -> None:
-        self.store = await Store.open(f"sqlite:///{self.folder / 'inferplane.db'}")
+        self.store = await Store.open(self.database_url)
         await ensure_installation(self.store, self.folder / "owner.key", self.now, new_id, cluster="local")
         async with self.store.transaction() as tx:
             await tx.put_cluster(Cluster("edge", "local", self.now()))  # registered, but no engine runs
@@ -393,9 +394,15 @@ class World:
 
         self.do(save())
 
-    def run(self, workspace: str, name: str, example: str = '{"instances": [[5.1, 3.5, 1.4, 0.2]]}') -> None:
+    def run(
+        self,
+        workspace: str,
+        name: str,
+        example: str = '{"instances": [[5.1, 3.5, 1.4, 0.2]]}',
+        cluster: str = "",
+    ) -> None:
         """Make an endpoint Running."""
-        endpoint = self.stored(workspace, name)
+        endpoint = self.stored(workspace, name, cluster)
         self.become(endpoint, self.running_status(endpoint, example))
 
     def running_status(self, endpoint: InferenceEndpoint, example: str = "") -> EndpointStatus:

@@ -22,7 +22,7 @@ from inferplane.domain.events import Event
 from inferplane.domain.quantity import parse_duration
 from inferplane.services.context import Platform
 from inferplane.services.findings import Findings, check_optional_text, check_text
-from inferplane.services.idempotency import Ticket, recall, remember
+from inferplane.services.idempotency import Ticket, once, recall, remember
 from inferplane.store.sql import Store
 
 KEY_PREFIX = "ipk_"
@@ -143,6 +143,12 @@ async def create(
     same key without the key having been stored. Raises Invalid, NotFound, Conflict.
     """
     caller.require(Verb.MANAGE_KEYS)
+    return await once(ticket, lambda: _create(platform, secrets, caller, draft, ticket))
+
+
+async def _create(
+    platform: Platform, secrets: Secrets, caller: Caller, draft: KeyDraft, ticket: Ticket | None
+) -> str:
     now = platform.clock()
     role, expires_at = _understand(draft, now, platform.limits.text_characters_max)
     async with platform.store.transaction() as tx:

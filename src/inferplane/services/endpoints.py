@@ -32,7 +32,7 @@ from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.engines.port import EngineError, LogLine, Target
 from inferplane.services.context import Platform
 from inferplane.services.endpoint_drafts import EndpointDraft, Wish, understand
-from inferplane.services.idempotency import Ticket, recall, remember
+from inferplane.services.idempotency import Ticket, once, recall, remember
 from inferplane.store.sql import Tx
 
 UID_DIGITS = 12
@@ -55,6 +55,12 @@ async def create(
     """
     caller.require(Verb.WRITE_ENDPOINT, draft.workspace)
     wish = understand(draft, manifest_bytes_max=platform.limits.manifest_bytes_max)
+    return await once(ticket, lambda: _create(platform, caller, draft, wish, ticket))
+
+
+async def _create(
+    platform: Platform, caller: Caller, draft: EndpointDraft, wish: Wish, ticket: Ticket | None
+) -> str:
     now = platform.clock()
     async with platform.store.transaction() as tx:
         if (answer := await recall(tx, caller, ticket)) is not None:

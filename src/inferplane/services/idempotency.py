@@ -7,11 +7,12 @@ change exists and its answer does not.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 from inferplane.domain.access import Caller
-from inferplane.domain.errors import Conflict, Invalid
+from inferplane.domain.errors import AlreadyExists, Conflict, Invalid
 from inferplane.store.sql import Tx
 
 IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
@@ -41,6 +42,16 @@ class Ticket:
             digest.update(len(part).to_bytes(8, "big"))
             digest.update(part)
         return cls(key, digest.hexdigest())
+
+
+async def once(ticket: Ticket | None, attempt: Callable[[], Awaitable[str]]) -> str:
+    """Run `attempt`; when a twin of the same request was faster, run it again to get the twin's answer."""
+    try:
+        return await attempt()
+    except AlreadyExists:
+        if ticket is None:
+            raise
+        return await attempt()
 
 
 async def recall(tx: Tx, caller: Caller, ticket: Ticket | None) -> str | None:

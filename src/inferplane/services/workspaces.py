@@ -14,7 +14,7 @@ from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.services import endpoints
 from inferplane.services.context import Platform
 from inferplane.services.findings import Findings, check_optional_text
-from inferplane.services.idempotency import Ticket, recall, remember
+from inferplane.services.idempotency import Ticket, once, recall, remember
 from inferplane.store.sql import Change
 
 CLUSTERS_MAX = 50
@@ -39,6 +39,10 @@ async def create(
 ) -> str:
     """Make a workspace; returns its name. Raises Invalid with all details, AlreadyExists."""
     caller.require(Verb.MANAGE_WORKSPACES)
+    return await once(ticket, lambda: _create(platform, caller, draft, ticket))
+
+
+async def _create(platform: Platform, caller: Caller, draft: WorkspaceDraft, ticket: Ticket | None) -> str:
     now = platform.clock()
     async with platform.store.transaction() as tx:
         if (answer := await recall(tx, caller, ticket)) is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from api_world import Client, World
+from api_world import Client, ScriptedEngine, World
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def world(running_world: World) -> Iterator[World]:
     running_world.later = running_world.later * 0
     running_world.unready = {"gateway": ""}
     engine = running_world.engine
-    engine.failure, engine.hangs = "", False
+    engine.failure, engine.hangs, engine.checks = "", False, ScriptedEngine().checks
 
 
 @pytest.fixture
