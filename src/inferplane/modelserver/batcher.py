@@ -14,6 +14,7 @@ The queue is bounded in rows; what does not fit is refused as not processed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections import deque
@@ -171,10 +172,9 @@ class Batcher:
 def compute_batch(compute: Compute, works: Sequence[Work]) -> list[_Result]:
     """One result a work: from a joint call when that succeeds, else each from its own call."""
     if len(works) > 1:
-        try:
+        # Whatever went wrong: whose fault it was shows when each is computed on its own.
+        with contextlib.suppress(Exception):
             return _jointly(compute, works)
-        except Exception:  # noqa: BLE001 - whose fault it was shows when each is computed on its own
-            pass
     return [_alone(compute, work) for work in works]
 
 

@@ -458,7 +458,7 @@ def _coerced(array: Array, spec: TensorSpec) -> Array:
     """The tensor in the input's datatype where no value changes its meaning. Raises BadInput otherwise."""
     wanted = DTYPES[spec.datatype]
     if array.dtype == wanted:
-        return texts(spec.name, array) if wanted == object else array
+        return texts(spec.name, array) if wanted.kind == "O" else array
     given = datatype_of(array)
     allowed = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}.get(wanted.kind, "")
     if array.dtype.kind not in allowed:

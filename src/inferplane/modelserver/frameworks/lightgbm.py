@@ -51,7 +51,7 @@ def load(file: Path, threads: int) -> LightgbmModel:
         raise load_failed(file, "it does not begin like a LightGBM text model")
     try:
         booster = lightgbm.Booster(model_file=str(file))
-        return LightgbmModel(booster, header, threads)
+        return LightgbmModel(booster, header, threads, lightgbm.basic.LightGBMError)
     except (lightgbm.basic.LightGBMError, ValueError, KeyError, TypeError) as error:
         raise load_failed(
             file, f"it is not a LightGBM model of a compatible version ({short(error)})"
@@ -63,8 +63,11 @@ class LightgbmModel:
 
     platform = "lightgbm_booster"
 
-    def __init__(self, booster: Any, header: dict[str, str], threads: int) -> None:
+    def __init__(
+        self, booster: Any, header: dict[str, str], threads: int, error_class: type[Exception]
+    ) -> None:
         self._booster = booster
+        self._error = error_class
         self._threads = threads
         objective = header.get("objective", "").split(" ")[0]
         classes = int(header.get("num_class", "1"))
@@ -91,7 +94,10 @@ class LightgbmModel:
         rows = inputs[WHOLE]
         if rows.dtype == object:
             rows = self._recoded(rows)
-        answer: Array = np.asarray(self._booster.predict(rows, num_threads=self._threads))
+        try:
+            answer: Array = np.asarray(self._booster.predict(rows, num_threads=self._threads))
+        except self._error as error:
+            raise ValueError(short(error)) from error
         return {
             name: two_columns(answer) if name == PREDICT_PROBA and self._binary else answer
             for name in outputs

@@ -42,6 +42,7 @@ _DATATYPES: Mapping[str, Datatype] = {
     "double": Datatype.FP64,
     "string": Datatype.BYTES,
 }
+INPUT_ERROR_NAMES = frozenset({"InvalidArgument", "RuntimeException"})
 #: Dimensions of unknown size are this long in a probe.
 PROBE_SIZES = (1, 8, 32, 224)
 
@@ -61,7 +62,7 @@ def load(file: Path, threads: int) -> OnnxModel:
         return OnnxModel(session)
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises its own unrelated classes, one a status code
+    except Exception as error:
         raise load_failed(
             file, f"it is not an ONNX model that onnxruntime can run ({_tell(error)})"
         ) from error
@@ -112,14 +113,21 @@ class OnnxModel:
                 return
 
     def _run(self, inputs: Inputs, outputs: Sequence[str]) -> dict[str, Array]:
-        answers = self._session.run(list(outputs), dict(inputs))
+        try:
+            answers = self._session.run(list(outputs), dict(inputs))
+        except Exception as error:
+            # onnxruntime's errors share no base class with anything; these two are about the input.
+            if type(error).__name__ in INPUT_ERROR_NAMES:
+                raise ValueError(_tell(error)) from error
+            raise
         return {name: _as_array(answer) for name, answer in zip(outputs, answers, strict=True)}
 
 
 def _spec(node: Any) -> TensorSpec:
     inner = node.type.partition("tensor(")[2].partition(")")[0]
     if "map(" in node.type:
-        inner, shape = "float", (-1, -1)
+        inner = "float"
+        shape: tuple[int, ...] = (-1, -1)
     else:
         shape = tuple(size if isinstance(size, int) and size > 0 else -1 for size in node.shape or ())
     return TensorSpec(node.name, _DATATYPES.get(inner, Datatype.BYTES), shape)

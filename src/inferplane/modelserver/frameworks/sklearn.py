@@ -78,11 +78,7 @@ class SklearnModel:
             self._frame = pd.DataFrame
 
     def predict(self, inputs: Inputs, outputs: Sequence[str]) -> Outputs:
-        rows: Any
-        if self.signature.kind is InputKind.TABLE:
-            rows = self._frame(dict(inputs))
-        else:
-            rows = inputs[WHOLE]
+        rows: Any = self._frame(dict(inputs)) if self.signature.kind is InputKind.TABLE else inputs[WHOLE]
         result: dict[str, Array] = {}
         for name in outputs:
             if name == PREDICT_PROBA and self._predict_proba is not None:
@@ -132,7 +128,7 @@ def _unpickle(file: Path, loader: Any) -> Any:
         ) from error
     except (pickle.UnpicklingError, EOFError, IndexError, UnicodeDecodeError) as error:
         raise load_failed(file, f"it is not a whole pickle or joblib file ({short(error)})") from error
-    except Exception as error:  # noqa: BLE001 - a pickle runs arbitrary code, so anything can come out of it
+    except Exception as error:
         raise load_failed(file, f"{type(error).__name__}: {short(error)}") from error
     for warning in caught:
         log.warning("while loading %s: %s", file.name, short(Warning(str(warning.message))))

@@ -111,7 +111,8 @@ class XgboostModel:
             return answer
         if self._binary:
             return (answer > 0.5).astype(np.int64)
-        return np.argmax(answer, axis=1).astype(np.int64)
+        labels: Array = np.argmax(answer, axis=1).astype(np.int64)
+        return labels
 
 
 def _saved_by_classifier(booster: Any) -> bool:

@@ -1,0 +1,419 @@
+"""A warm parent for model servers: it has imported the heavy libraries, and forks.
+
+    python -m inferplane.modelserver.forkserver CONTROL_SOCKET --preload sklearn,xgboost,lightgbm,onnx
+
+The parent only imports. It computes nothing, starts no thread and opens no event loop, because a
+fork copies one thread only: a lock that another thread held would stay locked in the child for
+ever. It counts its threads before each fork and refuses when there is more than one. Libraries that
+start threads when they are imported (onnxruntime) are therefore left for the child to import.
+
+The control socket is a unix stream; each request is one line of JSON, each answer too:
+
+* `{"op": "hello"}` → `{"pid", "version", "preloaded": […], "skipped": {name: why}}`
+* `{"op": "shutdown"}` → `{}`; the parent ends, its children go on.
+* `{"op": "start"` (or no op)`, "config_path", "log_path", "env": {…}, "cwd", "cpu_affinity": […]|null,
+  "rlimits": {"RLIMIT_NOFILE": n | [soft, hard]}}` with the lock's descriptor by SCM_RIGHTS
+  → `{"pid"}`. The child leads its own session, has only the lock and its standard streams open, and
+  the given environment as its whole environment.
+* anything else → `{"error": "sentence"}`.
+
+When a child ends, `exit.json` (`{"pid", "exit_code", "signal", "at"}`) appears beside its
+configuration and its starter gets the datagram that the configuration names. Children outlive the
+parent; whoever adopts them then learns of their end from the lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib
+import io
+import os
+import resource
+import selectors
+import signal
+import socket
+import stat
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from inferplane.modelserver.config import ConfigError, ServerConfig, read_config, thread_environment
+from inferplane.modelserver.errors import ModelServerError
+from inferplane.modelserver.status import Clock, notify, write_atomically
+
+VERSION = "0.1.0"
+EXIT_FILE = "exit.json"
+REQUEST_BYTES_MAX = 1024 * 1024
+#: Descriptors taken from one message; a request brings one, more are closed.
+DESCRIPTORS_MAX = 4
+STANDARD_STREAMS = 3
+EXIT_CRASHED = 1
+
+#: What every server needs, whatever its model.
+COMMON_MODULES = (
+    "asyncio",
+    "json",
+    "numpy",
+    "numpy.random",
+    "uvloop",
+    "httptools",
+    "uvicorn",
+    "uvicorn.server",
+    "uvicorn.lifespan.off",
+    "uvicorn.protocols.http.httptools_impl",
+    "inferplane.modelserver.app",
+    "inferplane.modelserver.batcher",
+    "inferplane.modelserver.main",
+)
+#: What typical models of a format are made of. onnxruntime is missing on purpose: see above.
+FORMAT_MODULES: Mapping[str, tuple[str, ...]] = {
+    "sklearn": (
+        "joblib",
+        "joblib.numpy_pickle",
+        "threadpoolctl",
+        "pandas",
+        "sklearn",
+        "sklearn.calibration",
+        "sklearn.cluster",
+        "sklearn.compose",
+        "sklearn.decomposition",
+        "sklearn.ensemble",
+        "sklearn.feature_extraction.text",
+        "sklearn.feature_selection",
+        "sklearn.gaussian_process",
+        "sklearn.impute",
+        "sklearn.isotonic",
+        "sklearn.kernel_ridge",
+        "sklearn.linear_model",
+        "sklearn.model_selection",
+        "sklearn.multiclass",
+        "sklearn.multioutput",
+        "sklearn.naive_bayes",
+        "sklearn.neighbors",
+        "sklearn.neural_network",
+        "sklearn.pipeline",
+        "sklearn.preprocessing",
+        "sklearn.svm",
+        "sklearn.tree",
+        "inferplane.modelserver.frameworks.sklearn",
+    ),
+    "xgboost": ("xgboost", "inferplane.modelserver.frameworks.xgboost"),
+    "lightgbm": ("lightgbm", "inferplane.modelserver.frameworks.lightgbm"),
+    "onnx": ("inferplane.modelserver.frameworks.onnx",),
+}
+
+
+class StartRequest(msgspec.Struct, frozen=True):
+    """One request on the control socket. Only `start` uses more than `op`."""
+
+    op: str = "start"
+    config_path: str = ""
+    log_path: str = ""
+    env: dict[str, str] = {}
+    cwd: str = "/"
+    cpu_affinity: list[int] | None = None
+    rlimits: dict[str, int | list[int]] = {}
+
+
+class ExitRecord(msgspec.Struct, frozen=True):
+    """How a child ended: an exit code, or the name of the signal that killed it. `at`: unix seconds."""
+
+    pid: int
+    exit_code: int | None
+    signal: str
+    at: float
+
+
+class ForkError(ModelServerError):
+    """A child could not be started; the message goes back to the caller."""
+
+
+@dataclass(slots=True)
+class _Connection:
+    socket: socket.socket
+    received: bytearray = field(default_factory=bytearray)
+    descriptors: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    pid: int
+    pidfd: int
+    config: ServerConfig
+    exit_file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Preloaded:
+    """What was imported, and what was not and why."""
+
+    modules: tuple[str, ...]
+    skipped: Mapping[str, str]
+
+
+def preload(formats: Sequence[str]) -> Preloaded:
+    """Import what servers of these formats need. What is not installed is skipped."""
+    modules: list[str] = []
+    skipped: dict[str, str] = {}
+    wanted = [
+        *COMMON_MODULES,
+        *(name for format_name in formats for name in FORMAT_MODULES.get(format_name, ())),
+    ]
+    for name in wanted:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 - a broken library must not take the others with it
+            skipped[name] = f"{type(error).__name__}: {error}"
+        else:
+            modules.append(name)
+    gc.collect()
+    # What is loaded now stays for good: keeping the collector away from it keeps its pages shared.
+    gc.freeze()
+    return Preloaded(tuple(modules), skipped)
+
+
+def thread_count() -> int:
+    """How many threads this process has, native ones included."""
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - names are all that is wanted
+
+
+class ForkServer:
+    """Answers the control socket and reaps children. Single-threaded; everything blocks on one selector."""
+
+    def __init__(self, control: Path, preloaded: Preloaded, clock: Clock) -> None:
+        self._control = control
+        self._preloaded = preloaded
+        self._clock = clock
+        self._selector = selectors.DefaultSelector()
+        self._children: dict[int, _Child] = {}
+        self._running = True
+
+    def run(self) -> None:
+        """Serve until asked to shut down."""
+        listener = _listen(self._control)
+        self._selector.register(listener, selectors.EVENT_READ)
+        while self._running:
+            for key, _ in self._selector.select():
+                if key.fileobj is listener:
+                    self._accept(listener)
+                elif isinstance(key.data, _Connection):
+                    self._read(key.data)
+                elif isinstance(key.data, _Child):
+                    self._reap(key.data)
+        listener.close()
+        self._control.unlink(missing_ok=True)
+
+    def _accept(self, listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        self._selector.register(client, selectors.EVENT_READ, _Connection(client))
+
+    def _read(self, connection: _Connection) -> None:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(connection.socket, 65536, DESCRIPTORS_MAX)
+        except OSError:
+            data, descriptors = b"", []
+        connection.descriptors += descriptors
+        connection.received += data
+        if not data or len(connection.received) > REQUEST_BYTES_MAX:
+            self._hang_up(connection)
+            return
+        while (end := connection.received.find(b"\n")) >= 0:
+            line = bytes(connection.received[:end])
+            del connection.received[: end + 1]
+            answer = self._answer(line, connection)
+            try:
+                connection.socket.sendall(msgspec.json.encode(answer) + b"\n")
+            except OSError:
+                self._hang_up(connection)
+                return
+
+    def _hang_up(self, connection: _Connection) -> None:
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
+        _close_all(connection.descriptors)
+
+    def _answer(self, line: bytes, connection: _Connection) -> Mapping[str, Any]:
+        try:
+            request = msgspec.json.decode(line, type=StartRequest)
+            if request.op == "hello":
+                return self._hello()
+            if request.op == "shutdown":
+                self._running = False
+                return {}
+            if request.op != "start":
+                return {"error": f"unknown op {request.op!r}; known are hello, start and shutdown"}
+            pid = self._start(request, connection.descriptors)
+        except (ForkError, ConfigError) as error:
+            return {"error": error.message}
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return {"error": f"the request cannot be read: {error}"}
+        except OSError as error:
+            return {"error": f"the server could not be started: {error}"}
+        else:
+            return {"pid": pid}
+        finally:
+            _close_all(connection.descriptors)  # the child has its own copy
+
+    def _hello(self) -> Mapping[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "version": VERSION,
+            "preloaded": list(self._preloaded.modules),
+            "skipped": dict(self._preloaded.skipped),
+            "threads": thread_count(),
+            "children": sorted(self._children),
+        }
+
+    def _start(self, request: StartRequest, descriptors: Sequence[int]) -> int:
+        threads = thread_count()
+        if threads != 1:
+            raise ForkError(f"this process has {threads} threads and cannot fork safely")
+        config = read_config(request.config_path)
+        limits = _limits(request.rlimits)
+        log = os.open(request.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _become_server(request, config, limits, log, descriptors)
+        finally:
+            os.close(log)
+        child = _Child(pid, os.pidfd_open(pid), config, Path(request.config_path).with_name(EXIT_FILE))
+        self._children[pid] = child
+        self._selector.register(child.pidfd, selectors.EVENT_READ, child)
+        return pid
+
+    def _reap(self, child: _Child) -> None:
+        self._selector.unregister(child.pidfd)
+        os.close(child.pidfd)
+        self._children.pop(child.pid, None)
+        try:
+            _, status = os.waitpid(child.pid, 0)
+        except ChildProcessError:
+            return
+        code = os.waitstatus_to_exitcode(status)
+        record = ExitRecord(
+            pid=child.pid,
+            exit_code=code if code >= 0 else None,
+            signal=signal.Signals(-code).name if code < 0 else "",
+            at=self._clock(),
+        )
+        # The folder may be gone already, when a replica's files were removed before it was reaped.
+        with contextlib.suppress(OSError):
+            write_atomically(child.exit_file, msgspec.json.encode(record))
+        notify(child.config.notify_socket, child.config.notify_key)
+
+
+def _become_server(
+    request: StartRequest,
+    config: ServerConfig,
+    limits: Mapping[int, tuple[int, int]],
+    log: int,
+    descriptors: Sequence[int],
+) -> None:
+    """The child's side of the fork. Never returns."""
+    code = EXIT_CRASHED
+    try:
+        os.setsid()
+        _take_descriptors(log, descriptors)
+        for which in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(which, signal.SIG_DFL)
+        os.environ.clear()
+        os.environ.update(request.env)
+        os.environ.update(thread_environment(config.threads))
+        os.chdir(request.cwd)
+        if request.cpu_affinity is not None:
+            os.sched_setaffinity(0, request.cpu_affinity)
+        for number, pair in limits.items():
+            resource.setrlimit(number, pair)
+        _reseed()
+        from inferplane.modelserver.main import serve
+
+        code = serve(config)
+    except BaseException:  # noqa: BLE001 - nothing may climb out of the child into the parent's loop
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _take_descriptors(log: int, descriptors: Sequence[int]) -> None:
+    """Keep the lock and the standard streams; close everything else that came with the fork."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what a model prints shows in the log at once
+    kept = sorted(set(descriptors[:1]))
+    low = STANDARD_STREAMS
+    for number in kept:
+        os.closerange(low, number)
+        low = number + 1
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+
+
+def _reseed() -> None:
+    """Give the child random numbers of its own; a fork inherits the parent's state."""
+    import random
+
+    random.seed()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+
+
+def _limits(wanted: Mapping[str, int | list[int]]) -> dict[int, tuple[int, int]]:
+    limits: dict[int, tuple[int, int]] = {}
+    for name, value in wanted.items():
+        number = getattr(resource, name, None) if name.startswith("RLIMIT_") else None
+        if not isinstance(number, int):
+            raise ForkError(f"there is no limit named {name!r}")
+        pair = [value, value] if isinstance(value, int) else value
+        if len(pair) != 2:
+            raise ForkError(f"the limit {name} needs one number, or a soft and a hard one")
+        limits[number] = (pair[0], pair[1])
+    return limits
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for number in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(number)
+    descriptors.clear()
+
+
+def _listen(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+    listener.listen()
+    return listener
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Preload, listen, serve. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m inferplane.modelserver.forkserver")
+    parser.add_argument("control", type=Path, help="path of the control socket")
+    parser.add_argument("--preload", default="", help="formats to import for, separated by commas")
+    options = parser.parse_args(arguments)
+    # One thread a pool, before anything numerical is imported: OpenBLAS would start its pool now.
+    os.environ.update(thread_environment(1))
+    preloaded = preload([name for name in options.preload.split(",") if name])
+    from inferplane.modelserver.main import wall_clock
+
+    ForkServer(options.control, preloaded, wall_clock).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
