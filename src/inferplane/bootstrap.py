@@ -273,7 +273,7 @@ class _Server(uvicorn.Server):
 @asynccontextmanager
 async def _serve_api(app: Api, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         log_level="warning",
         access_log=False,
         lifespan="off",
