@@ -74,7 +74,7 @@ class HubOrigin:
 
     def _listing(self, commit: str, siblings: list[Any]) -> Listing:
         wanted = self._uri.path.rstrip("/")
-        files = {text_of(item, "rfilename"): item for item in siblings}
+        files = {path: item for item in siblings if (path := text_of(item, "rfilename"))}
         if wanted in files:
             return Listing((_object(wanted.rpartition("/")[2], wanted, commit, files[wanted]),), single=True)
         prefix = f"{wanted}/" if wanted else ""
