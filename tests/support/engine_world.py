@@ -147,10 +147,12 @@ async def see(engine: Engine, replica: ReplicaId) -> Replica | None:
 async def wait_for_state(
     engine: Engine, replica: ReplicaId, *states: ReplicaState, seconds: float = 20.0
 ) -> Replica:
-    """Wait until the replica is observed in one of these states."""
+    """Wait until the replica is observed in one of these states; fail at once if it ended instead."""
 
     async def probe() -> Replica | None:
         found = await see(engine, replica)
+        if found is not None and found.state is ReplicaState.EXITED and found.state not in states:
+            pytest.fail(f"{replica.name} ended: {found.exit}")
         return found if found is not None and found.state in states else None
 
     return await wait_until(probe, f"{replica.name} to be {' or '.join(states)}", seconds)

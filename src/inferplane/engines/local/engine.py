@@ -25,6 +25,7 @@ import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -149,6 +150,7 @@ class LocalEngine:
             formats=tuple(name for name, package in PACKAGES.items() if find_spec(package) is not None),
             otherwise=fresh,
             limits=self._limits,
+            version=_installed_version(),
         )
 
     # --- life -------------------------------------------------------------------------------------
@@ -588,6 +590,13 @@ def _living(replica: ReplicaId, intent: Intent, server: RunningServer) -> Replic
 def _source(target: Target) -> ModelSource:
     model = target.endpoint.spec.model
     return ModelSource(model.storage_uri, model.digest, target.secret)
+
+
+def _installed_version() -> str:
+    """The platform's version; "" when it runs without having been installed."""
+    with contextlib.suppress(PackageNotFoundError):
+        return version("inferplane")
+    return ""
 
 
 def _take_note(task: asyncio.Task[None]) -> None:

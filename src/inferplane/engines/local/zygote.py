@@ -25,7 +25,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import inferplane
 from inferplane.engines.local.launch import LaunchRequest, needs_new_interpreter
 from inferplane.engines.local.launchers import Launcher
 from inferplane.engines.local.limits import Limits
@@ -61,7 +60,8 @@ class ForkLauncher:
     """Starts servers by asking the fork server; where that cannot be done, by `otherwise`.
 
     `directory` holds the fork server's lock and log. `formats` are the model formats whose
-    libraries it imports beforehand.
+    libraries it imports beforehand. One of another `version` than this ("": any will do) is
+    replaced, so that an upgraded platform does not go on serving old code.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class ForkLauncher:
         formats: tuple[str, ...],
         otherwise: Launcher,
         limits: Limits,
+        version: str = "",
         program: tuple[str, ...] = FORK_SERVER_PROGRAM,
     ) -> None:
         self._directory = directory
@@ -81,6 +82,7 @@ class ForkLauncher:
         self._formats = formats
         self._otherwise = otherwise
         self._limits = limits
+        self._version = version
         self._program = program
         self._one_at_a_time = asyncio.Lock()
         self._ready = asyncio.Event()
@@ -260,7 +262,7 @@ class ForkLauncher:
             while not watch.ended.is_set():
                 if self._connect():
                     hello = await self._ask({"op": "hello"})
-                    if hello.get("version") != inferplane.__version__:
+                    if self._version and hello.get("version") != self._version:
                         raise EngineError(f"it is of version {hello.get('version')}")
                     if hello.get("threads", 1) != 1:
                         raise EngineError(f"it has {hello['threads']} threads and cannot fork")
