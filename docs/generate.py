@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from inferplane.cli.exits import ExitCode
 from inferplane.domain.reasons import REASONS
 from inferplane.domain.runtime import FORMATS
 from inferplane.settings import ENVIRONMENT_PREFIX, Settings
@@ -98,10 +99,16 @@ def formats_table() -> str:
     )
 
 
+def exit_codes_table() -> str:
+    """How a command can end."""
+    return _table(("Exit code", "Meaning"), ((f"`{code.value}`", code.meaning) for code in ExitCode))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "reasons": reasons_table,
     "settings": settings_table,
     "formats": formats_table,
+    "exit-codes": exit_codes_table,
 }
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from inferplane.cli.main import build_cli
 from inferplane.domain.endpoint import Milestone, PublicStatus
 from inferplane.domain.reasons import REASONS
 from inferplane.domain.runtime import FORMATS
@@ -16,7 +19,7 @@ from inferplane.domain.storage_uri import LOCAL_SCHEMES
 from inferplane.settings import ENVIRONMENT_PREFIX, Settings
 
 GUIDE = "docs/user-guide.md"
-TABLE_PLACES = {"reasons": "docs/reasons.md", "settings": GUIDE, "formats": GUIDE}
+TABLE_PLACES = {"reasons": "docs/reasons.md", "settings": GUIDE, "formats": GUIDE, "exit-codes": GUIDE}
 
 
 @pytest.mark.parametrize(("table", "place"), list(TABLE_PLACES.items()))
@@ -52,6 +55,49 @@ def test_every_format_and_scheme_is_documented(documents: dict[str, str]) -> Non
         assert f"`{name}`" in documents[GUIDE]
     for scheme in LOCAL_SCHEMES:
         assert f"{scheme}://" in documents[GUIDE]
+
+
+def _commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, inner in getattr(command, "commands", {}).items():
+        if getattr(inner, "commands", None):
+            yield from _commands(inner, (*words, name))
+        else:
+            yield (*words, name), inner
+
+
+def test_every_command_is_shown_in_the_user_guide(documents: dict[str, str]) -> None:
+    commands = dict(_commands(typer.main.get_command(build_cli(lambda _: 0))))
+    assert len(commands) > 10
+    for words in commands:
+        shown = f"inferplane {' '.join(words)}"
+        assert re.search(rf"{shown}\b", documents[GUIDE]), f"{shown} is not in {GUIDE}"
+
+
+def test_commands_and_options_in_documents_exist(documents: dict[str, str]) -> None:
+    commands = dict(_commands(typer.main.get_command(build_cli(lambda _: 0))))
+    groups = {words[0] for words in commands if len(words) > 1}
+    wrong = []
+    for name, text in documents.items():
+        for line in re.findall(r"(?:^|`|/)inferplane ([a-z][^`\n#|]*)", text, re.MULTILINE):
+            if not re.match(r"[a-z]+( |$)", line) or line.startswith("is "):
+                continue
+            words = tuple(line.split()[: 2 if line.split()[0] in groups else 1])
+            command = commands.get(words)
+            known = (
+                {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
+                if command
+                else set()
+            )
+            options = re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", line)
+            if command is None or not set(options) <= {*known, "--help"}:
+                wrong.append(f"{name}: inferplane {line}")
+    assert not wrong
+
+
+def test_every_setting_is_an_option_of_up() -> None:
+    up = dict(_commands(typer.main.get_command(build_cli(lambda _: 0))))[("up",)]
+    options = {option for each in up.params for option in each.opts}
+    assert {f"--{field.name.replace('_', '-')}" for field in fields(Settings)} <= options
 
 
 def test_every_public_status_is_documented(documents: dict[str, str]) -> None:
@@ -167,7 +213,6 @@ def test_nothing_in_the_repository_names_a_machine_or_a_package_index(our_files:
                 "/work/" + r"(?:main|shared|\.)",
                 r"\.\./" + "shared",
                 "/tmp/" + "(?:brief|contracts)",
-                "/root/" + r"\w",
                 "pypi" + r"\.org",
                 "python" + "hosted",
                 "--(?:extra-)?index" + "-url",
