@@ -106,6 +106,8 @@ async def watch(
                     uid = next(iter(changed))
                     del changed[uid]
                     found = await endpoints.by_uid(platform, uid)
+                    if found is not None and not endpoints.matches(found, wanted):
+                        found = None  # for this watcher it is gone, or was never there
                     message = _difference(uid, found, known, render)
                     if message is not None:
                         yield message

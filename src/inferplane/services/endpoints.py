@@ -120,12 +120,14 @@ async def preflight(platform: Platform, caller: Caller, draft: EndpointDraft) ->
         ("runtime", _check_runtime, f"a runtime of the cluster serves {wish.spec.model.format}"),
     ):
         findings.append(_finding_now(check, function, wish, cluster, good))
+    if all(finding.ok for finding in findings if finding.check in {"scheme", "runtime", "gpu"}):
+        engine_findings = await _engine_findings(platform, endpoint, wish)
+        told = {finding.check for finding in engine_findings}
+        findings = [each for each in findings if each.check not in told] + engine_findings
     findings += [
         Finding("manifest", True, "", warning, "Nothing to do; it has no effect here.")
         for warning in wish.warnings
     ]
-    if all(finding.ok for finding in findings if finding.check in {"scheme", "runtime", "gpu"}):
-        findings += await _engine_findings(platform, endpoint, wish)
     return findings
 
 
@@ -300,6 +302,17 @@ class Filter:
     status: str = ""
     cluster: str = ""
     model_format: str = ""
+
+
+def matches(endpoint: InferenceEndpoint, wanted: Filter) -> bool:
+    """Whether a list with this filter would have the endpoint. Raises Invalid for an unknown status."""
+    status = _status(wanted.status)
+    return (
+        wanted.workspace in {"", endpoint.workspace}
+        and wanted.cluster in {"", endpoint.cluster}
+        and wanted.model_format in {"", endpoint.spec.model.format}
+        and (status is None or public_state(endpoint).status is status)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,18 @@ def test_a_watch_is_silent_about_what_does_not_show(world: World, owner: Client,
         assert (kind, item["endpointName"]) == ("ADDED", last)
 
 
+def test_a_filtered_watch_follows_what_comes_and_goes(world: World, owner: Client, team: str) -> None:
+    name = world.create(team)
+    with owner.stream(f"{ENDPOINT}/watch", workspace=team, status="Running") as events:
+        assert events.next()[0] == ""
+        world.run(team, name)
+        kind, item = events.next_event()
+        assert (kind, item["endpointName"], item["status"]) == ("ADDED", name, "Running")
+        owner("DELETE", ENDPOINT, {"workspace": team, "endpoint": name}).ok()
+        kind, item = events.next_event()
+        assert (kind, item["endpointName"]) == ("DELETED", name)
+
+
 def test_a_viewer_watches_only_what_is_theirs(world: World, team: str) -> None:
     theirs = world.workspace()
     viewer = world.client("Viewer", team)
