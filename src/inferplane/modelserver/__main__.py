@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     os.environ.update(thread_environment(config.threads))
     from inferplane.modelserver.main import serve
 
-    return serve(config)
+    return serve(config, pool_threads=config.threads)
 
 
 if __name__ == "__main__":

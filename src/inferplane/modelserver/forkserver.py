@@ -54,6 +54,8 @@ REQUEST_BYTES_MAX = 1024 * 1024
 #: Descriptors taken from one message; a request brings one, more are closed.
 DESCRIPTORS_MAX = 4
 STANDARD_STREAMS = 3
+#: Pools of numerical libraries are this large in the parent: no thread but its own may be started.
+POOL_THREADS = 1
 EXIT_CRASHED = 1
 
 #: What every server needs, whatever its model.
@@ -335,7 +337,7 @@ def _become_server(
         _reseed()
         from inferplane.modelserver.main import serve
 
-        code = serve(config)
+        code = serve(config, pool_threads=POOL_THREADS)
     except BaseException:  # noqa: BLE001 - nothing may climb out of the child into the parent's loop
         traceback.print_exc()
     finally:
@@ -406,8 +408,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("control", type=Path, help="path of the control socket")
     parser.add_argument("--preload", default="", help="formats to import for, separated by commas")
     options = parser.parse_args(arguments)
-    # One thread a pool, before anything numerical is imported: OpenBLAS would start its pool now.
-    os.environ.update(thread_environment(1))
+    # Before anything numerical is imported: OpenBLAS would start its pool then.
+    os.environ.update(thread_environment(POOL_THREADS))
     preloaded = preload([name for name in options.preload.split(",") if name])
     from inferplane.modelserver.main import wall_clock
 

@@ -67,8 +67,12 @@ def wall_clock() -> float:
     return time.time()  # noqa: TID251 - a program of its own, and this is its only clock
 
 
-def serve(config: ServerConfig, *, clock: Clock = wall_clock) -> int:
-    """Serve until a signal ends it. Returns the process's exit code: 0, or 3 when it cannot serve."""
+def serve(config: ServerConfig, *, pool_threads: int = 0, clock: Clock = wall_clock) -> int:
+    """Serve until a signal ends it. Returns the process's exit code: 0, or 3 when it cannot serve.
+
+    `pool_threads` is the size that libraries gave their thread pools when they were loaded, 0 when
+    nobody knows; pools of another size than the configuration's are set to it.
+    """
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,
@@ -84,7 +88,7 @@ def serve(config: ServerConfig, *, clock: Clock = wall_clock) -> int:
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(config, status, listener))
+        return runner.run(_run(config, status, listener, pool_threads))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class _Loaded:
     seconds: float
 
 
-async def _run(config: ServerConfig, status: StatusWriter, listener: socket.socket) -> int:
+async def _run(config: ServerConfig, status: StatusWriter, listener: socket.socket, pool_threads: int) -> int:
     import uvicorn
 
     from inferplane.modelserver.app import App, Serving
@@ -110,7 +114,7 @@ async def _run(config: ServerConfig, status: StatusWriter, listener: socket.sock
     status.write(ServerState.LOADING)
     log.info("loading %s model %s from %s", config.format, config.name, config.path)
     loading = loop.create_future()
-    _in_thread(loop, loading, lambda: _load(config))
+    _in_thread(loop, loading, lambda: _load(config, pool_threads))
     stopping = loop.create_task(stop.wait())
     await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
     info, load_seconds = ModelInfo(), 0.0
@@ -163,14 +167,15 @@ def _server(uvicorn: Any, app: Any) -> Any:
     return server
 
 
-def _load(config: ServerConfig) -> _Loaded:
+def _load(config: ServerConfig, pool_threads: int) -> _Loaded:
     """Load the model and make it answer. Runs in a thread of its own. Raises LoadError."""
     started = time.perf_counter()
     if config.memory_bytes_max is not None:
         limit_memory(config.memory_bytes_max)
     try:
         model = load_model(config.format, config.path, config.threads)
-        _limit_threads(config.threads)
+        if pool_threads != config.threads:
+            _limit_threads(config.threads)
         example = _probe(model, config)
     except LoadError as error:
         if error.__cause__ is not None and _is_out_of_memory(error.__cause__):
