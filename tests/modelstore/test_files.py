@@ -66,7 +66,6 @@ async def test_a_large_file_is_present_before_it_is_hashed(
     states: list[ArtifactState] = []
     store.request("u1", Source(str(path)), lambda: states.append(store.state("u1")))
     await fetched(store, "u2", Source(str(path), digest=sha256(MODEL)))
-    await fetched(store, "u1", Source(str(path)))
     async with asyncio.timeout(10):
         while not store.state("u1").digest:  # noqa: ASYNC110 - the last change is what matters
             await asyncio.sleep(0.001)
@@ -77,18 +76,26 @@ async def test_a_large_file_is_present_before_it_is_hashed(
     assert asked.reason is ReasonCode.CHECKSUM_MISMATCH
 
 
-async def test_what_cannot_be_read_says_why(store: ModelStore, fetched: Fetched, tmp_path: Path) -> None:
+async def test_what_cannot_be_read_says_why(
+    open_store: OpenStore, fetched: Fetched, tmp_path: Path, limits: StoreLimits
+) -> None:
+    store = await open_store(limits=replace(limits, objects_max=20))
     empty_file, empty_folder, fifo = tmp_path / "e.joblib", tmp_path / "e", tmp_path / "fifo"
     empty_file.touch()
     empty_folder.mkdir()
     os.mkfifo(fifo)
     below_a_file = empty_file / "m.joblib"
+    crowd = tmp_path / "crowd"
+    (crowd / "deep").mkdir(parents=True)
+    for number in range(20):
+        (crowd / "deep" / f"{number}.txt").write_bytes(b"x")
     for path, reason in (
         (tmp_path / "missing.joblib", ReasonCode.MODEL_NOT_FOUND),
         (below_a_file, ReasonCode.MODEL_NOT_FOUND),
         (empty_folder, ReasonCode.MODEL_NOT_FOUND),
         (empty_file, ReasonCode.NOT_A_MODEL),
         (fifo, ReasonCode.NOT_A_MODEL),
+        (crowd, ReasonCode.NOT_A_MODEL),
     ):
         state = await fetched(store, "u1", Source(str(path)))
         assert (state.phase, state.reason) == (ArtifactPhase.FAILED, reason), path

@@ -96,6 +96,20 @@ async def test_what_is_not_there(store: ModelStore, fetched: Fetched, emulator: 
     assert uri in state.message
 
 
+async def test_objects_that_cannot_lie_in_one_folder(
+    store: ModelStore, server: RangeServer, fetched: Fetched
+) -> None:
+    names = ("iris/a", "iris/a/b")
+    server.answers["/storage/v1/b/models/o"] = lambda: {
+        "items": [{"name": name, "size": "1", "generation": "1"} for name in names]
+    }
+    state = await fetched(
+        store, "u1", Source("gs://models/iris/", secret={"STORAGE_EMULATOR_HOST": server.url("")})
+    )
+    assert state.reason is ReasonCode.NOT_A_MODEL
+    assert "“a” is both" in state.message
+
+
 class TokenServer:
     """Answers like Google's token service and storage to who brings the right statement."""
 

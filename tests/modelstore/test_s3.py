@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -303,3 +304,43 @@ async def test_a_refusal_of_an_anonymous_question_says_both_possibilities(
     assert state.reason is ReasonCode.STORAGE_FORBIDDEN
     assert "without credentials" in state.message
     assert "does not exist" in state.message
+
+
+async def test_a_bucket_in_another_region_is_found(store: ModelStore, fetched: Fetched) -> None:
+    """Such a server refuses the signature of any other region, and names its own."""
+    regions: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        match = re.search(r"%2F\d{8}%2F([a-z0-9-]+)%2Fs3|/\d{8}/([a-z0-9-]+)/s3/", head)
+        region = "" if match is None else match.group(1) or match.group(2)
+        regions.append(region)
+        body = MODEL[:1000]
+        if region != "eu-central-1":
+            body = b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-central-1</Region></Error>"
+        lines = [
+            f"HTTP/1.1 {200 if region == 'eu-central-1' else 400} X",
+            f"content-length: {len(body)}",
+            'etag: "v1"',
+            "last-modified: Mon, 05 Jan 2026 10:00:00 GMT",
+            "connection: close",
+        ]
+        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+        if not head.startswith("HEAD"):
+            writer.write(body)
+        await writer.drain()
+        writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    secret = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+    }
+    state = await fetched(store, "u1", Source("s3://models/iris.joblib", secret=secret))
+    assert state.phase is ArtifactPhase.PRESENT, state.message
+    assert regions[0] == "us-east-1"
+    assert regions[-1] == "eu-central-1"
+    listener.close()
+    await listener.wait_closed()

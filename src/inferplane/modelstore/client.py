@@ -24,6 +24,10 @@ class HttpClients:
         self._limits = limits
         self._context: ssl.SSLContext | None = None
 
+    def prepare(self) -> None:
+        """Load the certificates, which blocks for some tens of milliseconds the first time."""
+        self._certificates()
+
     def new(self) -> httpx.AsyncClient:
         """A client for one fetch; the caller closes it."""
         limits = self._limits

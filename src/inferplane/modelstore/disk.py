@@ -130,6 +130,16 @@ class Stopped(Exception):
     """A long job in a thread was asked to end."""
 
 
+def holds_more_files(folder: Path, *, most: int) -> bool:
+    """Whether there are more than `most` files and folders under `folder`; looks no further than that."""
+    count = 0
+    for _, folders, names in os.walk(folder):
+        count += len(folders) + len(names)
+        if count > most:
+            return True
+    return False
+
+
 def file_digest(path: Path, stopped: Callable[[], bool]) -> str:
     """`sha256:<hex>` of a file's bytes. Raises Stopped soon after `stopped` says so."""
     digest = hashlib.sha256()

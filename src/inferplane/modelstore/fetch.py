@@ -35,6 +35,7 @@ from inferplane.modelstore.disk import (
     StoreFolder,
     boot_id,
     file_digest,
+    holds_more_files,
     only_child,
     path_bytes,
     path_digest,
@@ -118,7 +119,9 @@ class Slots:
 async def fetch(shop: Workshop, wanted: Wanted, source_key: str, progress: Progress) -> Entry:
     """Bring the source here. Raises FetchFailed; cancelled, it leaves what can be resumed."""
     try:
-        if wanted.uri.scheme is Scheme.FILE:
+        if wanted.uri.scheme is not Scheme.FILE:
+            await asyncio.to_thread(shop.clients.prepare)
+        else:
             return await _Local(shop, wanted, source_key, progress).run()
         return await _Remote(shop, wanted, source_key, progress).run()
     except OSError as error:
@@ -141,18 +144,23 @@ async def long_job(shop: Workshop, job: Callable[[Callable[[], bool]], T]) -> T:
         raise
 
 
-def look_here(path: Path, shown: str) -> tuple[int, bool, str]:
+def look_here(path: Path, shown: str, files_max: int) -> tuple[int, bool, str]:
     """(bytes, is a file, a word for the version) of a path on this machine. Blocks. Raises FetchFailed."""
     try:
         facts = path.stat()
         if path.is_dir():
             if not any(path.iterdir()):
                 raise FetchFailed(ReasonCode.MODEL_NOT_FOUND, f"the folder {shown} is empty")
+            if holds_more_files(path, most=files_max):
+                raise FetchFailed(
+                    ReasonCode.NOT_A_MODEL,
+                    f"{shown} holds more than {files_max} files; point the URI at the model's own folder",
+                )
             size, is_file = path_bytes(path), False
         elif path.is_file():
+            refuse_empty(shown, facts.st_size)
             with path.open("rb") as file:
                 refuse_pointer(shown, file.read(FIRST_BYTES))
-            refuse_empty(shown, facts.st_size)
             size, is_file = facts.st_size, True
         else:
             raise FetchFailed(ReasonCode.NOT_A_MODEL, f"{shown} is neither a file nor a folder")
@@ -189,6 +197,7 @@ class _Remote:
             if failure.transient and known is not None:
                 return known  # unreachable: what is here is better than nothing
             raise
+        _refuse_clashes(listing, self._origin.shown)
         entry_key = f"{self._key}-{listing.version}"
         entry = self._shop.cache.get(entry_key)
         if entry is not None:
@@ -327,8 +336,8 @@ class _Remote:
         self._progress.message = ""
         entry = await long_job(
             self._shop,
-            lambda _: _publish(
-                self._shop, place, self._key, _digest_of(listing, arrived), self._origin.shown
+            lambda stopped: _publish(
+                self._shop, place, self._key, _digest_of(listing, arrived), self._origin.shown, stopped
             ),
         )
         self._shop.cache.add(entry)
@@ -357,7 +366,9 @@ class _Local:
         self._path = Path(wanted.uri.path)
 
     async def run(self) -> Entry:
-        size, is_file, version = await asyncio.to_thread(look_here, self._path, self._wanted.uri.shown)
+        size, is_file, version = await asyncio.to_thread(
+            look_here, self._path, self._wanted.uri.shown, self._shop.limits.objects_max
+        )
         if is_file and is_archive(self._path.name):
             return await self._archive(size, version)
         digest = ""
@@ -393,7 +404,8 @@ class _Local:
             raise
         self._progress.received["file"] = size
         entry = await long_job(
-            self._shop, lambda _: _publish(self._shop, place, self._key, digest, self._wanted.uri.shown)
+            self._shop,
+            lambda stopped: _publish(self._shop, place, self._key, digest, self._wanted.uri.shown, stopped),
         )
         self._shop.cache.add(entry)
         return entry
@@ -403,6 +415,25 @@ def _place_of(place: Path, listing: Listing, found: RemoteObject) -> Path:
     """Where an object is written: an archive beside the content that will come out of it."""
     inside = DOWNLOAD if listing.single and is_archive(found.name) else CONTENT
     return place / inside / found.name
+
+
+def _refuse_clashes(listing: Listing, shown: str) -> None:
+    """A bucket may hold both `a` and `a/b`, or one name in two spellings; a file system may not."""
+    names = {found.name for found in listing.objects}
+    above = {
+        "/".join(parts[:n]) for parts in (name.split("/") for name in names) for n in range(1, len(parts))
+    }
+    clash = min(names & above, default="")
+    if clash or len(names) != len(listing.objects):
+        raise FetchFailed(
+            ReasonCode.NOT_A_MODEL,
+            f"{shown} holds objects that cannot lie in one folder"
+            + (
+                f": “{clash}” is both an object and a folder"
+                if clash
+                else ", because their names are the same"
+            ),
+        )
 
 
 def _bytes_here(place: Path) -> int:
@@ -429,7 +460,9 @@ async def _unpack(shop: Workshop, archive: Path, place: Path) -> None:
     await long_job(shop, job)
 
 
-def _publish(shop: Workshop, place: Path, source_key: str, digest: str, shown: str) -> Entry:
+def _publish(
+    shop: Workshop, place: Path, source_key: str, digest: str, shown: str, stopped: Callable[[], bool]
+) -> Entry:
     """Turn a complete partial into an entry. The rename is the moment at which it exists."""
     content = place / CONTENT
     children = list(content.iterdir())
@@ -440,6 +473,8 @@ def _publish(shop: Workshop, place: Path, source_key: str, digest: str, shown: s
     write_json(place / META, meta_of(entry, place, shown))
     (place / PLAN).unlink(missing_ok=True)
     sync_tree(place)
+    if stopped():
+        raise Stopped  # an entry that nobody was told of would count nowhere
     target = shop.folder.entries / place.name
     shop.folder.discard(target)  # only there when its bookkeeping could not be read
     place.rename(target)

@@ -197,7 +197,7 @@ def _object(name: str, meta: Any) -> RemoteObject:
     size = text_of(meta, "size")
     return RemoteObject(
         name=safe_name(name),
-        size=int(size) if size.isdigit() else None,
+        size=int(size) if size.isdecimal() else None,
         modified="" if generation else text_of(meta, "updated"),
         key=f"{text_of(meta, 'name')}#{generation}",
         pinned=bool(generation),

@@ -117,7 +117,7 @@ def _object(name: str, path: str, commit: str, item: object) -> RemoteObject:
     digest = text_of(large, "sha256") or text_of(large, "oid").removeprefix("sha256:")
     return RemoteObject(
         name=safe_name(name),
-        size=int(size) if size.isdigit() else None,
+        size=int(size) if size.isdecimal() else None,
         key=f"{commit}/{path}",
         pinned=True,
         version=commit,

@@ -45,7 +45,7 @@ async def probe(
         return _failed(failure)
     try:
         async with asyncio.timeout(limits.probe_seconds):
-            names, size = await _look(wanted, clients, clock)
+            names, size = await _look(wanted, clients, clock, limits)
     except FetchFailed as failure:
         return _failed(failure)
     except TimeoutError:
@@ -64,19 +64,20 @@ async def probe(
 
 
 async def _look(
-    wanted: Wanted, clients: HttpClients, clock: Callable[[], datetime]
+    wanted: Wanted, clients: HttpClients, clock: Callable[[], datetime], limits: StoreLimits
 ) -> tuple[list[str], int | None]:
     """(file names, bytes if known) of what is stored."""
     if wanted.uri.scheme is Scheme.FILE:
-        return await asyncio.to_thread(_look_here, wanted)
+        return await asyncio.to_thread(_look_here, wanted, limits.objects_max)
+    await asyncio.to_thread(clients.prepare)
     async with clients.new() as client:
         listing = await wanted.origin(client, clock).look()
     return [found.name for found in listing.objects], listing.total_bytes
 
 
-def _look_here(wanted: Wanted) -> tuple[list[str], int]:
+def _look_here(wanted: Wanted, files_max: int) -> tuple[list[str], int]:
     path = Path(wanted.uri.path)
-    size, is_file, _ = look_here(path, wanted.uri.shown)
+    size, is_file, _ = look_here(path, wanted.uri.shown, files_max)
     return [path.name] if is_file else [str(f.relative_to(path)) for f in files_under(path)], size
 
 

@@ -64,6 +64,7 @@ class S3Origin:
         if endpoint and not endpoint.startswith(("http://", "https://")):
             endpoint = f"https://{endpoint}"
         self._endpoint = endpoint
+        self._redirected = False
 
     @property
     def shown(self) -> str:
@@ -76,11 +77,13 @@ class S3Origin:
         return urlsplit(self._base()[0]).hostname or ""
 
     async def look(self) -> Listing:
-        """The object at the key, or the objects under it."""
+        """The object at the key, or the objects under it. When the storage says that the bucket lies in
+        another region, there.
+        """
         try:
             return await self._list()
         except _OtherRegion as other:
-            self._region = other.region
+            self._region, self._redirected = other.region, True
             return await self._list()
 
     async def address(self, found: RemoteObject) -> Address:
@@ -104,7 +107,7 @@ class S3Origin:
                 pass
             except Exception as error:
                 refused = await self._failure(error)
-                if refused.status not in {400, 403}:
+                if refused.status not in {301, 400, 403}:
                     raise refused from error
             else:
                 return Listing((_object(key.rpartition("/")[2], head),), single=True)
@@ -174,7 +177,7 @@ class S3Origin:
         status = _STATUS.search(text)
         code_match, region = _CODE.search(text), _REGION.search(text)
         code = code_match.group(1) if code_match else ""
-        if region and region.group(1) != (self._region or REGION) and not self._endpoint:
+        if region and region.group(1) != (self._region or REGION) and not self._redirected:
             raise _OtherRegion(region.group(1)) from error
         if code in _UNKNOWN_KEYS:
             return FetchFailed(

@@ -111,7 +111,7 @@ class ModelStore:
         self._free_bytes = free_bytes or _free_bytes
         self._references: dict[str, _Reference] = {}
         self._fetches: dict[str, _Fetch] = {}
-        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._ending: dict[str, set[asyncio.Task[None]]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._salt = b""
         self._shop: Workshop | None = None
@@ -138,7 +138,7 @@ class ModelStore:
         for fetching in self._fetches.values():
             if fetching.timer is not None:
                 fetching.timer.cancel()
-        tasks += [*self._background, *self._ending.values()]
+        tasks += [*self._background, *(task for ending in self._ending.values() for task in ending)]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -243,9 +243,8 @@ class ModelStore:
     async def _run(self, fetching: _Fetch) -> None:
         assert self._shop is not None, "start() comes first"
         try:
-            before = self._ending.get(fetching.key)
-            if before is not None:  # a cancelled fetch of the same may still be writing
-                await asyncio.wait([before])
+            while before := self._ending.get(fetching.key):  # a cancelled one may still be writing
+                await asyncio.wait(before)
             entry = await fetch(self._shop, fetching.wanted, fetching.key, fetching.progress)
         except FetchFailed as failure:
             self._failed(fetching, failure)
@@ -364,13 +363,15 @@ class ModelStore:
             return None
         self._end(fetching)
         task.cancel()
-        self._ending[fetching.key] = task
+        self._ending.setdefault(fetching.key, set()).add(task)
         task.add_done_callback(lambda _: self._ended(fetching.key, task))
         return task
 
     def _ended(self, source_key: str, task: asyncio.Task[None]) -> None:
-        if self._ending.get(source_key) is task:
-            del self._ending[source_key]
+        ending = self._ending.get(source_key, set())
+        ending.discard(task)
+        if not ending:
+            self._ending.pop(source_key, None)
 
     def _drop_unwanted_partials(self, source_key: str) -> None:
         if not source_key or any(r.source_key == source_key for r in self._references.values()):
@@ -404,8 +405,12 @@ class ModelStore:
 
     def _tell(self, references: list[_Reference]) -> None:
         for reference in references:
-            if reference.on_change is not None and self._references.get(reference.uid) is reference:
+            if reference.on_change is None or self._references.get(reference.uid) is not reference:
+                continue
+            try:
                 reference.on_change()
+            except Exception:
+                log.exception("a listener failed", uid=reference.uid)
 
     # Disk and cache.
 
