@@ -271,7 +271,11 @@ class World:
         self.unready: dict[str, str] = {"gateway": ""}
         self.later = timedelta(0)
         self.limits = limits or Limits(
-            request_bytes_max=BODY_BYTES_MAX, heartbeat_seconds=0.2, force_delete_wait_seconds=0.3
+            request_bytes_max=BODY_BYTES_MAX,
+            request_seconds_max=2.0,
+            heartbeat_seconds=0.2,
+            force_delete_wait_seconds=0.3,
+            preflight_seconds_max=0.3,
         )
         self.numbers = itertools.count(1)
         self._loop = asyncio.new_event_loop()

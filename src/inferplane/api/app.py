@@ -22,7 +22,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from inferplane.api.answers import Answer, EventStream
 from inferplane.api.auth import Authenticator
-from inferplane.api.call import Call, ClientGoneError, Tools, body_of, headers_of, query_of
+from inferplane.api.call import BODY_TOO_SLOW, Call, ClientGoneError, Tools, body_of, headers_of, query_of
 from inferplane.api.metrics import UNMATCHED_ROUTE, Metrics
 from inferplane.api.openapi import document
 from inferplane.api.routes import ROUTES, Route
@@ -169,7 +169,7 @@ class Api:
 
 def _handler(route: Route, tools: Tools) -> HTTPRouteHandler:
     """Join one route with everything that is the same for all of them."""
-    limit = tools.platform.limits.request_bytes_max
+    limits = tools.platform.limits
 
     async def handle(request: Request[Any, Any, Any]) -> ASGIApp:
         scope = request.scope
@@ -185,7 +185,11 @@ def _handler(route: Route, tools: Tools) -> HTTPRouteHandler:
                 path=route.path,
                 headers=headers,
                 query=query_of(scope),
-                body=await body_of(request.receive, headers, limit) if route.reads_body else b"",
+                body=await body_of(
+                    request.receive, headers, limits.request_bytes_max, limits.request_seconds_max
+                )
+                if route.reads_body
+                else b"",
                 key=key,
                 request_id=request_id,
             )
@@ -220,6 +224,8 @@ def answer_for(error: InferplaneError, request_id: str) -> Answer:
     headers = {}
     if status in {429, 503}:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if error.reason == BODY_TOO_SLOW:
+        headers["Connection"] = "close"  # what may still come is no request
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Answer(body, status, headers=headers)

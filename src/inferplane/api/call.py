@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from inferplane.api.auth import Authenticator
 from inferplane.api.metrics import Metrics
 from inferplane.api.streams import Streams
 from inferplane.domain.access import ApiKey, Caller
-from inferplane.domain.errors import Invalid, PayloadTooLarge
+from inferplane.domain.errors import Invalid, Malformed, PayloadTooLarge
 from inferplane.services.api_keys import caller_of
 from inferplane.services.context import Platform
 from inferplane.services.idempotency import Ticket
@@ -24,6 +25,7 @@ from inferplane.wire.paths import IDEMPOTENCY_KEY_HEADER
 QUERY_CHARACTERS_MAX = 8 * 1024
 QUERY_FIELDS_MAX = 100
 NUMBER_DIGITS_MAX = 18
+BODY_TOO_SLOW = "BodyTooSlow"
 
 # Other words for the same thing, all accepted.
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
@@ -146,8 +148,20 @@ def query_of(scope: Scope) -> dict[str, str]:
     return {name.lower(): value.strip() for name, value in reversed(pairs)}
 
 
-async def body_of(receive: Receive, headers: Mapping[str, str], bytes_max: int) -> bytes:
-    """The whole body. Raises PayloadTooLarge without reading what is too much."""
+async def body_of(receive: Receive, headers: Mapping[str, str], bytes_max: int, seconds_max: float) -> bytes:
+    """The whole body. Raises PayloadTooLarge without reading what is too much, Malformed when it dawdles."""
+    try:
+        async with asyncio.timeout(seconds_max):
+            return await _whole_body(receive, headers, bytes_max)
+    except TimeoutError as error:
+        raise Malformed(
+            f"the body did not arrive within {seconds_max:g} seconds",
+            reason=BODY_TOO_SLOW,
+            next_action="Send the request again.",
+        ) from error
+
+
+async def _whole_body(receive: Receive, headers: Mapping[str, str], bytes_max: int) -> bytes:
     announced = headers.get("content-length", "")
     if announced.isdigit() and int(announced[:NUMBER_DIGITS_MAX]) > bytes_max:
         raise _too_large(bytes_max)

@@ -49,6 +49,7 @@ class Limits:
     """Every bound that services keep. Sizes are bytes or items, as the name says."""
 
     request_bytes_max: int = 1024 * 1024
+    request_seconds_max: float = 30.0
     manifest_bytes_max: int = 128 * 1024
     page_items_default: int = 500
     page_items_max: int = 1000

@@ -427,6 +427,8 @@ def test_a_dry_run_reports_what_create_would_refuse(world: World, owner: Client,
     }
     world.engine.failure = "cannot look at s3://k:hunter2@bucket"
     assert failed(request(world, team)) == {"cluster": "EngineError"}
+    world.engine.hangs = True
+    assert failed(request(world, team)) == {"cluster": "ClusterUnreachable"}
     owner("POST", f"{ENDPOINT}?dryRun=true", request(world, team, endpointName="Bad")).is_error(
         422, "INVALID"
     )
