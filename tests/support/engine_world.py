@@ -43,6 +43,7 @@ SHORT = Limits(
     orphan_grace_seconds=2.0,
     close_grace_seconds=2.0,
     follow_seconds=0.02,
+    fork_seconds=2.0,
     log_bytes_max=20_000,
 )
 

@@ -417,7 +417,6 @@ class LocalEngine:
             log_path=paths.log,
             directory=paths.directory,
             environment=server_environment(self._environment, endpoint.spec.model.env, threads),
-            model_format=endpoint.spec.model.format,
             cores=intent.cores,
             data_bytes_max=data_limit(resources),
         )

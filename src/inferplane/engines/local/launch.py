@@ -167,7 +167,6 @@ class LaunchRequest:
     log_path: Path
     directory: Path
     environment: Mapping[str, str]
-    model_format: str
     cores: tuple[int, ...] = ()
     data_bytes_max: int | None = None
     core_bytes_max: int | None = 0

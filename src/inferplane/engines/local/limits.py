@@ -21,7 +21,6 @@ class Limits:
     health_interval_seconds: float = 5.0
     health_timeout_seconds: float = 5.0
     health_failures_max: int = 3
-    health_checks_at_once: int = 16
     timeout_grace_seconds: float = 5.0
     orphan_grace_seconds: float = 5.0
     close_grace_seconds: float = 10.0

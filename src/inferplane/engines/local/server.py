@@ -102,11 +102,6 @@ class RunningServer:
         """Whether the process lives, asked of the kernel."""
         return not self._watch.has_ended
 
-    @property
-    def is_stopping(self) -> bool:
-        """Whether it was asked to end."""
-        return self._stop is not None
-
     # --- ending it --------------------------------------------------------------------------------
 
     def stop(

@@ -86,6 +86,9 @@ class ForkLauncher:
         self._program = program
         self._one_at_a_time = asyncio.Lock()
         self._ready = asyncio.Event()
+        # Set once the present attempt to have a fork server has succeeded or failed: starts wait
+        # for one that is still importing, not for one that does not come.
+        self._decided = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._connection: socket.socket | None = None
         self._watch: ProcessWatch | None = None
@@ -100,7 +103,7 @@ class ForkLauncher:
         if needs_new_interpreter(request.environment, self._environment):
             return await self._otherwise.launch(request, lock)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ready.wait(), self._limits.fork_server_wait_seconds)
+            await asyncio.wait_for(self._decided.wait(), self._limits.fork_server_wait_seconds)
         async with self._one_at_a_time:
             pid = await self._fork(request, lock) if self._ready.is_set() else None
         if pid is None:
@@ -199,12 +202,15 @@ class ForkLauncher:
                 watch = await self._find_or_start()
             except (OSError, ValueError, TimeoutError, ProcessGone, EngineError) as error:
                 log.warning("there is no fork server; servers start in new interpreters", error=str(error))
+                self._decided.set()
                 await self._kill()
             else:
                 self._ready.set()
+                self._decided.set()
                 pause = _RETRY_FIRST_SECONDS
                 await watch.ended.wait()
                 log.warning("the fork server ended", pid=watch.record.pid)
+                self._decided.clear()
             self._hang_up()
             self._drop_watch()
             await asyncio.sleep(pause)
@@ -230,7 +236,6 @@ class ForkLauncher:
                 log_path=log_path,
                 directory=self._directory,
                 environment=self._environment,
-                model_format="",
             )
             arguments = (str(self._control), "--preload", ",".join(self._formats))
             record = spawn([*self._program, *arguments], request, lock)

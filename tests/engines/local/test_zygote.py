@@ -1,0 +1,172 @@
+"""The fork server as the engine uses it: real forks, and the way out when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from engine_world import (
+    SHORT,
+    STAND_IN,
+    ModelsAtHand,
+    endpoint,
+    first_replica,
+    now,
+    processes_of,
+    see,
+    target,
+    wait_for_state,
+    wait_until,
+)
+from inferplane.domain.endpoint import Replica, ReplicaState
+from inferplane.engines.local.engine import LocalEngine
+from inferplane.engines.local.launch import server_environment
+from inferplane.engines.local.launchers import FreshLauncher
+from inferplane.engines.local.process import lock_holders
+from inferplane.engines.local.zygote import FORK_SERVER_PROGRAM, ForkLauncher
+from inferplane.engines.port import FetchModel, StartReplica
+
+READY, EXITED = ReplicaState.READY, ReplicaState.EXITED
+MakeForking = Callable[..., LocalEngine]
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import joblib
+    from sklearn.linear_model import LinearRegression
+
+    path = tmp_path_factory.mktemp("model") / "model.joblib"
+    joblib.dump(LinearRegression().fit([[0.0], [1.0]], [0.0, 2.0]), path)
+    return path
+
+
+@pytest.fixture
+async def make_forking(home: Path, model_file: Path) -> AsyncIterator[MakeForking]:
+    """Engines over one home with a fork server; the last one made is closed with all it runs."""
+    made: list[LocalEngine] = []
+    environment = {"PATH": os.environ["PATH"]}
+
+    def make(program: tuple[str, ...] = FORK_SERVER_PROGRAM) -> LocalEngine:
+        launcher = ForkLauncher(
+            directory=home / "forkserver",
+            sockets=home / "s",
+            environment=server_environment(environment, (), threads=1),
+            formats=("sklearn",),
+            otherwise=FreshLauncher(STAND_IN),
+            limits=SHORT,
+            program=program,
+        )
+        models = ModelsAtHand(home.parent / "models", model_file)
+        made.append(
+            LocalEngine(
+                home=home, models=models, clock=now, launcher=launcher, limits=SHORT, environment=environment
+            )
+        )
+        return made[-1]
+
+    yield make
+    await made[-1].close(stop_servers=True)
+
+
+async def running(engine: LocalEngine, uid: str, env: tuple[tuple[str, str], ...] = ()) -> Replica:
+    one = endpoint(uid, env=env)
+    await engine.apply(target(one), FetchModel())
+    await engine.apply(target(one), StartReplica(first_replica(one)))
+    return await wait_for_state(engine, first_replica(one), READY)
+
+
+def fork_server(home: Path) -> int:
+    (pid,) = lock_holders(home / "forkserver" / "lock")
+    return pid
+
+
+def parent_of(replica: Replica) -> int:
+    stat = Path(f"/proc/{replica.pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+async def test_servers_are_children_of_the_fork_server_with_their_own_session(
+    make_forking: MakeForking, home: Path
+) -> None:
+    engine = make_forking()
+    await engine.start(lambda _uid: None)
+    replica = await running(engine, "a1")
+    assert replica.pid is not None
+    assert parent_of(replica) == fork_server(home)
+    assert os.getsid(replica.pid) == replica.pid
+    assert lock_holders(home / "replicas/a1/r1-0/lock") == (replica.pid,)
+
+
+async def test_after_kill_nine_the_fork_server_is_taken_over_and_codes_are_known(
+    make_forking: MakeForking, home: Path
+) -> None:
+    before = make_forking()
+    await before.start(lambda _uid: None)
+    replica = await running(before, "a1")
+    old = fork_server(home)
+    await before.close(stop_servers=False)
+    after = make_forking()
+    await after.start(lambda _uid: None)
+    other = await running(after, "a2")
+    assert fork_server(home) == old == parent_of(other)
+    assert replica.pid is not None
+    os.kill(replica.pid, signal.SIGKILL)
+    ended = await wait_for_state(after, replica.id, EXITED)
+    assert ended.exit is not None
+    assert ended.exit.signal == "SIGKILL"
+
+
+async def test_a_killed_fork_server_takes_no_server_with_it_and_is_replaced(
+    make_forking: MakeForking, home: Path
+) -> None:
+    engine = make_forking()
+    await engine.start(lambda _uid: None)
+    replica = await running(engine, "a1")
+    old = fork_server(home)
+    os.kill(old, signal.SIGKILL)
+    await wait_until(lambda: _another(home, old), "another fork server")
+    seen = await see(engine, replica.id)
+    assert seen is not None
+    assert (seen.state, seen.pid) == (READY, replica.pid)
+    assert parent_of(await running(engine, "a2")) == fork_server(home)
+
+
+async def test_a_frozen_fork_server_delays_one_start_and_starts_nothing_twice(
+    make_forking: MakeForking, home: Path
+) -> None:
+    engine = make_forking()
+    await engine.start(lambda _uid: None)
+    await running(engine, "a1")
+    os.kill(fork_server(home), signal.SIGSTOP)
+    replica = await running(engine, "a2")
+    assert lock_holders(home / "replicas/a2/r1-0/lock") == (replica.pid,)
+
+
+async def test_without_a_fork_server_servers_start_all_the_same(make_forking: MakeForking) -> None:
+    engine = make_forking(program=("/bin/false",))
+    await engine.start(lambda _uid: None)
+    assert parent_of(await running(engine, "a1")) == os.getpid()
+
+
+async def test_a_variable_read_at_start_gets_a_new_interpreter(make_forking: MakeForking) -> None:
+    engine = make_forking()
+    await engine.start(lambda _uid: None)
+    assert parent_of(await running(engine, "a1", env=(("PYTHONHASHSEED", "0"),))) == os.getpid()
+
+
+async def test_closing_leaves_no_process(make_forking: MakeForking, home: Path) -> None:
+    engine = make_forking()
+    await engine.start(lambda _uid: None)
+    await asyncio.gather(*(running(engine, f"a{number}") for number in range(3)))
+    await engine.close(stop_servers=True)
+    assert processes_of(home) == []
+
+
+async def _another(home: Path, old: int) -> bool:
+    holders = lock_holders(home / "forkserver" / "lock")
+    return bool(holders) and old not in holders
