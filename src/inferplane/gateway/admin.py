@@ -1,0 +1,71 @@
+"""Envoy's admin interface, over its unix socket: what it has taken up, and asking it to drain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+
+ADMIN_SECONDS_MAX = 2.0
+
+
+class AdminUnreachable(Exception):
+    """Envoy does not answer: not there yet, going away, or stuck."""
+
+
+class Admin:
+    """A client of one Envoy's admin socket."""
+
+    def __init__(self, socket: Path) -> None:
+        # No TLS is ever spoken here; without `verify=False` httpx would load every root certificate.
+        transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False)
+        self._client = httpx.AsyncClient(
+            transport=transport, base_url="http://admin", timeout=ADMIN_SECONDS_MAX, trust_env=False
+        )
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.aclose()
+
+    async def versions(self) -> Mapping[str, str]:
+        """The version of each configuration file that Envoy has taken up, by statistic name."""
+        text = await self._ask("GET", "/stats?type=TextReadouts")
+        found = {}
+        for line in text.splitlines():
+            name, _, value = line.partition(": ")
+            found[name] = value.strip('"')
+        return found
+
+    async def refusals(self) -> Mapping[str, int]:
+        """How often Envoy refused a new configuration, by statistic name; those that never did are left out."""
+        return await self._numbers(r"update_rejected$")
+
+    async def requests_in_flight(self) -> int:
+        """Requests that have arrived and are not answered yet."""
+        return sum((await self._numbers(r"^http\.gateway\.downstream_rq_active$")).values())
+
+    async def drain(self) -> None:
+        """Ask clients to go elsewhere: every answer from now on closes its connection."""
+        await self._ask("POST", "/drain_listeners?graceful&skip_exit")
+
+    async def stop_listening(self) -> None:
+        """Accept no further connection."""
+        await self._ask("POST", "/drain_listeners")
+
+    async def _numbers(self, pattern: str) -> dict[str, int]:
+        text = await self._ask("GET", "/stats", filter=pattern, usedonly="")
+        found = {}
+        for line in text.splitlines():
+            name, _, value = line.rpartition(": ")
+            if value.isdigit():
+                found[name] = int(value)
+        return found
+
+    async def _ask(self, method: str, path: str, **query: str) -> str:
+        try:
+            answer = await self._client.request(method, path, params=query or None)
+            answer.raise_for_status()
+        except (httpx.HTTPError, OSError) as error:
+            raise AdminUnreachable(str(error) or type(error).__name__) from error
+        return answer.text

@@ -1,0 +1,59 @@
+"""What the gateway is told once, and where its files lie. Plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferplane.domain.errors import Invalid
+
+DOMAIN_DEFAULT = "localhost"
+API_ADDRESS_DEFAULT = "127.0.0.1:7070"
+WORKERS_DEFAULT = 2
+HEAP_BYTES_MAX_DEFAULT = 2 * 1024**3
+# The kernel's `sun_path` takes 108 bytes, the last of which ends the string.
+SOCKET_PATH_BYTES_MAX = 107
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """How the gateway runs.
+
+    `directory` holds its files and belongs to it alone. `port` 0 chooses a free port once and keeps
+    it in the directory. `host` is an IP address or a name that resolves to one. `domain` ends every
+    endpoint's host name. `api_address` (`host:port`) answers requests that carry credentials and
+    match no endpoint. `workers` are Envoy's threads. Beyond `heap_bytes_max` Envoy sheds load.
+    """
+
+    directory: Path
+    host: str = "127.0.0.1"
+    port: int = 7080
+    domain: str = DOMAIN_DEFAULT
+    api_address: str = API_ADDRESS_DEFAULT
+    workers: int = WORKERS_DEFAULT
+    heap_bytes_max: int = HEAP_BYTES_MAX_DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where something listens: a unix socket (`path`), or `host` and `port`."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+
+def parse_address(text: str) -> Address:
+    """`unix:<path>`, `<host>:<port>` or `[<IPv6>]:<port>`. Raises Invalid."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise Invalid(
+                f"{text!r} is not an address: a unix socket needs an absolute path", field="address"
+            )
+        return Address(path=path)
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65535:
+        raise Invalid(f"{text!r} is not an address: use unix:<path> or <host>:<port>", field="address")
+    return Address(host=host, port=int(port))

@@ -1,0 +1,723 @@
+"""From the route table to Envoy's own configuration, and back. Pure: values in, values out.
+
+Envoy watches three files and takes each up as soon as it is renamed into place:
+
+    listener.json    one listener                      changes with the program only
+    upstreams.json   the replicas of each endpoint     changes when replicas come and go
+    routes.json      one virtual host per endpoint,    changes with endpoints, limits and reasons
+                     and one for everything else
+
+Three, and not a file per endpoint: Envoy opens an inotify instance for every watched file, a user has
+128 of them by default, and Envoy aborts when there is none left.
+
+An endpoint without replicas keeps its routes: Envoy finds no replica and answers 503, to which the
+sentence and the reason are added from the route's metadata. All of Envoy's own answers become JSON
+in this way (`_local_replies`), so that limits and names stand in one place, the route.
+
+Envoy refuses a file as a whole, so nothing that it would refuse may get in: an address that means
+nothing to it counts as no replica, and numbers are brought into its ranges.
+
+The files carry everything that is in a route table, so that a new control plane can read back what a
+running Envoy was told by the old one (`table_from_files`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import ipaddress
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from inferplane.domain.errors import Invalid
+from inferplane.domain.reasons import ReasonCode
+from inferplane.gateway.config import SOCKET_PATH_BYTES_MAX, Address, GatewayConfig, parse_address
+from inferplane.gateway.route_table import EndpointRoutes, RouteTable, Upstream
+
+LISTENER_FILE = "listener.json"
+UPSTREAMS_FILE = "upstreams.json"
+ROUTES_FILE = "routes.json"
+
+LISTENER = "gateway"
+ROUTES = "routes"
+API_UPSTREAM = "inferplane-api"
+UNMATCHED_PATH = "/api/v1/gateway/unmatched"
+NOT_PROCESSED_HEADER = "x-inferplane-not-processed"
+METADATA = "inferplane"
+
+# An idle connection to a replica is closed by us, well before the server would do it (75 s): a server
+# that closes just as a request is sent leaves us not knowing whether it was processed.
+UPSTREAM_IDLE_SECONDS = 30
+UPSTREAM_CONNECT_SECONDS = 2
+RETRIES_MAX = 3
+RETRY_FIRST_SECONDS = 0.01
+RETRY_LAST_SECONDS = 0.1
+RETRY_BUDGET_PERCENT = 25
+RETRY_CONCURRENCY_MIN = 10
+IN_FLIGHT_MAX = 4096
+EJECT_AFTER_FAILURES = 3
+EJECT_FIRST_SECONDS = 1
+EJECT_LAST_SECONDS = 10
+RETRY_AFTER_SECONDS = 1
+NOT_READY_RETRY_AFTER_SECONDS = 2
+
+REQUEST_HEADERS_SECONDS = 15
+REQUEST_UPLOAD_SECONDS = 600
+STREAM_IDLE_SECONDS = 300
+STREAM_IDLE_SLACK_SECONDS = 60
+CONNECTION_IDLE_SECONDS = 600
+CONNECTIONS_MAX = 20_000
+HTTP2_STREAMS_MAX = 128
+CONNECTION_BUFFER_BYTES = 1024 * 1024
+# What a request that matches nothing may upload before it is answered anyway.
+UNMATCHED_TIMEOUT_SECONDS = 10
+
+WEIGHT_MAX = 1_000_000
+BODY_BYTES_MAX = 2**32 - 1
+TIMEOUT_SECONDS_MIN = 0.001
+TIMEOUT_SECONDS_MAX = 7 * 24 * 3600.0
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
+_TYPE = "type.googleapis.com/"
+_BUFFER = "envoy.filters.http.buffer"
+_ROUTER = "envoy.filters.http.router"
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One file for Envoy to watch: its text, its version, and the statistic in which Envoy confirms it."""
+
+    text: str
+    version: str
+    statistic: str
+
+
+def bootstrap_config(config: GatewayConfig, *, files: str, admin_socket: str) -> dict[str, Any]:
+    """The part of the configuration that needs a restart to change.
+
+    `files` is the folder that Envoy watches, `admin_socket` the unix socket of its admin interface;
+    there is no other way to reach it.
+    """
+    return {
+        "node": {"id": "inferplane-gateway", "cluster": "inferplane"},
+        "admin": {"address": {"pipe": {"path": admin_socket, "mode": 0o600}}},
+        "dynamic_resources": {
+            "lds_config": _watched(f"{files}/{LISTENER_FILE}"),
+            "cds_config": _watched(f"{files}/{UPSTREAMS_FILE}"),
+        },
+        "overload_manager": {
+            "refresh_interval": "0.25s",
+            "resource_monitors": [
+                _extension(
+                    "envoy.resource_monitors.fixed_heap",
+                    "envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig",
+                    max_heap_size_bytes=config.heap_bytes_max,
+                ),
+                _extension(
+                    "envoy.resource_monitors.global_downstream_max_connections",
+                    "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                    max_active_downstream_connections=CONNECTIONS_MAX,
+                ),
+            ],
+            "actions": [
+                _above("envoy.overload_actions.shrink_heap", 0.9),
+                _above("envoy.overload_actions.stop_accepting_requests", 0.98),
+            ],
+        },
+    }
+
+
+def resources(table: RouteTable, config: GatewayConfig, *, files: str) -> dict[str, Resource]:
+    """Every file that Envoy watches, by its name relative to `files`."""
+    served = routable(table, config.domain)
+    return {
+        LISTENER_FILE: _resource([_listener(config, files)], "listener_manager.lds"),
+        UPSTREAMS_FILE: _resource(
+            [_api_upstream(config), *(_upstream(routes) for routes in served)], "cluster_manager.cds"
+        ),
+        ROUTES_FILE: _resource([_route_configuration(served, config)], f"http.{LISTENER}.rds.{ROUTES}"),
+    }
+
+
+def routable(table: RouteTable, domain: str) -> tuple[EndpointRoutes, ...]:
+    """The endpoints that get routes, in order of workspace, name, uid.
+
+    Of several with one host name (the same name on two clusters), one is served: the first that has
+    replicas, else the first by uid. Envoy would refuse them all together.
+    """
+    by_host: dict[str, EndpointRoutes] = {}
+    order = sorted(table.endpoints.values(), key=lambda r: (not r.upstreams, r.uid))
+    for routes in order:
+        by_host.setdefault(routes.host(domain).lower(), routes)
+    return tuple(sorted(by_host.values(), key=lambda r: (r.workspace, r.endpoint, r.uid)))
+
+
+def upstream_name(routes: EndpointRoutes) -> str:
+    """What Envoy calls the endpoint's replicas. The uid keeps it unique, the rest is for people."""
+    return f"{routes.workspace}/{routes.endpoint}/{routes.uid}"
+
+
+def table_from_files(files: Mapping[str, str]) -> RouteTable:
+    """The route table that these files were made from, as far as Envoy was told of it.
+
+    Files that cannot be read as ours count as absent: they are about to be written anew.
+    """
+    replicas: dict[str, tuple[Upstream, ...]] = {}
+    for upstream in _read(files.get(UPSTREAMS_FILE)):
+        with contextlib.suppress(LookupError, TypeError):
+            replicas[upstream["name"]] = _upstreams_of(upstream["load_assignment"])
+    hosts: list[Any] = []
+    for configuration in _read(files.get(ROUTES_FILE)):
+        with contextlib.suppress(LookupError, TypeError):
+            hosts += configuration["virtual_hosts"]
+    table: dict[str, EndpointRoutes] = {}
+    for host in hosts:
+        try:
+            facts = host["metadata"]["filter_metadata"][METADATA]
+            routes = EndpointRoutes(
+                uid=facts["uid"],
+                workspace=facts["workspace"],
+                endpoint=facts["endpoint"],
+                models=tuple(facts["models"]),
+                max_request_bytes=facts["max_request_bytes"],
+                timeout_seconds=facts["timeout_seconds"],
+                unavailable_reason=facts["reason"],
+            )
+        except (LookupError, TypeError):  # the catch-all host, or another version's idea of a host
+            continue
+        table[routes.uid] = replace(routes, upstreams=replicas.get(upstream_name(routes), ()))
+    return RouteTable(table)
+
+
+def version_of(text: str) -> str | None:
+    """The version that a file's text carries; None when it is no file of ours."""
+    try:
+        version = json.loads(text)["version_info"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return version if isinstance(version, str) else None
+
+
+# --- in which order ---------------------------------------------------------------------------------
+
+
+def stages(written: Mapping[str, str], wanted: Mapping[str, Resource]) -> tuple[Mapping[str, Resource], ...]:
+    """How to get from what is `written` (file name → text) to what is `wanted`, step by step.
+
+    The files of a step are written together; before the next one, Envoy must have taken them up.
+    Upstreams come before the routes that lead to them and go after them, so that at no moment a
+    request meets a route to nowhere. A change to the replicas of known upstreams needs no order.
+    """
+    changed = {name: new for name, new in wanted.items() if written.get(name) != new.text}
+    before, after = (
+        {upstream["name"]: upstream for upstream in _read(text)}
+        for text in (written.get(UPSTREAMS_FILE), wanted[UPSTREAMS_FILE].text)
+    )
+    leaving = [upstream for name, upstream in before.items() if name not in after]
+    arriving = after.keys() - before.keys()
+
+    first, second, last = dict(changed), {}, {}
+    if leaving:
+        first[UPSTREAMS_FILE] = _resource([*after.values(), *leaving], "cluster_manager.cds")
+        last = {UPSTREAMS_FILE: wanted[UPSTREAMS_FILE]}
+    if arriving and ROUTES_FILE in first:
+        second = {ROUTES_FILE: first.pop(ROUTES_FILE)}
+    return tuple(step for step in (first, second, last) if step)
+
+
+def _read(text: str | None) -> list[Any]:
+    """The resources in a file's text; none if it is no file of ours."""
+    try:
+        found = json.loads(text or "")["resources"]
+    except (ValueError, LookupError, TypeError):
+        return []
+    return found if isinstance(found, list) else []
+
+
+# --- listener ---------------------------------------------------------------------------------------
+
+
+def _listener(config: GatewayConfig, files: str) -> dict[str, Any]:
+    manager = {
+        "@type": _TYPE + "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": LISTENER,
+        "codec_type": "AUTO",
+        "server_name": "inferplane",
+        # The first proxy a client meets: x-envoy-* request headers from outside are dropped, so that
+        # nobody can ask for a retry that may process a request twice.
+        "use_remote_address": True,
+        "internal_address_config": {"unix_sockets": False},
+        "normalize_path": True,
+        "merge_slashes": True,
+        "strip_trailing_host_dot": True,
+        "common_http_protocol_options": {"idle_timeout": f"{CONNECTION_IDLE_SECONDS}s"},
+        "http2_protocol_options": {"max_concurrent_streams": HTTP2_STREAMS_MAX},
+        "request_headers_timeout": f"{REQUEST_HEADERS_SECONDS}s",
+        "request_timeout": f"{REQUEST_UPLOAD_SECONDS}s",
+        "stream_idle_timeout": f"{STREAM_IDLE_SECONDS}s",
+        "rds": {"route_config_name": ROUTES, "config_source": _watched(f"{files}/{ROUTES_FILE}")},
+        "local_reply_config": _local_replies(),
+        "http_filters": [
+            # Off unless a route says how much it takes: then the whole body is held before a replica
+            # sees the request. Answers are never held.
+            {
+                **_extension(_BUFFER, "envoy.extensions.filters.http.buffer.v3.Buffer", max_request_bytes=1),
+                "disabled": True,
+            },
+            _extension(_ROUTER, "envoy.extensions.filters.http.router.v3.Router"),
+        ],
+    }
+    return {
+        "@type": _TYPE + "envoy.config.listener.v3.Listener",
+        "name": LISTENER,
+        "address": _socket_address(Address(host=config.host, port=config.port)),
+        # One listening socket: a second program on the port is refused by the kernel instead of
+        # silently sharing it. Connections are then spread over the workers by Envoy.
+        "enable_reuse_port": False,
+        "connection_balance_config": {"exact_balance": {}},
+        "per_connection_buffer_limit_bytes": CONNECTION_BUFFER_BYTES,
+        "filter_chains": [
+            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+        ],
+    }
+
+
+def _local_replies() -> dict[str, Any]:
+    """What Envoy says itself, as JSON. The first mapper that matches decides."""
+    subject = _fact("subject")
+    return {
+        "mappers": [
+            _reply(
+                ["UH", "NC"],
+                {"error": f"{subject} is not ready: {_fact('reason')}", "reason": _fact("reason")},
+                status=503,
+                retry_after=NOT_READY_RETRY_AFTER_SECONDS,
+            ),
+            _reply(
+                ["UT", "SI", "DT"],
+                {
+                    "error": f"no answer within {_fact('timeout_seconds')} seconds, the limit of {subject}",
+                    "reason": "RequestTimeout",
+                    "timeoutSeconds": _fact("timeout_seconds"),
+                },
+                only_status=504,
+            ),
+            _reply(
+                ["UO"],
+                {"error": f"{subject} has too many requests in flight", "reason": "Overloaded"},
+                status=503,
+                retry_after=RETRY_AFTER_SECONDS,
+            ),
+            # Sent, and no answer: whether it was processed is not known, so neither we nor a client
+            # should send it again blindly. 502 tells this apart from 503.
+            _reply(
+                ["UC", "UR", "UPE", "LR"],
+                {
+                    "error": f"the replica of {subject} that took the request went away before it answered",
+                    "reason": "ReplicaWentAway",
+                },
+                status=502,
+            ),
+            _reply(
+                ["UF"],
+                {"error": f"{subject} cannot be reached at the moment", "reason": "Unreachable"},
+                status=503,
+                retry_after=RETRY_AFTER_SECONDS,
+            ),
+            {
+                "filter": _status_is(413),
+                "body_format_override": _json_format(
+                    {
+                        "error": f"the request body is larger than {_fact('max_request_bytes')} bytes, "
+                        f"the limit of {subject}",
+                        "reason": "RequestTooLarge",
+                        "maxRequestBytes": _fact("max_request_bytes"),
+                    }
+                ),
+            },
+        ],
+        "body_format": _json_format({"error": "%LOCAL_REPLY_BODY%", "reason": _fact("reason")}),
+    }
+
+
+def _reply(
+    flags: list[str],
+    body: dict[str, str],
+    *,
+    status: int | None = None,
+    only_status: int | None = None,
+    retry_after: int | None = None,
+) -> dict[str, Any]:
+    flagged = {"response_flag_filter": {"flags": flags}}
+    mapper: dict[str, Any] = {
+        "filter": flagged
+        if only_status is None
+        else {"and_filter": {"filters": [flagged, _status_is(only_status)]}},
+        "body_format_override": _json_format(body),
+    }
+    if status is not None:
+        mapper["status_code"] = status
+    if retry_after is not None:
+        mapper["headers_to_add"] = [
+            {
+                "header": {"key": "retry-after", "value": str(retry_after)},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        ]
+    return mapper
+
+
+def _status_is(status: int) -> dict[str, Any]:
+    return {
+        "status_code_filter": {
+            "comparison": {"op": "EQ", "value": {"default_value": status, "runtime_key": "unused"}}
+        }
+    }
+
+
+def _fact(name: str) -> str:
+    return f"%METADATA(ROUTE:{METADATA}:{name})%"
+
+
+def _json_format(body: dict[str, str]) -> dict[str, Any]:
+    return {"json_format": body, "omit_empty_values": True}
+
+
+# --- routes -----------------------------------------------------------------------------------------
+
+
+def _route_configuration(served: Iterable[EndpointRoutes], config: GatewayConfig) -> dict[str, Any]:
+    served = tuple(served)
+    return {
+        "@type": _TYPE + "envoy.config.route.v3.RouteConfiguration",
+        "name": ROUTES,
+        # Any port will do: clients reach us through port mappings and tunnels that we cannot know.
+        "ignore_port_in_host_matching": True,
+        "virtual_hosts": [
+            *(_endpoint_host(routes, config) for routes in served),
+            {
+                "name": "everything-else",
+                "domains": ["*"],
+                "retry_policy": _retry_policy(),
+                "routes": [
+                    *(route for routes in served for route in _path_routes(routes)),
+                    *_unmatched_routes(),
+                ],
+            },
+        ],
+    }
+
+
+def _endpoint_host(routes: EndpointRoutes, config: GatewayConfig) -> dict[str, Any]:
+    return {
+        "name": upstream_name(routes),
+        "domains": [routes.host(config.domain)],
+        "metadata": {"filter_metadata": {METADATA: _facts(routes)}},
+        "retry_policy": _retry_policy(),
+        "routes": [
+            _route(routes, {"prefix": "/v1/model/"}, {"prefix_rewrite": "/v1/models/"}),
+            _route(routes, {"prefix": "/"}, {}),
+        ],
+    }
+
+
+def _path_routes(routes: EndpointRoutes) -> list[dict[str, Any]]:
+    prefix = routes.path_prefix
+    return [
+        _route(routes, {"prefix": f"{prefix}/v1/model/"}, {"prefix_rewrite": "/v1/models/"}),
+        _route(
+            routes,
+            {"path_separated_prefix": prefix},
+            {"regex_rewrite": {"pattern": {"regex": f"^{re.escape(prefix)}/?"}, "substitution": "/"}},
+        ),
+    ]
+
+
+def _route(routes: EndpointRoutes, match: dict[str, Any], rewrite: dict[str, Any]) -> dict[str, Any]:
+    body_bytes_max = min(max(routes.max_request_bytes, 1), BODY_BYTES_MAX)
+    timeout = min(max(routes.timeout_seconds, TIMEOUT_SECONDS_MIN), TIMEOUT_SECONDS_MAX)
+    action: dict[str, Any] = {
+        "cluster": upstream_name(routes),
+        "timeout": _seconds(timeout),
+        **rewrite,
+    }
+    if timeout + STREAM_IDLE_SLACK_SECONDS > STREAM_IDLE_SECONDS:
+        action["idle_timeout"] = _seconds(timeout + STREAM_IDLE_SLACK_SECONDS)
+    return {
+        "match": match,
+        "route": action,
+        "metadata": {
+            "filter_metadata": {
+                METADATA: {
+                    "subject": f"endpoint {routes.endpoint} in workspace {routes.workspace}",
+                    "reason": _reason(routes),
+                    "max_request_bytes": body_bytes_max,
+                    "timeout_seconds": timeout,
+                }
+            }
+        },
+        "typed_per_filter_config": {
+            _BUFFER: {
+                "@type": _TYPE + "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+                "buffer": {"max_request_bytes": body_bytes_max},
+            }
+        },
+    }
+
+
+def _facts(routes: EndpointRoutes) -> dict[str, Any]:
+    return {
+        "uid": routes.uid,
+        "workspace": routes.workspace,
+        "endpoint": routes.endpoint,
+        "models": list(routes.models),
+        "max_request_bytes": routes.max_request_bytes,
+        "timeout_seconds": routes.timeout_seconds,
+        "reason": _reason(routes),
+    }
+
+
+def _reason(routes: EndpointRoutes) -> str:
+    """What a 503 says. With replicas it is seen only in the instant before Envoy knows them."""
+    if _sendable(routes):
+        return ReasonCode.ROUTE_NOT_READY.value
+    return routes.unavailable_reason or ReasonCode.ROUTE_NOT_READY.value
+
+
+def _unmatched_routes() -> list[dict[str, Any]]:
+    return [
+        {
+            "match": {
+                "prefix": "/",
+                "headers": [{"name": "authorization", "present_match": True}],
+            },
+            "route": {
+                "cluster": API_UPSTREAM,
+                "timeout": f"{UNMATCHED_TIMEOUT_SECONDS}s",
+                "regex_rewrite": {"pattern": {"regex": "^/.*"}, "substitution": UNMATCHED_PATH},
+            },
+            "request_headers_to_add": [
+                _overwritten("x-inferplane-original-host", "%REQ(:AUTHORITY)%"),
+                _overwritten("x-inferplane-original-path", "%REQ(:PATH)%"),
+            ],
+            "metadata": {
+                "filter_metadata": {
+                    METADATA: {
+                        "subject": "the API, which knows what this key may see,",
+                        "reason": "Unreachable",
+                        "timeout_seconds": UNMATCHED_TIMEOUT_SECONDS,
+                    }
+                }
+            },
+        },
+        {
+            "match": {"prefix": "/"},
+            "direct_response": {
+                "status": 404,
+                "body": {"inline_string": "no endpoint is served at this host and path"},
+            },
+            "metadata": {"filter_metadata": {METADATA: {"reason": "NotFound"}}},
+        },
+    ]
+
+
+def _overwritten(name: str, value: str) -> dict[str, Any]:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def _retry_policy() -> dict[str, Any]:
+    """Again, elsewhere, and only where no replica can have begun to process the request."""
+    return {
+        "retry_on": "connect-failure,refused-stream,reset-before-request,retriable-headers",
+        "retriable_headers": [{"name": NOT_PROCESSED_HEADER, "present_match": True}],
+        "num_retries": RETRIES_MAX,
+        "retry_host_predicate": [
+            _extension(
+                "envoy.retry_host_predicates.previous_hosts",
+                "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+            )
+        ],
+        "host_selection_retry_max_attempts": 5,
+        "retry_back_off": {
+            "base_interval": _seconds(RETRY_FIRST_SECONDS),
+            "max_interval": _seconds(RETRY_LAST_SECONDS),
+        },
+    }
+
+
+# --- upstreams --------------------------------------------------------------------------------------
+
+
+def _upstream(routes: EndpointRoutes) -> dict[str, Any]:
+    replicas = [
+        {
+            "endpoint": {"address": _envoy_address(parse_address(upstream.address))},
+            "load_balancing_weight": upstream.weight,
+            "metadata": {"filter_metadata": {METADATA: {"replica": upstream.replica}}},
+        }
+        for upstream in _sendable(routes)
+    ]
+    upstream = _cluster(upstream_name(routes), replicas, names=_has_names(routes))
+    # A replica that cannot be reached is left out for a while. Only failures to connect count, never
+    # what a replica answers; and when none is left, all are tried (panic), so the last one stays.
+    upstream["outlier_detection"] = {
+        "split_external_local_origin_errors": True,
+        "consecutive_local_origin_failure": EJECT_AFTER_FAILURES,
+        "enforcing_consecutive_local_origin_failure": 100,
+        "enforcing_local_origin_success_rate": 0,
+        "enforcing_consecutive_5xx": 0,
+        "enforcing_consecutive_gateway_failure": 0,
+        "enforcing_success_rate": 0,
+        "max_ejection_percent": 100,
+        "interval": "1s",
+        "base_ejection_time": f"{EJECT_FIRST_SECONDS}s",
+        "max_ejection_time": f"{EJECT_LAST_SECONDS}s",
+    }
+    return upstream
+
+
+def _api_upstream(config: GatewayConfig) -> dict[str, Any]:
+    address = parse_address(config.api_address)
+    replica = {"endpoint": {"address": _envoy_address(address)}}
+    return _cluster(API_UPSTREAM, [replica], names=_is_name(address))
+
+
+def _cluster(name: str, replicas: list[dict[str, Any]], *, names: bool) -> dict[str, Any]:
+    """`names`: some replica is at a host name, which Envoy then resolves itself."""
+    return {
+        "@type": _TYPE + "envoy.config.cluster.v3.Cluster",
+        "name": name,
+        "type": "STRICT_DNS" if names else "STATIC",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": replicas}]},
+        "connect_timeout": f"{UPSTREAM_CONNECT_SECONDS}s",
+        "per_connection_buffer_limit_bytes": CONNECTION_BUFFER_BYTES,
+        "load_balancing_policy": {
+            "policies": [
+                {
+                    "typed_extension_config": _extension(
+                        "envoy.load_balancing_policies.least_request",
+                        "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
+                        selection_method="FULL_SCAN",
+                    )
+                }
+            ]
+        },
+        # Only when every replica is left out, all are tried.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": IN_FLIGHT_MAX,
+                    "max_pending_requests": IN_FLIGHT_MAX,
+                    "max_requests": IN_FLIGHT_MAX,
+                    "retry_budget": {
+                        "budget_percent": {"value": RETRY_BUDGET_PERCENT},
+                        "min_retry_concurrency": RETRY_CONCURRENCY_MIN,
+                    },
+                }
+            ]
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": _TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "common_http_protocol_options": {"idle_timeout": f"{UPSTREAM_IDLE_SECONDS}s"},
+                "explicit_http_config": {"http_protocol_options": {}},
+            }
+        },
+    }
+
+
+def _upstreams_of(assignment: Mapping[str, Any]) -> tuple[Upstream, ...]:
+    return tuple(
+        Upstream(
+            replica=found["metadata"]["filter_metadata"][METADATA]["replica"],
+            address=_address_text(found["endpoint"]["address"]),
+            weight=found["load_balancing_weight"],
+        )
+        for group in assignment["endpoints"]
+        for found in group["lb_endpoints"]
+    )
+
+
+def _sendable(routes: EndpointRoutes) -> tuple[Upstream, ...]:
+    """The replicas that get requests: with a weight, and with an address that Envoy understands.
+
+    Envoy resolves names and connects to sockets, but not both in one upstream: sockets go first.
+    """
+    weighed = [u for u in routes.upstreams if 0 < u.weight <= WEIGHT_MAX and _understood(u.address)]
+    if any(parse_address(u.address).path for u in weighed):
+        weighed = [u for u in weighed if not _is_name(parse_address(u.address))]
+    return tuple(weighed)
+
+
+def _has_names(routes: EndpointRoutes) -> bool:
+    return any(_is_name(parse_address(upstream.address)) for upstream in _sendable(routes))
+
+
+def _is_name(address: Address) -> bool:
+    if address.path:
+        return False
+    try:
+        ipaddress.ip_address(address.host)
+    except ValueError:
+        return True
+    return False
+
+
+def _understood(text: str) -> bool:
+    try:
+        address = parse_address(text)
+    except Invalid:
+        return False
+    if address.path:
+        return len(os.fsencode(address.path)) <= SOCKET_PATH_BYTES_MAX and "\0" not in address.path
+    return not _is_name(address) or _HOST_NAME.fullmatch(address.host) is not None
+
+
+def _envoy_address(address: Address) -> dict[str, Any]:
+    return {"pipe": {"path": address.path}} if address.path else _socket_address(address)
+
+
+def _socket_address(address: Address) -> dict[str, Any]:
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
+
+
+def _address_text(address: Mapping[str, Any]) -> str:
+    if "pipe" in address:
+        return f"unix:{address['pipe']['path']}"
+    host = address["socket_address"]["address"]
+    return f"{f'[{host}]' if ':' in host else host}:{address['socket_address']['port_value']}"
+
+
+# --- small pieces -----------------------------------------------------------------------------------
+
+
+def _resource(found: list[dict[str, Any]], scope: str) -> Resource:
+    body = json.dumps(found, separators=(",", ":"), sort_keys=True)
+    version = hashlib.sha256(body.encode()).hexdigest()[:16]
+    return Resource(f'{{"version_info":"{version}","resources":{body}}}\n', version, f"{scope}.version_text")
+
+
+def _watched(path: str) -> dict[str, Any]:
+    # Without `watched_directory` Envoy reacts to a rename onto this very file, not to every rename in
+    # the folder; ours are plain files, renamed into place.
+    return {"resource_api_version": "V3", "path_config_source": {"path": path}}
+
+
+def _extension(name: str, type_name: str, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "typed_config": {"@type": _TYPE + type_name, **fields}}
+
+
+def _above(name: str, share: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "triggers": [{"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": share}}],
+    }
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3f}s"

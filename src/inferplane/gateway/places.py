@@ -1,0 +1,95 @@
+"""Where the gateway keeps what, and how to fit a unix socket's path into the kernel's limit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferplane.domain.errors import Unavailable
+from inferplane.gateway.config import SOCKET_PATH_BYTES_MAX
+
+PRIVATE_FOLDER_MODE = 0o700
+PRIVATE_FILE_MODE = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The gateway's files. `files` is what Envoy watches; `new` is where files are written first."""
+
+    directory: Path
+    admin_socket: Path
+
+    @property
+    def files(self) -> Path:
+        """The folder that Envoy watches."""
+        return self.directory / "files"
+
+    @property
+    def new(self) -> Path:
+        """Files in the making, on the same file system as `files`."""
+        return self.directory / "new"
+
+    @property
+    def bootstrap(self) -> Path:
+        """What Envoy reads once, when it starts."""
+        return self.directory / "bootstrap.json"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by Envoy for as long as it lives; the kernel unlocks it."""
+        return self.directory / "envoy.lock"
+
+    @property
+    def running(self) -> Path:
+        """What Envoy was last started with."""
+        return self.directory / "running.json"
+
+    @property
+    def port(self) -> Path:
+        """The port that was chosen when none was given."""
+        return self.directory / "port"
+
+    @property
+    def log(self) -> Path:
+        """What Envoy prints."""
+        return self.directory / "envoy.log"
+
+
+def make_places(directory: Path) -> Places:
+    """Create the gateway's folders, closed to others. Raises Unavailable with the folder and the cause."""
+    places = Places(directory, directory / "admin.sock")
+    try:
+        for folder in (directory, places.files, places.new):
+            folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER_MODE)
+        directory.chmod(PRIVATE_FOLDER_MODE)
+        return Places(directory, short_socket_folder(directory, len("admin.sock")) / "admin.sock")
+    except OSError as error:
+        raise Unavailable(
+            f"the gateway's folder {directory} cannot be used: {error.strerror}",
+            reason="HomeUnusable",
+            next_action="Name a home folder that this user may write to, with --home or INFERPLANE_HOME.",
+        ) from error
+
+
+def short_socket_folder(folder: Path, name_bytes: int) -> Path:
+    """`folder` itself if sockets with names of up to `name_bytes` fit into it, else a short stand-in.
+
+    The stand-in lies in the system's temporary folder, is named after a digest of `folder` and this
+    user, so that the next run finds it, and is refused if it belongs to somebody else: anybody may
+    create names there. Raises OSError.
+    """
+    if len(os.fsencode(folder)) + 1 + name_bytes <= SOCKET_PATH_BYTES_MAX:
+        return folder
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    short = Path(tempfile.gettempdir()) / f"inferplane-{os.geteuid()}-{digest}"
+    short.mkdir(mode=PRIVATE_FOLDER_MODE, exist_ok=True)
+    found = short.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise PermissionError(1, f"{short} belongs to somebody else", str(short))
+    if stat.S_IMODE(found.st_mode) != PRIVATE_FOLDER_MODE:
+        short.chmod(PRIVATE_FOLDER_MODE)
+    return short

