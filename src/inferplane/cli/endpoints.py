@@ -372,7 +372,7 @@ def start(
         if not wait:
             _print_done(started, "is being started", output)
             return
-        found = _wait_until_running(client, name, timeout, **where)
+        found = _wait_until_running(client, name, timeout, first="starting", **where)
     _print_endpoint_or_line(found, _running_line(found), output)
 
 
@@ -443,9 +443,9 @@ def _accepted(
 
 
 def _wait_until_running(
-    client: Client, name: str, timeout: float, *, workspace: str, cluster: str
+    client: Client, name: str, timeout: float, *, workspace: str, cluster: str, first: str = "accepted"
 ) -> EndpointDescription:
-    with progress(f"{name}: accepted") as shown:
+    with progress(f"{name}: {first}") as shown:
         return client.wait_until_running(
             name, timeout, workspace=workspace, cluster=cluster, progress=_reporter(shown.show)
         )

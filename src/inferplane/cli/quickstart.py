@@ -28,7 +28,14 @@ import psutil
 
 from inferplane.cli import iris, render
 from inferplane.cli.output import Progress, note, print_result, progress
-from inferplane.client import ApiError, Client, ClientError, NotFoundError, UnreachableError
+from inferplane.client import (
+    ApiError,
+    Client,
+    ClientError,
+    NotFoundError,
+    ProtocolError,
+    UnreachableError,
+)
 from inferplane.client.requests import origin_of
 from inferplane.settings import Settings
 from inferplane.wire.endpoints import EndpointDescription
@@ -115,21 +122,39 @@ def _already_running(settings: Settings) -> Platform | None:
         return None
     host = "127.0.0.1" if settings.api_host in {"", "0.0.0.0", "::"} else settings.api_host  # noqa: S104 - a comparison
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"
-    with suppress(FileNotFoundError):
-        key = settings.owner_key_path.read_text(encoding="utf-8").strip()
-        with Client(url, key) as client, suppress(ClientError):
-            client.list_clusters()
-            return Platform(url, None)
-    with Client(url, "") as client, suppress(UnreachableError, ClientError):
-        with suppress(ApiError):  # "not ready" is said by a platform, too
-            client.readiness()
+    if _answers_to_owner(url, settings.owner_key_path):
+        return Platform(url, None)
+    if _is_platform(url):
         raise QuickstartError(
             f"another platform, with another home, answers at {url}",
             reason="PortInUse",
-            field="api_port",
+            field="--api-port",
             next_action="Stop it, or name other ports with --api-port and --gateway-port.",
         )
     return None
+
+
+def _answers_to_owner(url: str, key_path: Path) -> bool:
+    """Whether what answers at `url` knows the Owner key of this home."""
+    try:
+        key = key_path.read_text(encoding="utf-8").strip()
+        with Client(url, key) as client:
+            client.list_clusters()
+    except (OSError, UnicodeDecodeError, ClientError):
+        return False
+    return True
+
+
+def _is_platform(url: str) -> bool:
+    """Whether an Inferplane answers at `url`, ready or not."""
+    try:
+        with Client(url, "") as client:
+            client.readiness()
+    except (UnreachableError, ProtocolError):
+        return False
+    except ApiError as error:
+        return error.reason == "NotReady"
+    return True
 
 
 def _check_port(name: str, host: str, port: int) -> None:

@@ -302,7 +302,7 @@ def setting_text(setting: Sourced) -> str:
 def _resources(cpu_millis: int | None, memory_bytes: int | None) -> str:
     parts = []
     if cpu_millis is not None:
-        parts.append(f"{cpu_millis / 1000:g} cores")
+        parts.append(f"{cpu_millis / 1000:g} CPU")
     if memory_bytes is not None:
         parts.append(f"{human_bytes(memory_bytes)} memory")
     return ", ".join(parts)

@@ -45,6 +45,11 @@ EVENTS_POLL_SECONDS = 1.0
 PAGES_MAX = 10_000
 MANIFEST_CHARACTERS_MAX = 1024 * 1024
 
+UNREACHABLE = "Unreachable"
+"""Reason of an error: nothing was sent, because there was nobody to send it to."""
+CONNECTION_LOST = "ConnectionLost"
+"""Reason of an error: it was sent, and whether it was acted on is not known."""
+
 T = TypeVar("T")
 
 
@@ -167,13 +172,16 @@ def _persist(session: Session, request: Request[Any]) -> Flow[Answer]:
 def _unreachable(
     session: Session, request: Request[Any], failure: ConnectionFailedError
 ) -> errors.UnreachableError:
+    reason = UNREACHABLE if failure.unsent else CONNECTION_LOST
     if request.target.startswith("/"):
         return errors.UnreachableError(
             f"the platform does not answer at {session.base_url}: {failure.message}",
+            reason=reason,
             next_action="Start it with `inferplane up`, or set INFERPLANE_API_URL to where it runs.",
         )
     return errors.UnreachableError(
         f"the gateway does not answer at {requests.origin_of(request.target)}: {failure.message}",
+        reason=reason,
         next_action="Check that the platform is up; its /readyz says which part is not ready.",
     )
 
@@ -479,7 +487,7 @@ def _stream(session: Session, request: Request[None], read: Callable[[ServerEven
         except ConnectionFailedError as failure:
             raise errors.UnreachableError(
                 f"the connection to {session.base_url} broke: {failure.message}",
-                reason="ConnectionLost",
+                reason=CONNECTION_LOST,
                 next_action="Start following again; nothing is lost on the platform's side.",
             ) from failure
         if not chunk:
@@ -679,10 +687,11 @@ def _through_gateway(
     address = known or (yield from _look_up(session, place))
     try:
         return (yield from ask(session, _prediction(address, name, content, v2=v2)))
-    except (errors.NotFoundError, errors.UnreachableError):
-        # The endpoint, or the gateway, may have moved since the address was looked up.
+    except (errors.NotFoundError, errors.UnreachableError) as error:
+        # The endpoint, or the gateway, may have moved since the address was looked up. A request that
+        # may have been answered is not sent again, wherever.
         session.addresses.pop(place, None)
-        if known is None:
+        if known is None or error.reason == CONNECTION_LOST:
             raise
     address = yield from _look_up(session, place)
     return (yield from ask(session, _prediction(address, name, content, v2=v2)))

@@ -1,0 +1,209 @@
+"""Configuration: who wins, where a value came from, and what is said about one that cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferplane.domain.errors import Invalid
+from inferplane.settings import (
+    LoadedSettings,
+    Settings,
+    is_loopback,
+    load_client_settings,
+    load_settings,
+)
+
+HOME = Path("/home/somebody")
+
+
+def load(flags: dict[str, Any] | None = None, environment: dict[str, str] | None = None) -> LoadedSettings:
+    return load_settings(flags or {}, environment or {}, user_home=HOME)
+
+
+def source_of(loaded: LoadedSettings, name: str) -> str:
+    return next(each.source for each in loaded.sources if each.name == name)
+
+
+def test_defaults_need_nothing() -> None:
+    loaded = load()
+    assert loaded.settings == Settings(home=HOME / ".inferplane")
+    assert {each.source for each in loaded.sources} == {"default"}
+    assert [each.name for each in loaded.sources] == [field.name for field in fields(Settings)]
+    assert loaded.settings.owner_key_path == HOME / ".inferplane" / "owner.key"
+    assert loaded.settings.effective_database_url == f"sqlite:///{HOME}/.inferplane/inferplane.db"
+
+
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "inferplane.toml"
+    file.write_text('api_port = 1\ngateway_port = 1\ndomain = "file.test"\nhome = "/from/file"\n')
+    loaded = load(
+        {"config": str(file), "api_port": 3, "gateway_port": None},
+        {"INFERPLANE_API_PORT": "2", "INFERPLANE_GATEWAY_PORT": "2", "INFERPLANE_LOG_LEVEL": ""},
+    )
+    settings = loaded.settings
+    assert (settings.api_port, settings.gateway_port, settings.domain) == (3, 2, "file.test")
+    assert settings.home == Path("/from/file")
+    assert source_of(loaded, "api_port") == "flag --api-port"
+    assert source_of(loaded, "gateway_port") == "environment INFERPLANE_GATEWAY_PORT"
+    assert source_of(loaded, "domain") == f"file {file}"
+    assert source_of(loaded, "log_level") == "default"
+
+
+def test_the_environment_can_name_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text("fork_servers = false\nmodel_cache_bytes_max = 5")
+    settings = load(environment={"INFERPLANE_CONFIG": str(file)}).settings
+    assert (settings.fork_servers, settings.model_cache_bytes_max) == (False, 5)
+
+
+def test_a_given_database_is_used() -> None:
+    url = "postgresql://me@host/db"
+    assert load(environment={"INFERPLANE_DATABASE_URL": url}).settings.effective_database_url == url
+
+
+def test_zero_is_a_port_that_the_system_chooses() -> None:
+    assert load({"api_port": 0}).settings.api_port == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("true", True), ("1", True), ("YES", True), ("false", False), ("no", False)]
+)
+def test_words_for_yes_and_no(word: str, value: bool) -> None:
+    assert load(environment={"INFERPLANE_FORK_SERVERS": word}).settings.fork_servers is value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("api_port", "eighty"),
+        ("api_port", "65536"),
+        ("api_port", "-1"),
+        ("gateway_port", "7080.5"),
+        ("log_level", "loud"),
+        ("database_url", "mysql://host/db"),
+        ("model_cache_bytes_max", "0"),
+        ("fork_servers", "maybe"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_its_name_and_source(name: str, value: str) -> None:
+    variable = f"INFERPLANE_{name.upper()}"
+    with pytest.raises(Invalid) as caught:
+        load(environment={variable: value})
+    assert caught.value.field == name
+    assert variable in caught.value.message
+    assert value in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"api_port = ", "is not valid TOML"),
+        (b"\xff\xfe", "is not valid TOML"),
+        (b"api_prot = 7070\n", "unknown settings: api_prot"),
+        (b"api_port = [1]\n", "api_port from file"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.toml"
+    file.write_bytes(content)
+    with pytest.raises(Invalid, match=said) as caught:
+        load({"config": str(file)})
+    assert str(file) in caught.value.message
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="cannot read the configuration file"):
+        load({"config": str(tmp_path / "nope.toml")})
+
+
+# --- what a client finds ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "owner.key").write_text("ipk_owner\n")
+    return tmp_path
+
+
+def test_a_client_finds_the_platform_of_this_machine_and_its_owner_key(home: Path) -> None:
+    found = load_client_settings({"INFERPLANE_HOME": str(home)}, user_home=HOME)
+    assert (found.api_url, found.api_key, found.workspace) == (
+        "http://127.0.0.1:7070",
+        "ipk_owner",
+        "default",
+    )
+
+
+def test_the_environment_names_another_platform(home: Path) -> None:
+    environment = {
+        "INFERPLANE_HOME": str(home),
+        "INFERPLANE_API_URL": "https://inferplane.example/",
+        "INFERPLANE_API_KEY": " ipk_other\n",
+        "INFERPLANE_WORKSPACE": "team",
+    }
+    found = load_client_settings(environment, user_home=HOME)
+    assert (found.api_url, found.api_key, found.workspace) == (
+        "https://inferplane.example",
+        "ipk_other",
+        "team",
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["https://inferplane.example", "http://192.168.1.5:7070", "http://localhost.example"]
+)
+def test_the_owner_key_of_this_machine_is_never_sent_elsewhere(home: Path, url: str) -> None:
+    found = load_client_settings({"INFERPLANE_HOME": str(home)}, user_home=HOME, api_url=url)
+    assert (found.api_key, found.why_no_key) == ("", "no API key was given")
+
+
+def test_what_is_given_beats_the_environment(home: Path) -> None:
+    environment = {"INFERPLANE_HOME": str(home), "INFERPLANE_API_URL": "http://a", "INFERPLANE_API_KEY": "b"}
+    found = load_client_settings(environment, user_home=HOME, api_url="http://c", api_key="d")
+    assert (found.api_url, found.api_key) == ("http://c", "d")
+    assert load_client_settings(environment, user_home=HOME, api_key="").api_key == ""
+
+
+@pytest.mark.parametrize(
+    ("environment", "url"),
+    [
+        ({"INFERPLANE_API_PORT": "8081"}, "http://127.0.0.1:8081"),
+        ({"INFERPLANE_API_PORT": "0"}, "http://127.0.0.1:7070"),
+        ({"INFERPLANE_API_HOST": "0.0.0.0"}, "http://127.0.0.1:7070"),
+        ({"INFERPLANE_API_HOST": "::1"}, "http://[::1]:7070"),
+        ({"INFERPLANE_API_HOST": "192.168.1.5"}, "http://192.168.1.5:7070"),
+    ],
+)
+def test_the_address_follows_the_settings_of_up(environment: dict[str, str], url: str) -> None:
+    assert load_client_settings(environment, user_home=HOME).api_url == url
+
+
+def test_a_missing_key_is_explained(tmp_path: Path) -> None:
+    found = load_client_settings({"INFERPLANE_HOME": str(tmp_path)}, user_home=HOME)
+    assert found.why_no_key == f"no API key was given, and there is no Owner key at {tmp_path}/owner.key"
+    (tmp_path / "owner.key").mkdir()
+    found = load_client_settings({"INFERPLANE_HOME": str(tmp_path)}, user_home=HOME)
+    assert "cannot be read" in found.why_no_key
+    (tmp_path / "owner.key").rmdir()
+    (tmp_path / "owner.key").write_text("\n")
+    assert "is empty" in load_client_settings({"INFERPLANE_HOME": str(tmp_path)}, user_home=HOME).why_no_key
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://127.0.0.1:7070", True),
+        ("http://127.9.9.9", True),
+        ("http://localhost:1", True),
+        ("http://[::1]:7070", True),
+        ("http://example.com", False),
+        ("http://127.0.0.1.evil.example", False),
+        ("http://localhost@evil.example", False),
+    ],
+)
+def test_what_is_this_machine(url: str, here: bool) -> None:
+    assert is_loopback(url) is here
