@@ -114,7 +114,7 @@ class Stack:
         if not self._token:
             key = (self.home / "owner.key").read_text().strip()
             answer = httpx.post(f"{self.api}/api/v1/auth", json={"apiKey": key}, timeout=30)
-            assert answer.status_code == 200, answer.text
+            assert answer.status_code == 200, f"{answer.text}\n{self.log_tail()}"
             self._token = answer.json()["data"]["token"]
         answer = httpx.request(
             method,
@@ -124,6 +124,7 @@ class Stack:
             params={name: str(value) for name, value in params.items()},
             timeout=30,
         )
+        assert answer.status_code != 500, f"{answer.text}\n{self.log_tail()}"
         return answer.status_code, answer.json()
 
     def create(self, name: str, uri: str, *, format: str = "sklearn", **spec: object) -> None:
