@@ -471,7 +471,8 @@ def _publish(
     now = shop.clock()
     entry = Entry(place.name, source_key, single, digest, size, now, now)
     write_json(place / META, meta_of(entry, place, shown))
-    (place / PLAN).unlink(missing_ok=True)
+    for leftover in place.glob(f"{PLAN}*"):
+        leftover.unlink()
     sync_tree(place)
     if stopped():
         raise Stopped  # an entry that nobody was told of would count nowhere
