@@ -240,7 +240,8 @@ def _claim_home(home: Path, stack: AsyncExitStack) -> None:
 def _bind(host: str, port: int) -> socket.socket:
     """A listening TCP socket, bound before anything else is started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named, asyncio knows it for TCP and turns Nagle's delay off.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

@@ -237,6 +237,48 @@ CASES: list[Case] = [
         "",
     ),
     (
+        "stopped, a server still finishing its requests",
+        _endpoint(stopped=True, artifact=PRESENT, replicas=(_replica(R.READY),), routed=("r1-0",)),
+        S.STOPPED,
+        ReasonCode.STOPPED_BY_USER,
+        "stopped by ann; 1 model server still finishing",
+    ),
+    (
+        "one replica serves, the other is loading",
+        _endpoint(
+            wanted=2,
+            artifact=PRESENT,
+            replicas=(_replica(R.READY), _replica(R.LOADING, 1)),
+            routed=("r1-0",),
+        ),
+        S.DEGRADED,
+        ReasonCode.LOADING,
+        "1 of 2 replicas answer; the model server is loading the model",
+    ),
+    (
+        "an older revision serves while the wished one loads",
+        _endpoint(
+            artifact=PRESENT,
+            replicas=(Replica(ReplicaId(UID, 0, 0), R.READY), _replica(R.LOADING)),
+            routed=("r0-0",),
+        ),
+        S.UPDATING,
+        ReasonCode.LOADING,
+        "revision 0 serves while revision 1 is not there yet; the model server is loading the model",
+    ),
+    (
+        "an older revision serves because the wished one keeps ending",
+        _endpoint(
+            artifact=PRESENT,
+            replicas=(Replica(ReplicaId(UID, 0, 0), R.READY),),
+            routed=("r0-0",),
+            restarts=(_restart(2, message="boom"),),
+        ),
+        S.DEGRADED,
+        ReasonCode.SERVER_EXITED,
+        "revision 0 serves while revision 1 is not there yet; boom",
+    ),
+    (
         "stopped and failing",
         _endpoint(stopped=True, artifact=FETCH_FAILED),
         S.STOPPED,

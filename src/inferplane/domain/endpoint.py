@@ -8,7 +8,7 @@ derived from both by `public_state` each time it is asked for and stored nowhere
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -271,32 +271,34 @@ def public_state(endpoint: InferenceEndpoint) -> PublicState:
         return _state(
             PublicStatus.PENDING, ReasonCode.ACCEPTED, "accepted; a controller has not acted on it yet"
         )
-    if spec.stopped and not any(replica.state is not ReplicaState.EXITED for replica in status.replicas):
+    if spec.stopped:
         by = f"stopped by {spec.stopped_by}" if spec.stopped_by else "stopped"
-        return _state(PublicStatus.STOPPED, ReasonCode.STOPPED_BY_USER, by)
+        alive = sum(replica.state is not ReplicaState.EXITED for replica in status.replicas)
+        ending = f"; {alive} model server{'s' if alive > 1 else ''} still finishing" if alive else ""
+        return _state(PublicStatus.STOPPED, ReasonCode.STOPPED_BY_USER, by + ending)
     return _serving_state(endpoint) or _failed_state(endpoint) or _progress_state(endpoint)
 
 
 def _serving_state(endpoint: InferenceEndpoint) -> PublicState | None:
-    """Running or Degraded when at least one routed replica answers; else None."""
-    status = endpoint.status
+    """Running, Updating or Degraded when at least one routed replica answers; else None."""
+    status, revision = endpoint.status, endpoint.spec.revision
     answering = [r for r in status.replicas if r.state is ReplicaState.READY and r.id.name in status.routed]
     if not answering:
         return None
     wanted = endpoint.desired_replicas
-    if len(answering) >= wanted:
+    current = [r for r in answering if r.id.revision == revision]
+    if len(current) >= wanted:
         return PublicState(PublicStatus.RUNNING, None, "", "", predict="Ready", ingress="Ready")
-    worst = _failed_state(endpoint) or _progress_state(endpoint)
-    return PublicState(
-        PublicStatus.DEGRADED,
-        worst.reason,
-        f"{len(answering)} of {wanted} replicas answer; {worst.message}",
-        worst.next_action,
-        predict="Ready",
-        ingress="Ready",
-        exit=worst.exit,
-        next_retry_at=worst.next_retry_at,
-    )
+    failed = _failed_state(endpoint)
+    rest = failed or _progress_state(endpoint)
+    older = sorted({r.id.revision for r in answering} - {revision})
+    if older:
+        word = PublicStatus.DEGRADED if failed else PublicStatus.UPDATING
+        message = f"revision {older[-1]} serves while revision {revision} is not there yet; {rest.message}"
+    else:
+        word = PublicStatus.DEGRADED
+        message = f"{len(answering)} of {wanted} replicas answer; {rest.message}"
+    return replace(rest, status=word, message=message, predict="Ready", ingress="Ready")
 
 
 def _failed_state(endpoint: InferenceEndpoint) -> PublicState | None:
@@ -335,7 +337,12 @@ def _is_failing(record: RestartRecord, running: set[str]) -> bool:
 def _progress_state(endpoint: InferenceEndpoint) -> PublicState:
     """On the way, nothing wrong: the furthest point reached decides the word."""
     status = endpoint.status
-    states = {replica.state for replica in status.replicas}
+    # A replica that already serves says nothing about what the others are waiting for.
+    states = {
+        replica.state
+        for replica in status.replicas
+        if replica.state is not ReplicaState.READY or replica.id.name not in status.routed
+    }
     if ReplicaState.READY in states:
         return _state(
             PublicStatus.LOADING,
