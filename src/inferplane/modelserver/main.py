@@ -216,7 +216,7 @@ def _probe(model: Any, config: ServerConfig) -> str:
     assert why is not None, "every model offers at least one example"
     unfitted = type(why).__name__ == "NotFittedError"
     broken = isinstance(why, AttributeError) or not isinstance(why, (*INPUT_ERRORS, ModelServerError))
-    if unfitted or broken:
+    if unfitted or broken or model.signature.certain:
         told = "it was saved before it was fitted" if unfitted else f"{type(why).__name__}: {short(why)}"
         raise LoadError(
             LoadReason.MODEL_LOAD_FAILED, f"the model was loaded, but it cannot predict: {told}"

@@ -63,7 +63,8 @@ class Signature:
     MATRIX may hold strings (an object array). `number` is the dtype that numbers are turned into.
     `outputs` lists every output; V1 shows `plain_output`, or `probability_output` when
     probabilities are asked for ("" when the model has none). `batchable`: rows are independent, so
-    requests may be joined.
+    requests may be joined. `certain`: what is known suffices to make a row that a sound model answers,
+    so a model that does not answer one is broken.
     """
 
     kind: InputKind
@@ -77,6 +78,7 @@ class Signature:
     plain_output: str = PREDICT
     probability_output: str = ""
     batchable: bool = True
+    certain: bool = False
 
     @property
     def output_names(self) -> tuple[str, ...]:

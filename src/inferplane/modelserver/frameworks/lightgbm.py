@@ -86,6 +86,7 @@ class LightgbmModel:
             features=features,
             columns=tuple(booster.feature_name()),
             missing=True,
+            certain=True,
             strings=bool(self._categories),
             probability_output=PREDICT_PROBA if known else "",
         )

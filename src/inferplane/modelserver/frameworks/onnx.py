@@ -42,7 +42,7 @@ _DATATYPES: Mapping[str, Datatype] = {
     "double": Datatype.FP64,
     "string": Datatype.BYTES,
 }
-INPUT_ERROR_NAMES = frozenset({"InvalidArgument", "RuntimeException"})
+INPUT_ERROR_NAMES = frozenset({"InvalidArgument", "RuntimeException", "Fail"})
 #: Dimensions of unknown size are this long in a probe.
 PROBE_SIZES = (1, 8, 32, 224)
 
@@ -91,6 +91,7 @@ class OnnxModel:
             plain_output=outputs[0].name,
             probability_output=proba[0] if proba and len(outputs) == 2 else "",
             batchable=rows_vary or self._one_row,
+            certain=all(-1 not in spec.shape[1:] and spec.datatype is not Datatype.BYTES for spec in inputs),
         )
         if self._one_row:
             # The graph takes one row at a time; rows are fed to it one by one.
@@ -116,7 +117,7 @@ class OnnxModel:
         try:
             answers = self._session.run(list(outputs), dict(inputs))
         except Exception as error:
-            # onnxruntime's errors share no base class with anything; these two are about the input.
+            # onnxruntime's errors share no base class with anything; these may come from the input.
             if type(error).__name__ in INPUT_ERROR_NAMES:
                 raise ValueError(_tell(error)) from error
             raise

@@ -56,6 +56,8 @@ def load(file: Path, threads: int) -> SklearnModel:
     estimator = _unpickle(file, joblib.load)
     if not callable(getattr(estimator, "predict", None)):
         raise load_failed(file, f"it holds a {type(estimator).__name__}, which has no predict method")
+    if _is_numeric_library(estimator) and not _is_fitted(estimator):
+        raise load_failed(file, f"the {type(estimator).__name__} in it was saved before it was fitted")
     _limit_jobs(estimator, threads)
     # Names are checked by us against the signature, once; the estimator would warn at each request.
     warnings.filterwarnings("ignore", message="X does not have valid feature names")
@@ -126,13 +128,27 @@ def _unpickle(file: Path, loader: Any) -> Any:
             f"it refers to something that is not there ({short(error)}); it was probably saved with another version "
             "of a library, or holds a class or function of your own program",
         ) from error
-    except (pickle.UnpicklingError, EOFError, IndexError, UnicodeDecodeError) as error:
+    except (pickle.UnpicklingError, EOFError, LookupError, UnicodeDecodeError) as error:
         raise load_failed(file, f"it is not a whole pickle or joblib file ({short(error)})") from error
     except Exception as error:
         raise load_failed(file, f"{type(error).__name__}: {short(error)}") from error
     for warning in caught:
         log.warning("while loading %s: %s", file.name, short(Warning(str(warning.message))))
     return estimator
+
+
+def _is_fitted(estimator: Any) -> bool:
+    """Whether one of the library's own estimators has been fitted; True where it cannot be told."""
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError:
+        return False
+    except (TypeError, AttributeError):
+        return True
+    return True
 
 
 def _limit_jobs(estimator: Any, threads: int) -> None:

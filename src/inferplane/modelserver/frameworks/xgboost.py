@@ -83,6 +83,7 @@ class XgboostModel:
             features=features,
             columns=tuple(booster.feature_names or ()),
             missing=True,
+            certain=features is not None,
             number=np.dtype(np.float32),
             probability_output=PREDICT_PROBA if probabilities else "",
         )
