@@ -233,6 +233,7 @@ async def test_many_broken_sources_do_not_hold_up_the_good_one(
     good = await fetched(store, "good", Source(server.put("/m.joblib", MODEL)))
     assert good.phase is ArtifactPhase.PRESENT
     assert store.state("bad0").phase is ArtifactPhase.FETCHING
+    assert store.state("bad59").message == "waiting for other downloads from 127.0.0.2"
     await store.close()
     silent.close()
     await silent.wait_closed()

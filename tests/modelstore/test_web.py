@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import zipfile
@@ -187,6 +188,27 @@ async def test_hosts_that_do_not_exist_or_do_not_answer(
     assert "stopped answering" in stalled.message
     silent.close()
     await silent.wait_closed()
+
+
+async def test_a_server_that_drips_is_not_waited_for_without_end(
+    open_store: OpenStore, fetched: Fetched, limits: StoreLimits
+) -> None:
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+    dripping = await asyncio.start_server(drip, "127.0.0.1", 0)
+    port = dripping.sockets[0].getsockname()[1]
+    store = await open_store(limits=replace(limits, first_contact_seconds=0.2))
+    state = await fetched(store, "u1", Source(f"http://127.0.0.1:{port}/m.joblib"))
+    assert state.reason is ReasonCode.STORAGE_UNREACHABLE
+    assert "too slowly" in state.message
+    dripping.close()
+    await dripping.wait_closed()
 
 
 @pytest.mark.parametrize(

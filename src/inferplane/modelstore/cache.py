@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -99,9 +99,9 @@ class Cache:
         return dropped
 
 
-def eviction_order(entries: object, in_use: Set[str]) -> list[str]:
+def eviction_order(entries: Iterable[Entry], in_use: Set[str]) -> list[str]:
     """Keys that may go, first to go first: least recently used, then by key."""
-    free = [entry for entry in entries if entry.key not in in_use]  # type: ignore[attr-defined]
+    free = [entry for entry in entries if entry.key not in in_use]
     return [entry.key for entry in sorted(free, key=lambda entry: (entry.used_at, entry.key))]
 
 

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -90,7 +90,7 @@ class Workshop:
     clock: Callable[[], datetime]
     long_jobs: Executor
     free_bytes: Callable[[Path], int]
-    make_room: Callable[[int], None]
+    make_room: Callable[[int], Awaitable[None]]
     slots: Slots
 
 
@@ -101,6 +101,10 @@ class Slots:
         self._all = asyncio.Semaphore(limits.fetches_at_once)
         self._per_host = limits.fetches_per_host
         self._hosts: dict[str, tuple[asyncio.Semaphore, int]] = {}
+
+    def busy(self, host: str) -> bool:
+        """Whether a fetch from this host would have to wait now."""
+        return self._all.locked() or (host in self._hosts and self._hosts[host][0].locked())
 
     @contextlib.asynccontextmanager
     async def take(self, host: str) -> AsyncIterator[None]:
@@ -182,6 +186,9 @@ class _Remote:
         known = self._shop.cache.newest(self._key)
         if known is not None and self._wanted.digest:
             return known  # the digest names the bytes; no need to ask
+        if self._shop.slots.busy(self._origin.host):
+            self._progress.message = f"waiting for other downloads from {self._origin.host}"
+            self._progress.changed()
         async with self._client, self._shop.slots.take(self._origin.host):
             for _ in range(self._shop.limits.replans_max):
                 with contextlib.suppress(ObjectChanged):
@@ -206,7 +213,7 @@ class _Remote:
         keep = await asyncio.to_thread(self._prepare, place, listing)
         self._begin(listing)
         try:
-            self._room_for_all(listing, await asyncio.to_thread(_bytes_here, place))
+            await self._room_for_all(listing, await asyncio.to_thread(_bytes_here, place))
             arrived = await self._transfer_all(listing, place, keep)
         except FetchFailed as failure:
             if failure.reason is ReasonCode.DISK_FULL:
@@ -218,10 +225,17 @@ class _Remote:
         tries = self._shop.limits.first_contact_tries
         for attempt in range(1, tries + 1):
             try:
-                return await self._origin.look()
+                async with asyncio.timeout(self._shop.limits.first_contact_seconds):
+                    return await self._origin.look()
             except FetchFailed as failure:
                 if not failure.transient or attempt == tries:
                     raise
+            except TimeoutError as error:
+                raise FetchFailed(
+                    ReasonCode.STORAGE_UNREACHABLE,
+                    f"{self._origin.host} answers too slowly ({self._origin.shown})",
+                    transient=True,
+                ) from error
             await asyncio.sleep(self._shop.limits.backoff_seconds(attempt))
         raise AssertionError("unreachable")
 
@@ -256,7 +270,7 @@ class _Remote:
         self._progress.message = ""
         self._progress.changed()
 
-    def _room_for_all(self, listing: Listing, have: int) -> None:
+    async def _room_for_all(self, listing: Listing, have: int) -> None:
         total = listing.total_bytes
         if total is None:
             return
@@ -264,7 +278,7 @@ class _Remote:
         root = self._shop.folder.root
         missing = needed - self._shop.free_bytes(root)
         if missing > 0:
-            self._shop.make_room(missing)
+            await self._shop.make_room(missing)
         free = self._shop.free_bytes(root)
         if needed > free:
             raise disk_full(needed, free, str(root))

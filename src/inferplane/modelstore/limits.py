@@ -21,6 +21,7 @@ class StoreLimits:
     read_seconds: float = 30.0
     probe_seconds: float = 5.0
     first_contact_tries: int = 2
+    first_contact_seconds: float = 60.0
     tries_without_progress: int = 5
     resumes_max: int = 1000
     backoff_first_seconds: float = 0.2

@@ -47,7 +47,7 @@ from inferplane.observability import get_logger
 
 __all__ = ["ModelStore", "Source"]
 
-LONG_JOBS_AT_ONCE = 4
+LONG_JOBS_AT_ONCE = 16  # threads are cheap; few would let large archives hold up small files
 HELD_PREVIOUS_MAX = 1  # entries kept for replicas of the revision before, while the new one comes up
 
 log = get_logger("modelstore")
@@ -519,12 +519,10 @@ class ModelStore:
         if self._cache.trim(self._in_use()):
             self._sweep()
 
-    def _make_room(self, missing: int) -> None:
-        """Free space for a download now; deleting in the event loop would hold up everyone, so the
-        space of large entries appears a moment after the rename.
-        """
+    async def _make_room(self, missing: int) -> None:
+        """Free space for a download, and wait until it is free."""
         if self._cache.make_room(missing, self._in_use()):
-            self._folder.empty_trash()
+            await asyncio.to_thread(self._folder.empty_trash)
 
     def _sweep(self) -> None:
         async def sweep() -> None:
