@@ -24,7 +24,10 @@ WAIT_SECONDS = 60.0
 #: Models that no library ships: they wait as long as a row says, and fail in named ways.
 STRANGE_MODELS = '''
 import os
+import random
 import time
+
+import numpy
 
 
 class Sleeper:
@@ -68,6 +71,15 @@ class SlowLoader(Sleeper):
 
     def __getstate__(self):
         return {"state": 1}
+
+
+class Dice:
+    """Answers with chance."""
+
+    n_features_in_ = 1
+
+    def predict(self, rows):
+        return numpy.random.random(3) + random.random()
 
 
 class Greedy:
@@ -148,6 +160,9 @@ class Server:
     def alive(self) -> bool:
         return Path(f"/proc/{self.pid}").exists()
 
+    def ended(self) -> bool:
+        return not self.alive()
+
     def stop(self) -> None:
         self.client.close()
         if self.alive():
@@ -194,6 +209,11 @@ class ForkServer:
         self._answers.close()
         self._socket.close()
         self.process.wait(WAIT_SECONDS)
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Callable[[], Any], str], Any]:
+    return wait_until
 
 
 @pytest.fixture(scope="session")
@@ -266,7 +286,7 @@ def launch(
     for server in started:
         server.stop()
     for server in started:
-        wait_until(lambda server=server: not server.alive(), "every server ends")
+        wait_until(server.ended, "every server ends")
 
 
 @pytest.fixture(scope="session")
@@ -427,7 +447,7 @@ def _train_onnx(folder: Path) -> None:
 def _pickle_strange(folder: Path, strange_models: Path) -> None:
     program = (
         "import pickle, strange_models as s\n"
-        "for name in ('Sleeper', 'Unfathomable', 'Broken', 'Greedy', 'SlowLoader'):\n"
+        "for name in ('Sleeper', 'Unfathomable', 'Broken', 'Greedy', 'SlowLoader', 'Dice'):\n"
         "    open(f'{name.lower()}.pkl', 'wb').write(pickle.dumps(getattr(s, name)()))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(strange_models)}

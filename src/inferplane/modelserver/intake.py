@@ -352,10 +352,11 @@ _ROWS: Mapping[InputKind, Any] = {
 
 
 def _matrix_tensors(tensors: Mapping[str, Array], signature: Signature) -> Inputs:
-    if len(tensors) > 1 or (signature.features not in (None, 1) and _is_column(next(iter(tensors.values())))):
+    name, array = next(iter(tensors.items()))
+    wide = signature.features not in (None, 1)
+    if len(tensors) > 1 or (wide and (array.ndim == 1 or name in signature.columns)):
         stacked = _stacked_columns(tensors, signature)
         return {WHOLE: _numbers(stacked, signature)}
-    name, array = next(iter(tensors.items()))
     if array.ndim == 1 and signature.features in (None, 1):
         array = array.reshape(-1, 1)
     if array.ndim != 2:
@@ -367,10 +368,6 @@ def _matrix_tensors(tensors: Mapping[str, Array], signature: Signature) -> Input
             f"input '{name}' has {array.shape[1]} values a row, and this model takes {signature.features}"
         )
     return {WHOLE: _numbers(array, signature)}
-
-
-def _is_column(array: Array) -> bool:
-    return array.ndim == 1
 
 
 def _stacked_columns(tensors: Mapping[str, Array], signature: Signature) -> Array:
