@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +26,28 @@ class Cluster:
     engine: str
     created_at: datetime
     domain: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspacePolicy:
+    """What an Owner allows one workspace. None and () mean: no limit beyond the platform's own.
+
+    `max_gpus_per_request` counts the GPUs of all nodes of one request; `max_memory_gb_per_request` adds
+    up the memory of all of them. `max_requests` bounds the requests that have not ended, `max_queued`
+    those among them that wait. `auto_eviction` lets every request of the workspace take part in
+    eviction, whether it says so itself or not.
+    """
+
+    workspace: str
+    priority_lowest: int = 1
+    priority_highest: int = 299
+    max_requests: int | None = None
+    max_queued: int = 100
+    max_exit_duration: timedelta | None = None
+    gpu_shapes: tuple[str, ...] = ()
+    max_gpus_per_request: int | None = None
+    max_memory_gb_per_request: int | None = None
+    max_endpoints: int | None = None
+    requeue_on_failure: bool = False
+    auto_eviction: bool = False
+    enforce_idle_timeout: bool = False
