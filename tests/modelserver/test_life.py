@@ -260,6 +260,43 @@ def test_the_program_in_a_fresh_interpreter_over_tcp(model_files: Path, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("model_format", "package", "file"),
+    [
+        ("sklearn", "joblib", "iris.joblib"),
+        ("sklearn", "pandas", "people.joblib"),
+        ("xgboost", "xgboost", "raw.ubj"),
+        ("lightgbm", "lightgbm", "light.txt"),
+        ("onnx", "onnxruntime", "iris.onnx"),
+    ],
+)
+def test_a_package_that_is_not_installed_names_its_extra(
+    model_files: Path, tmp_path: Path, model_format: str, package: str, file: str
+) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError(name={package!r})\n")
+    config = {
+        "name": "m",
+        "format": model_format,
+        "path": str(model_files / file),
+        "address": f"unix:{tmp_path}/s",
+        "status_file": str(tmp_path / "status.json"),
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        [sys.executable, "-m", "inferplane.modelserver", str(tmp_path / "config.json")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("failed", "MissingExtra"), done.stderr
+    assert f"package {package} " in status["message"]
+    assert f"inferplane[{model_format}]" in status["message"]
+
+
+@pytest.mark.parametrize(
     "text",
     ["", "{", "[]", '{"name": "a"}', '{"name":"a","format":"sklearn","path":"/x","address":"nowhere"}'],
 )

@@ -104,12 +104,8 @@ class Model(Protocol):
 
 def missing_extra(package: str, extra: str, error: ImportError) -> LoadError:
     """The error for a framework that is not installed, or is broken."""
-    if (
-        isinstance(error, ModuleNotFoundError)
-        and error.name is not None
-        and error.name.split(".")[0] == package
-    ):
-        message = f"the Python package {package} is not installed; install it with: pip install 'inferplane[{extra}]'"
+    if isinstance(error, ModuleNotFoundError):
+        message = f"the Python package {error.name or package} is not installed; install it with: pip install 'inferplane[{extra}]'"
     else:
         message = (
             f"the Python package {package} cannot be imported ({error}); "

@@ -61,7 +61,10 @@ def load(file: Path, threads: int) -> SklearnModel:
     _limit_jobs(estimator, threads)
     # Names are checked by us against the signature, once; the estimator would warn at each request.
     warnings.filterwarnings("ignore", message="X does not have valid feature names")
-    return SklearnModel(estimator)
+    try:
+        return SklearnModel(estimator)
+    except ImportError as error:  # named columns need pandas
+        raise missing_extra("pandas", "sklearn", error) from error
 
 
 class SklearnModel:
