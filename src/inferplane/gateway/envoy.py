@@ -29,7 +29,7 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,6 +81,11 @@ BODY_BYTES_MAX = 2**32 - 1
 TIMEOUT_SECONDS_MIN = 0.001
 TIMEOUT_SECONDS_MAX = 7 * 24 * 3600.0
 
+_STATISTICS = {
+    LISTENER_FILE: "listener_manager.lds.version_text",
+    UPSTREAMS_FILE: "cluster_manager.cds.version_text",
+    ROUTES_FILE: f"http.{LISTENER}.rds.{ROUTES}.version_text",
+}
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _TYPE = "type.googleapis.com/"
 _BUFFER = "envoy.filters.http.buffer"
@@ -89,11 +94,15 @@ _ROUTER = "envoy.filters.http.router"
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One file for Envoy to watch: its text, its version, and the statistic in which Envoy confirms it."""
+    """One file for Envoy to watch: its text, its version, and the statistic in which Envoy confirms it.
+
+    `parts` are the resources in it, as JSON by name.
+    """
 
     text: str
     version: str
     statistic: str
+    parts: Mapping[str, str]
 
 
 def bootstrap_config(config: GatewayConfig, *, files: str, admin_socket: str) -> dict[str, Any]:
@@ -131,16 +140,70 @@ def bootstrap_config(config: GatewayConfig, *, files: str, admin_socket: str) ->
     }
 
 
-def resources(table: RouteTable, config: GatewayConfig, *, files: str) -> dict[str, Resource]:
-    """Every file that Envoy watches, by its name relative to `files`."""
-    served = routable(table, config.domain)
-    return {
-        LISTENER_FILE: _resource([_listener(config, files)], "listener_manager.lds"),
-        UPSTREAMS_FILE: _resource(
-            [_api_upstream(config), *(_upstream(routes) for routes in served)], "cluster_manager.cds"
-        ),
-        ROUTES_FILE: _resource([_route_configuration(served, config)], f"http.{LISTENER}.rds.{ROUTES}"),
-    }
+class Renderer:
+    """Turns route tables into files. Remembers the pieces of the last table, and nothing else.
+
+    Of hundreds of endpoints one changes at a time; the others' pieces are used again.
+    """
+
+    def __init__(self, config: GatewayConfig, *, files: str) -> None:
+        self._config = config
+        self._listener = {LISTENER: _json(_listener(config, files))}
+        self._api = _json(_api_upstream(config))
+        self._unmatched = [_json(route) for route in _unmatched_routes()]
+        self._pieces: dict[EndpointRoutes, _Pieces] = {}
+
+    def resources(self, table: RouteTable) -> dict[str, Resource]:
+        """Every file that Envoy watches, by its name."""
+        served = routable(table, self._config.domain)
+        known = self._pieces
+        self._pieces = {routes: known.get(routes) or _pieces(routes, self._config) for routes in served}
+        pieces = self._pieces.values()
+        everything_else = _json(
+            {
+                "name": "everything-else",
+                "domains": ["*"],
+                "retry_policy": _retry_policy(),
+                "routes": [
+                    *(_Json(route) for piece in pieces for route in piece.path_routes),
+                    *map(_Json, self._unmatched),
+                ],
+            }
+        )
+        routes = _json(
+            {
+                "@type": _TYPE + "envoy.config.route.v3.RouteConfiguration",
+                "name": ROUTES,
+                # Any port will do: clients come through port mappings and tunnels that we cannot know.
+                "ignore_port_in_host_matching": True,
+                "virtual_hosts": [*(_Json(piece.host) for piece in pieces), _Json(everything_else)],
+            }
+        )
+        upstreams = {API_UPSTREAM: self._api} | {piece.name: piece.upstream for piece in pieces}
+        return {
+            LISTENER_FILE: _resource(LISTENER_FILE, self._listener),
+            UPSTREAMS_FILE: _resource(UPSTREAMS_FILE, upstreams),
+            ROUTES_FILE: _resource(ROUTES_FILE, {ROUTES: routes}),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """What one endpoint adds to the files, as JSON."""
+
+    name: str
+    upstream: str
+    host: str
+    path_routes: tuple[str, ...]
+
+
+def _pieces(routes: EndpointRoutes, config: GatewayConfig) -> _Pieces:
+    return _Pieces(
+        name=upstream_name(routes),
+        upstream=_json(_upstream(routes)),
+        host=_json(_endpoint_host(routes, config)),
+        path_routes=tuple(_json(route) for route in _path_routes(routes)),
+    )
 
 
 def routable(table: RouteTable, domain: str) -> tuple[EndpointRoutes, ...]:
@@ -161,17 +224,28 @@ def upstream_name(routes: EndpointRoutes) -> str:
     return f"{routes.workspace}/{routes.endpoint}/{routes.uid}"
 
 
-def table_from_files(files: Mapping[str, str]) -> RouteTable:
+def resource_from_text(name: str, text: str) -> Resource | None:
+    """A file as it was read back; None when it is no file of ours."""
+    try:
+        content = json.loads(text)
+        version = content["version_info"]
+        parts = {part["name"]: _json(part) for part in content["resources"]}
+    except (ValueError, LookupError, TypeError):
+        return None
+    return Resource(text, version, _STATISTICS[name], parts) if isinstance(version, str) else None
+
+
+def table_from_files(files: Mapping[str, Resource]) -> RouteTable:
     """The route table that these files were made from, as far as Envoy was told of it.
 
-    Files that cannot be read as ours count as absent: they are about to be written anew.
+    What cannot be read as ours counts as absent: it is about to be written anew.
     """
     replicas: dict[str, tuple[Upstream, ...]] = {}
-    for upstream in _read(files.get(UPSTREAMS_FILE)):
-        with contextlib.suppress(LookupError, TypeError):
+    for upstream in _parts(files, UPSTREAMS_FILE):
+        with contextlib.suppress(LookupError, TypeError, ValueError):
             replicas[upstream["name"]] = _upstreams_of(upstream["load_assignment"])
     hosts: list[Any] = []
-    for configuration in _read(files.get(ROUTES_FILE)):
+    for configuration in _parts(files, ROUTES_FILE):
         with contextlib.suppress(LookupError, TypeError):
             hosts += configuration["virtual_hosts"]
     table: dict[str, EndpointRoutes] = {}
@@ -193,49 +267,39 @@ def table_from_files(files: Mapping[str, str]) -> RouteTable:
     return RouteTable(table)
 
 
-def version_of(text: str) -> str | None:
-    """The version that a file's text carries; None when it is no file of ours."""
-    try:
-        version = json.loads(text)["version_info"]
-    except (ValueError, LookupError, TypeError):
-        return None
-    return version if isinstance(version, str) else None
-
-
 # --- in which order ---------------------------------------------------------------------------------
 
 
-def stages(written: Mapping[str, str], wanted: Mapping[str, Resource]) -> tuple[Mapping[str, Resource], ...]:
-    """How to get from what is `written` (file name → text) to what is `wanted`, step by step.
+def stages(
+    written: Mapping[str, Resource], wanted: Mapping[str, Resource]
+) -> tuple[Mapping[str, Resource], ...]:
+    """How to get from what is `written` to what is `wanted` (by file name), step by step.
 
     The files of a step are written together; before the next one, Envoy must have taken them up.
     Upstreams come before the routes that lead to them and go after them, so that at no moment a
     request meets a route to nowhere. A change to the replicas of known upstreams needs no order.
     """
-    changed = {name: new for name, new in wanted.items() if written.get(name) != new.text}
-    before, after = (
-        {upstream["name"]: upstream for upstream in _read(text)}
-        for text in (written.get(UPSTREAMS_FILE), wanted[UPSTREAMS_FILE].text)
-    )
-    leaving = [upstream for name, upstream in before.items() if name not in after]
+    changed = {
+        name: new for name, new in wanted.items() if name not in written or written[name].text != new.text
+    }
+    before = written[UPSTREAMS_FILE].parts if UPSTREAMS_FILE in written else {}
+    after = wanted[UPSTREAMS_FILE].parts
+    leaving = {name: part for name, part in before.items() if name not in after}
     arriving = after.keys() - before.keys()
 
     first, second, last = dict(changed), {}, {}
     if leaving:
-        first[UPSTREAMS_FILE] = _resource([*after.values(), *leaving], "cluster_manager.cds")
+        first[UPSTREAMS_FILE] = _resource(UPSTREAMS_FILE, {**after, **leaving})
         last = {UPSTREAMS_FILE: wanted[UPSTREAMS_FILE]}
+        if first[UPSTREAMS_FILE].text == written[UPSTREAMS_FILE].text:
+            del first[UPSTREAMS_FILE]
     if arriving and ROUTES_FILE in first:
         second = {ROUTES_FILE: first.pop(ROUTES_FILE)}
     return tuple(step for step in (first, second, last) if step)
 
 
-def _read(text: str | None) -> list[Any]:
-    """The resources in a file's text; none if it is no file of ours."""
-    try:
-        found = json.loads(text or "")["resources"]
-    except (ValueError, LookupError, TypeError):
-        return []
-    return found if isinstance(found, list) else []
+def _parts(files: Mapping[str, Resource], name: str) -> list[Any]:
+    return [json.loads(part) for part in files[name].parts.values()] if name in files else []
 
 
 # --- listener ---------------------------------------------------------------------------------------
@@ -390,28 +454,6 @@ def _json_format(body: dict[str, str]) -> dict[str, Any]:
 # --- routes -----------------------------------------------------------------------------------------
 
 
-def _route_configuration(served: Iterable[EndpointRoutes], config: GatewayConfig) -> dict[str, Any]:
-    served = tuple(served)
-    return {
-        "@type": _TYPE + "envoy.config.route.v3.RouteConfiguration",
-        "name": ROUTES,
-        # Any port will do: clients reach us through port mappings and tunnels that we cannot know.
-        "ignore_port_in_host_matching": True,
-        "virtual_hosts": [
-            *(_endpoint_host(routes, config) for routes in served),
-            {
-                "name": "everything-else",
-                "domains": ["*"],
-                "retry_policy": _retry_policy(),
-                "routes": [
-                    *(route for routes in served for route in _path_routes(routes)),
-                    *_unmatched_routes(),
-                ],
-            },
-        ],
-    }
-
-
 def _endpoint_host(routes: EndpointRoutes, config: GatewayConfig) -> dict[str, Any]:
     return {
         "name": upstream_name(routes),
@@ -482,9 +524,7 @@ def _facts(routes: EndpointRoutes) -> dict[str, Any]:
 
 
 def _reason(routes: EndpointRoutes) -> str:
-    """What a 503 says. With replicas it is seen only in the instant before Envoy knows them."""
-    if _sendable(routes):
-        return ReasonCode.ROUTE_NOT_READY.value
+    """What a 503 says when there is no replica."""
     return routes.unavailable_reason or ReasonCode.ROUTE_NOT_READY.value
 
 
@@ -562,6 +602,21 @@ def _upstream(routes: EndpointRoutes) -> dict[str, Any]:
         for upstream in _sendable(routes)
     ]
     upstream = _cluster(upstream_name(routes), replicas, names=_has_names(routes))
+    if len(replicas) < 2:
+        return upstream  # nothing to choose, and nothing that could be left out
+    upstream["load_balancing_policy"] = {
+        "policies": [
+            {
+                "typed_extension_config": _extension(
+                    "envoy.load_balancing_policies.least_request",
+                    "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
+                    selection_method="FULL_SCAN",
+                )
+            }
+        ]
+    }
+    # Only when every replica is left out, all are tried.
+    upstream["common_lb_config"] = {"healthy_panic_threshold": {"value": 1}}
     # A replica that cannot be reached is left out for a while. Only failures to connect count, never
     # what a replica answers; and when none is left, all are tried (panic), so the last one stays.
     upstream["outlier_detection"] = {
@@ -594,20 +649,6 @@ def _cluster(name: str, replicas: list[dict[str, Any]], *, names: bool) -> dict[
         "type": "STRICT_DNS" if names else "STATIC",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": replicas}]},
         "connect_timeout": f"{UPSTREAM_CONNECT_SECONDS}s",
-        "per_connection_buffer_limit_bytes": CONNECTION_BUFFER_BYTES,
-        "load_balancing_policy": {
-            "policies": [
-                {
-                    "typed_extension_config": _extension(
-                        "envoy.load_balancing_policies.least_request",
-                        "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
-                        selection_method="FULL_SCAN",
-                    )
-                }
-            ]
-        },
-        # Only when every replica is left out, all are tried.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
         "circuit_breakers": {
             "thresholds": [
                 {
@@ -696,10 +737,28 @@ def _address_text(address: Mapping[str, Any]) -> str:
 # --- small pieces -----------------------------------------------------------------------------------
 
 
-def _resource(found: list[dict[str, Any]], scope: str) -> Resource:
-    body = json.dumps(found, separators=(",", ":"), sort_keys=True)
-    version = hashlib.sha256(body.encode()).hexdigest()[:16]
-    return Resource(f'{{"version_info":"{version}","resources":{body}}}\n', version, f"{scope}.version_text")
+class _Json(str):
+    """Text that is JSON already."""
+
+    __slots__ = ()
+
+
+def _json(value: Any) -> str:
+    """Compact JSON in which `_Json` stands for itself; keys in the order given."""
+    if isinstance(value, _Json):
+        return value
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(key)}:{_json(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_json, value)) + "]"
+    return json.dumps(value)
+
+
+def _resource(name: str, parts: Mapping[str, str]) -> Resource:
+    body = ",".join(parts.values())
+    version = hashlib.blake2b(body.encode(), digest_size=8).hexdigest()
+    text = f'{{"version_info":"{version}","resources":[{body}]}}\n'
+    return Resource(text, version, _STATISTICS[name], parts)
 
 
 def _watched(path: str) -> dict[str, Any]:

@@ -44,6 +44,7 @@ COALESCE_SECONDS = 0.002
 # How long workers may go on by what the main thread has already dropped: they hear of it in the same
 # round of their event loop, and no round of a gateway takes this long.
 WORKER_GRACE_SECONDS = 0.1
+REASON_SECONDS = 0.25
 POLL_FIRST_SECONDS = 0.002
 POLL_LAST_SECONDS = 0.5
 POLL_GROWTH = 1.3
@@ -77,11 +78,12 @@ class RoutePublisher:
 
         self._wanted: dict[str, EndpointRoutes] = {}
         self._dirty = asyncio.Event()
+        self._reasons_timer: asyncio.TimerHandle | None = None
         self._opened = False
 
-        # What lies on the disk, and the versions by which Envoy confirms it.
-        self._texts: dict[str, str] = {}
-        self._versions: dict[str, tuple[str, str]] = {}
+        # What lies on the disk, and the routes it was made from.
+        self._renderer: envoy.Renderer
+        self._resources: dict[str, envoy.Resource] = {}
         self._written: dict[str, EndpointRoutes] = {}
         # What Envoy has confirmed, and what else it may still use.
         self._known: dict[str, EndpointRoutes] = {}
@@ -124,6 +126,9 @@ class RoutePublisher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        if self._reasons_timer is not None:
+            self._reasons_timer.cancel()
+            self._reasons_timer = None
         try:
             if stop_gateway:
                 await self._drain()
@@ -135,10 +140,20 @@ class RoutePublisher:
         self._process_problem = "the gateway has been stopped"
 
     def set(self, routes: EndpointRoutes) -> None:
-        """Have these routes for their endpoint. Returns at once."""
-        if self._wanted.get(routes.uid) != routes:
-            self._wanted[routes.uid] = routes
+        """Have these routes for their endpoint. Returns at once.
+
+        A new reason for having no replica may take `REASON_SECONDS` to be told: it changes a file that
+        all endpoints share, several times on the way to every endpoint's first replica.
+        """
+        before = self._wanted.get(routes.uid)
+        if before == routes:
+            return
+        self._wanted[routes.uid] = routes
+        if before is None or replace(before, unavailable_reason=routes.unavailable_reason) != routes:
             self._dirty.set()
+        elif not routes.upstreams and self._reasons_timer is None:
+            loop = asyncio.get_running_loop()
+            self._reasons_timer = loop.call_later(REASON_SECONDS, self._dirty.set)
 
     def remove(self, uid: str) -> None:
         """Have no routes for the endpoint. Returns at once; `confirmed` tells when that is so."""
@@ -198,7 +213,7 @@ class RoutePublisher:
         try:
             await self._until_listening()
             # What the files say is what Envoy may use, once it has read them.
-            await self._until_taken_up(self._versions)
+            await self._until_taken_up(self._resources)
         except BaseException:
             if found is None:
                 await self._process.stop()
@@ -255,17 +270,16 @@ class RoutePublisher:
         The routes stay as they were until the whole table is known. A running Envoy has its files, only
         the listener may be newer; for one about to start, all are written as this version would.
         """
+        self._renderer = envoy.Renderer(self._config, files=self._files)
         for path in sorted(self._places.files.glob("*.json")):
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                self._texts[path.name] = path.read_text(encoding="utf-8")
-        table = envoy.table_from_files(self._texts)
-        whole = envoy.resources(table, self._config, files=self._files)
-        for name, resource in whole.items():
-            version = envoy.version_of(self._texts.get(name, ""))
-            if version is None or name == envoy.LISTENER_FILE or not adopted:
+            with contextlib.suppress(OSError, UnicodeDecodeError, LookupError):
+                found = envoy.resource_from_text(path.name, path.read_text(encoding="utf-8"))
+                if found is not None:
+                    self._resources[path.name] = found
+        table = envoy.table_from_files(self._resources)
+        for name, resource in self._renderer.resources(table).items():
+            if name not in self._resources or name == envoy.LISTENER_FILE or not adopted:
                 self._write(name, resource)
-            else:
-                self._versions[name] = (resource.statistic, version)
         self._written = dict(table.endpoints)
         self._usable = {uid: frozenset(routes.upstreams) for uid, routes in table.endpoints.items()}
         self._known = dict(table.endpoints)
@@ -274,7 +288,7 @@ class RoutePublisher:
         """Wait until Envoy has taken up its listener. Raises Unavailable with Envoy's own words."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + START_SECONDS_MAX
-        statistic, version = self._versions[envoy.LISTENER_FILE]
+        listener = self._resources[envoy.LISTENER_FILE]
         while loop.time() < deadline:
             if not self._process.alive():
                 raise Unavailable(
@@ -283,7 +297,7 @@ class RoutePublisher:
                     next_action=f"Read {self._places.log}.",
                 )
             with contextlib.suppress(AdminUnreachable):
-                if (await self._admin.versions()).get(statistic) == version:
+                if (await self._admin.versions()).get(listener.statistic) == listener.version:
                     self._process_problem = ""
                     return
                 refusals = await self._admin.refusals()
@@ -368,8 +382,8 @@ class RoutePublisher:
         self._dirty.set()
 
     async def _write_whole_table(self) -> None:
-        table = RouteTable(dict(self._wanted))
-        wanted = envoy.resources(table, self._config, files=self._files)
+        table = RouteTable(self._with_due_reasons())
+        wanted = self._renderer.resources(table)
         served = {routes.uid: routes for routes in envoy.routable(table, self._config.domain)}
         changed = {
             uid for uid in served.keys() | self._written.keys() if served.get(uid) != self._written.get(uid)
@@ -381,7 +395,7 @@ class RoutePublisher:
             self._usable[uid] = self._usable.get(uid, frozenset()) | told
             self._grace_until.pop(uid, None)
         self._unsettled |= changed
-        steps = envoy.stages(self._texts, wanted)
+        steps = envoy.stages(self._resources, wanted)
         for number, step in enumerate(steps, start=1):
             for name, resource in step.items():
                 self._write(name, resource)
@@ -389,10 +403,24 @@ class RoutePublisher:
                 await self._until_taken_up(step)
         self._written = served
 
+    def _with_due_reasons(self) -> dict[str, EndpointRoutes]:
+        """What is wanted, except that reasons which nobody will see, or not yet, are left as they are."""
+        timer, self._reasons_timer = self._reasons_timer, None
+        due = timer is None or timer.when() <= asyncio.get_running_loop().time()
+        if not due:
+            self._reasons_timer = timer
+        found = {}
+        for uid, routes in self._wanted.items():
+            before = self._written.get(uid)
+            if before is None or (not routes.upstreams and (due or before.upstreams)):
+                found[uid] = routes
+            else:
+                found[uid] = replace(routes, unavailable_reason=before.unavailable_reason)
+        return found
+
     def _write(self, name: str, resource: envoy.Resource) -> None:
         _write_atomically(self._places.files / name, resource.text, self._places.new)
-        self._texts[name] = resource.text
-        self._versions[name] = (resource.statistic, resource.version)
+        self._resources[name] = resource
 
     async def _until_taken_up(self, names: Iterable[str]) -> None:
         loop = asyncio.get_running_loop()
@@ -420,7 +448,7 @@ class RoutePublisher:
             seen: Mapping[str, str] = {}
             with contextlib.suppress(AdminUnreachable):
                 seen = await self._admin.versions()
-            late = [name for name in self._versions if not self._taken_up(name, seen)]
+            late = [name for name in self._resources if not self._taken_up(name, seen)]
             if not late:
                 self._settle(now)
                 self._publish_problem = ""
@@ -464,8 +492,8 @@ class RoutePublisher:
             self._unsettled.discard(uid)
 
     def _taken_up(self, name: str, seen: Mapping[str, str]) -> bool:
-        statistic, version = self._versions.get(name, ("", ""))
-        return seen.get(statistic) == version
+        resource = self._resources[name]
+        return seen.get(resource.statistic) == resource.version
 
     def _tell(self, uid: str) -> None:
         try:
@@ -486,7 +514,7 @@ class RoutePublisher:
 
     def _refresh(self, names: Iterable[str]) -> None:
         for name in names:
-            _write_atomically(self._places.files / name, self._texts[name], self._places.new)
+            _write_atomically(self._places.files / name, self._resources[name].text, self._places.new)
 
 
 def _delays() -> Iterable[float]:
