@@ -103,8 +103,9 @@ def _archive_that_climbs_out() -> bytes:
 @pytest.fixture
 def breakages(files: str, tmp_path: Path, iris_model: Path) -> list[Breakage]:
     """Ten ways to be broken."""
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    without = tmp_path / "without"
+    without.mkdir()
+    (without / "README.md").write_text("the model is elsewhere")
     two = tmp_path / "two"
     two.mkdir()
     for name in ("a.joblib", "b.joblib"):
@@ -119,7 +120,7 @@ def breakages(files: str, tmp_path: Path, iris_model: Path) -> list[Breakage]:
 
     return [
         one("absent", tmp_path / "nowhere.joblib", "ModelNotFound"),
-        one("empty", empty, "ModelFileMissing"),
+        one("without", without, "ModelFileMissing"),
         one("two", two, "ModelFileAmbiguous"),
         one("corrupt", tmp_path / "corrupt.joblib", "ModelLoadFailed"),
         one("private", f"{files}/private.joblib", "StorageUnauthorized"),
