@@ -222,18 +222,12 @@ async def test_a_failure_is_tried_anew_when_asked_again(
 async def test_many_broken_sources_do_not_hold_up_the_good_one(
     store: ModelStore, server: RangeServer, fetched: Fetched
 ) -> None:
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    silent = await asyncio.start_server(say_nothing, "127.0.0.2", 0)
-    port = silent.sockets[0].getsockname()[1]
+    silent = RangeServer(silent=True, host="127.0.0.2")
+    await silent.start()
     for i in range(60):
-        store.request(f"bad{i}", Source(f"http://127.0.0.2:{port}/{i}.joblib"), lambda: None)
+        store.request(f"bad{i}", Source(silent.url(f"/{i}.joblib")), lambda: None)
     good = await fetched(store, "good", Source(server.put("/m.joblib", MODEL)))
     assert good.phase is ArtifactPhase.PRESENT
     assert store.state("bad0").phase is ArtifactPhase.FETCHING
     assert store.state("bad59").message == "waiting for other downloads from 127.0.0.2"
-    await store.close()
-    silent.close()
-    await silent.wait_closed()
+    await silent.close()

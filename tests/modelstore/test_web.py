@@ -177,29 +177,28 @@ async def test_hosts_that_do_not_exist_or_do_not_answer(
     refused = await fetched(store, "u2", Source(closed.url("/m.joblib")))
     assert refused.reason is ReasonCode.STORAGE_UNREACHABLE
 
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
-    stalled = await fetched(store, "u3", Source(f"http://127.0.0.1:{port}/m.joblib"))
+    silent = RangeServer(silent=True)
+    await silent.start()
+    stalled = await fetched(store, "u3", Source(silent.url("/m.joblib")))
     assert stalled.reason is ReasonCode.STORAGE_UNREACHABLE
     assert "stopped answering" in stalled.message
-    silent.close()
-    await silent.wait_closed()
+    await silent.close()
 
 
 async def test_a_server_that_drips_is_not_waited_for_without_end(
     open_store: OpenStore, fetched: Fetched, limits: StoreLimits
 ) -> None:
+    hung_up = asyncio.Event()
+
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         with contextlib.suppress(ConnectionError):
-            while True:
+            while not writer.is_closing():
                 writer.write(b"x")
                 await writer.drain()
                 await asyncio.sleep(0.01)
+        writer.close()
+        hung_up.set()
 
     dripping = await asyncio.start_server(drip, "127.0.0.1", 0)
     port = dripping.sockets[0].getsockname()[1]
@@ -207,6 +206,8 @@ async def test_a_server_that_drips_is_not_waited_for_without_end(
     state = await fetched(store, "u1", Source(f"http://127.0.0.1:{port}/m.joblib"))
     assert state.reason is ReasonCode.STORAGE_UNREACHABLE
     assert "too slowly" in state.message
+    async with asyncio.timeout(10):
+        await hung_up.wait()
     dripping.close()
     await dripping.wait_closed()
 

@@ -59,12 +59,14 @@ class RangeServer:
     pause_seconds: float = 0.0
     hold_after: int | None = None
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    silent: bool = False  # takes connections and says nothing
+    host: str = "127.0.0.1"
     port: int = 0
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, self.host, 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -76,7 +78,7 @@ class RangeServer:
         await self._server.wait_closed()
 
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
+        return f"http://{self.host}:{self.port}{path}"
 
     def put(self, path: str, body: bytes, **facts: object) -> str:
         """Store a file and return its address."""
@@ -104,6 +106,9 @@ class RangeServer:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.silent:
+            await reader.read()
+            return
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         target = head[0].split(" ")[1]
         headers = {

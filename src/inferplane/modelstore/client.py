@@ -1,32 +1,59 @@
 """HTTP clients for fetching: one per fetch, so that no cookie or connection is shared between users.
 
 Proxies and certificates come from the environment that the composition root passed in, never from
-the process's own.
+the process's own. Host names are looked up here first, in threads of their own: a name that does
+not exist can take a resolver many seconds, and the few threads that the event loop has for look-ups
+must not be used up by one user's misspelt hosts.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import ipaddress
+import socket
 import ssl
+import threading
 from collections.abc import Mapping
 
 import httpx
 
+from inferplane.domain.reasons import ReasonCode
+from inferplane.modelstore.failure import FetchFailed
 from inferplane.modelstore.limits import StoreLimits
 
 USER_AGENT = "inferplane-modelstore"
 
 
 class HttpClients:
-    """Makes clients; keeps only the certificates, which are slow to load."""
+    """Makes clients; keeps only the certificates, which are slow to load, and bounds look-ups."""
 
     def __init__(self, environment: Mapping[str, str], limits: StoreLimits) -> None:
         self._environment = environment
         self._limits = limits
         self._context: ssl.SSLContext | None = None
+        self._lookups = asyncio.Semaphore(limits.lookups_at_once)
 
     def prepare(self) -> None:
         """Load the certificates, which blocks for some tens of milliseconds the first time."""
         self._certificates()
+
+    async def check_host(self, host: str, shown: str) -> None:
+        """Raise FetchFailed (HostNotFound) when `host` cannot be looked up. Behind a proxy, it is the
+        proxy that knows; then nothing is asked.
+        """
+        if _is_address(host) or any(proxy_for(self._environment, scheme) for scheme in ("http", "https")):
+            return
+        async with self._lookups:
+            try:
+                async with asyncio.timeout(self._limits.lookup_seconds):
+                    found = await _look_up(host)
+            except TimeoutError:
+                found = False
+        if not found:
+            raise FetchFailed(
+                ReasonCode.HOST_NOT_FOUND, f"the host {host} of {shown} cannot be found", transient=True
+            )
 
     def new(self) -> httpx.AsyncClient:
         """A client for one fetch; the caller closes it."""
@@ -59,6 +86,36 @@ class HttpClients:
         if mounts:
             mounts |= dict.fromkeys(direct_patterns(self._environment))
         return mounts
+
+
+async def _look_up(host: str) -> bool:
+    """Whether the name resolves. The thread is a daemon, so that a hanging resolver holds up no exit."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[bool] = loop.create_future()
+
+    def tell(found: bool) -> None:
+        if not answer.done():
+            answer.set_result(found)
+
+    def ask() -> None:
+        try:
+            socket.getaddrinfo(host, None)
+            found = True
+        except (OSError, UnicodeError):
+            found = False
+        with contextlib.suppress(RuntimeError):  # the loop is closed; nobody waits any more
+            loop.call_soon_threadsafe(tell, found)
+
+    threading.Thread(target=ask, name="modelstore-lookup", daemon=True).start()
+    return await answer
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def proxy_for(environment: Mapping[str, str], scheme: str) -> str:

@@ -222,6 +222,7 @@ class _Remote:
         return await self._finish(place, listing, arrived)
 
     async def _list(self) -> Listing:
+        await self._shop.clients.check_host(self._origin.host, self._origin.shown)
         tries = self._shop.limits.first_contact_tries
         for attempt in range(1, tries + 1):
             try:

@@ -17,6 +17,8 @@ class StoreLimits:
     happens, because a full disk harms more than the model that filled it.
     """
 
+    lookup_seconds: float = 10.0
+    lookups_at_once: int = 64
     connect_seconds: float = 10.0
     read_seconds: float = 30.0
     probe_seconds: float = 5.0

@@ -71,7 +71,9 @@ async def _look(
         return await asyncio.to_thread(_look_here, wanted, limits.objects_max)
     await asyncio.to_thread(clients.prepare)
     async with clients.new() as client:
-        listing = await wanted.origin(client, clock).look()
+        origin = wanted.origin(client, clock)
+        await clients.check_host(origin.host, origin.shown)
+        listing = await origin.look()
     return [found.name for found in listing.objects], listing.total_bytes
 
 

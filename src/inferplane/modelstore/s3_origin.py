@@ -8,9 +8,7 @@ the secret, requests are anonymous; the machine's own identity is nobody's to bo
 
 from __future__ import annotations
 
-import asyncio
 import re
-import socket
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -95,7 +93,7 @@ class S3Origin:
         try:
             return Address(await obstore.sign_async(self._store(), "GET", found.key, SIGNED_FOR))
         except Exception as error:
-            raise await self._failure(error) from error
+            raise self._failure(error) from error
 
     async def _list(self) -> Listing:
         key = self._uri.path
@@ -106,7 +104,7 @@ class S3Origin:
             except FileNotFoundError:
                 pass
             except Exception as error:
-                refused = await self._failure(error)
+                refused = self._failure(error)
                 if refused.status not in {301, 400, 403}:
                     raise refused from error
             else:
@@ -128,7 +126,7 @@ class S3Origin:
         except FetchFailed:
             raise
         except Exception as error:
-            raise await self._failure(error) from error
+            raise self._failure(error) from error
         if not objects:
             raise refused or FetchFailed(
                 ReasonCode.MODEL_NOT_FOUND, f"no object is stored at {self.shown} or under it"
@@ -171,7 +169,7 @@ class S3Origin:
         }
         return S3Store(self._uri.bucket, credential_provider=lambda: identity, **options)  # type: ignore[arg-type]
 
-    async def _failure(self, error: Exception) -> FetchFailed:
+    def _failure(self, error: Exception) -> FetchFailed:
         """Read obstore's error, which carries the storage's answer only as text."""
         text = str(error)
         status = _STATUS.search(text)
@@ -192,7 +190,9 @@ class S3Origin:
             return from_status(number, self.shown, code)
         if isinstance(error, (PermissionError, ValueError)):
             return FetchFailed(ReasonCode.MODEL_NOT_FOUND, f"{self.shown} cannot be asked for")
-        return await self._unreachable()
+        return FetchFailed(
+            ReasonCode.STORAGE_UNREACHABLE, f"{self.host} does not answer ({self.shown})", transient=True
+        )
 
     def _forbidden(self, code: str) -> FetchFailed:
         who = "without credentials" if self._anonymous else "to these credentials"
@@ -201,19 +201,6 @@ class S3Origin:
             f"the storage refuses {self.shown} {who} (HTTP 403{f', {code}' if code else ''});"
             " S3 answers so for a key that does not exist as well, unless listing the bucket is allowed",
             status=403,
-        )
-
-    async def _unreachable(self) -> FetchFailed:
-        try:
-            await asyncio.get_running_loop().getaddrinfo(self.host, None)
-        except (socket.gaierror, UnicodeError):
-            return FetchFailed(
-                ReasonCode.HOST_NOT_FOUND,
-                f"the host {self.host} of {self.shown} cannot be found",
-                transient=True,
-            )
-        return FetchFailed(
-            ReasonCode.STORAGE_UNREACHABLE, f"{self.host} does not answer ({self.shown})", transient=True
         )
 
 
