@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 import pytest
+import uvicorn
 
 from fake_platform import KEY, FakePlatform, Told, running, stream, waiting
 from inferplane import AsyncClient, Client, NotFoundError, ProtocolError, UnreachableError
 from inferplane.client import ClientError, ConfigurationError, Deployment
 from inferplane.wire import paths
 from inferplane.wire.endpoints import LogLineItem
+from platform_stack import wait_for
 
 URL = "http://api.test"
 
@@ -273,3 +277,75 @@ async def test_tasks_share_a_client() -> None:
 def test_base_url_is_what_was_given() -> None:
     assert Client("http://api.test:7070/", KEY).base_url == "http://api.test:7070"
     assert paths.ENDPOINT.startswith("/api/v1")
+
+
+# --- TLS ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """An HTTPS server with a certificate of its own making, and that certificate."""
+    certificate = _self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    config = uvicorn.Config(FakePlatform(), port=0, log_level="critical", lifespan="off", ws="none")
+    config.load()
+    config.ssl = context
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started, "the server to listen")
+    yield f"https://localhost:{server.servers[0].sockets[0].getsockname()[1]}", certificate
+    server.should_exit = True
+    thread.join(timeout=10)
+
+
+def _self_signed(folder: Path) -> Path:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(start)
+        .not_valid_after(start + timedelta(days=36500))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    file = folder / "localhost.pem"
+    file.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_certificate_that_nobody_vouches_for_is_refused(
+    kind: type[Client | AsyncClient], trusted: bool, tls: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, certificate = tls
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+
+    async def ask() -> Any:
+        if kind is Client:
+            with Client(url, KEY) as client:
+                return client.list_clusters()
+        async with AsyncClient(url, KEY) as client:
+            return await client.list_clusters()
+
+    if trusted:
+        assert [each.name for each in asyncio.run(ask())] == ["local"]
+    else:
+        with pytest.raises(UnreachableError, match="certificate verify failed"):
+            asyncio.run(ask())

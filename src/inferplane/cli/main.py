@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from inferplane import __version__
 from inferplane.cli import access, endpoints, platform
 from inferplane.cli.exits import ExitCode, exit_code_of
 from inferplane.cli.options import Target
@@ -21,6 +20,7 @@ from inferplane.cli.output import note, print_error, print_result
 from inferplane.client import ClientError
 from inferplane.domain.errors import InferplaneError
 from inferplane.settings import LoadedSettings
+from inferplane.version import VERSION
 
 ABOUT = "Hosted inference endpoints: from a storage URI to an answered prediction."
 ENVIRONMENT = """
@@ -87,7 +87,7 @@ class _Commands(TyperGroup):
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print_result(f"inferplane {__version__}")
+        print_result(f"inferplane {VERSION}")
         raise typer.Exit
 
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from inferplane import __version__
 from inferplane.cli import render
 from inferplane.cli.options import Output
 from inferplane.cli.output import Format, print_json, print_result
 from inferplane.settings import LoadedSettings, load_settings
+from inferplane.version import VERSION
 
 
 def _option(flag: str, text: str, **more: Any) -> Any:
@@ -119,9 +119,9 @@ def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
     def version(output: Output = Format.TABLE) -> None:
         """Print the version of this program."""
         if output is Format.JSON:
-            print_json({"version": __version__})
+            print_json({"version": VERSION})
         else:
-            print_result(f"inferplane {__version__}")
+            print_result(f"inferplane {VERSION}")
 
 
 def _loaded(flags: dict[str, Any]) -> LoadedSettings:

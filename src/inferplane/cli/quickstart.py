@@ -122,16 +122,16 @@ def _already_running(settings: Settings) -> Platform | None:
         return None
     host = "127.0.0.1" if settings.api_host in {"", "0.0.0.0", "::"} else settings.api_host  # noqa: S104 - a comparison
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"
+    if not _is_platform(url):
+        return None
     if _answers_to_owner(url, settings.owner_key_path):
         return Platform(url, None)
-    if _is_platform(url):
-        raise QuickstartError(
-            f"another platform, with another home, answers at {url}",
-            reason="PortInUse",
-            field="--api-port",
-            next_action="Stop it, or name other ports with --api-port and --gateway-port.",
-        )
-    return None
+    raise QuickstartError(
+        f"another platform, with another home, answers at {url}",
+        reason="PortInUse",
+        field="--api-port",
+        next_action="Stop it, or name other ports with --api-port and --gateway-port.",
+    )
 
 
 def _answers_to_owner(url: str, key_path: Path) -> bool:
@@ -309,12 +309,12 @@ def _training(model: Path) -> Iterator[subprocess.Popen[str]]:
         text=True,
         start_new_session=True,
     )
-    try:
-        with process:
+    with process:
+        try:
             yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
+        finally:
+            if process.poll() is None:
+                process.kill()
 
 
 def _finish_training(process: subprocess.Popen[str]) -> None:

@@ -19,6 +19,7 @@ import asyncio
 import inspect
 import os
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -144,17 +145,48 @@ class _Shell:
         return self._session.base_url
 
     def _options(self) -> dict[str, Any]:
-        from inferplane import __version__
+        from inferplane.version import VERSION
 
         return {
             "base_url": self.base_url,
+            "verify": _Trust(),
             # A proxy named in the environment is for the world outside; it cannot reach this machine's loopback.
             "trust_env": not is_loopback(self.base_url),
             "limits": httpx.Limits(
                 max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_KEPT_MAX
             ),
-            "headers": {"User-Agent": f"inferplane-python/{__version__}"},
+            "headers": {"User-Agent": f"inferplane-python/{VERSION}"},
         }
+
+
+class _Trust(ssl.SSLContext):
+    """Certificates are always verified; the list of authorities is read at the first TLS connection.
+
+    Reading it takes longer than a call, and most platforms are reached without TLS.
+    """
+
+    _loaded = False
+
+    def __new__(cls) -> Self:
+        return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        self._load()
+        return super().wrap_socket(*args, **kwargs)
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        self._load()
+        return super().wrap_bio(*args, **kwargs)
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self.load_default_certs()  # the system's, or those that SSL_CERT_FILE and SSL_CERT_DIR name
+        if not self.cert_store_stats()["x509_ca"]:
+            import certifi
+
+            self.load_verify_locations(certifi.where())
+        self._loaded = True
 
 
 def _built(http: httpx.Client | httpx.AsyncClient, request: Request[Any]) -> httpx.Request:

@@ -30,6 +30,8 @@ NOT_PROCESSED_HEADER = "x-inferplane-not-processed"
 """Set on a 503 that promises that the request has touched nothing and may be sent again."""
 
 API_READ_SECONDS = 60.0
+READY_READ_SECONDS = 3.0
+"""Somebody who asks whether a platform is there wants to know soon."""
 STREAM_READ_SECONDS = 60.0
 """Streams carry a heartbeat every 15 seconds; silence for four of them is a dead connection."""
 PREDICT_READ_SECONDS = 300.0
@@ -249,7 +251,14 @@ def watch(workspace: str) -> Request[None]:
 
 def readiness() -> Request[Readiness]:
     """Which parts of the platform are ready. Answers 503 with the same shape while one is not."""
-    return Request("GET", paths.READY, _read_readiness, authenticated=False, resend=Resend.ONLY_IF_UNSENT)
+    return Request(
+        "GET",
+        paths.READY,
+        _read_readiness,
+        authenticated=False,
+        resend=Resend.ONLY_IF_UNSENT,
+        read_seconds=READY_READ_SECONDS,
+    )
 
 
 # --- predictions ----------------------------------------------------------------------------------
