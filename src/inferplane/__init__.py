@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from inferplane.version import VERSION
+
 if TYPE_CHECKING:
     from inferplane.client import (
         AlreadyExistsError,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
         WaitTimeoutError,
     )
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "AlreadyExistsError",

@@ -25,7 +25,6 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from inferplane import __version__
 from inferplane.api.app import Api, create_app
 from inferplane.cli.main import build_cli
 from inferplane.controllers.endpoints import EndpointController
@@ -40,6 +39,7 @@ from inferplane.services.bootstrap import ensure_installation
 from inferplane.services.context import GatewayAddress, Platform
 from inferplane.settings import LoadedSettings, Settings
 from inferplane.store.sql import Change, Store
+from inferplane.version import VERSION
 
 LOCAL_CLUSTER = "local"
 API_BACKLOG = 2048
@@ -201,7 +201,7 @@ async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
             new_id=new_id,
         )
         app = create_app(
-            platform, readiness=lambda: {"gateway": publisher.problem(), "store": ""}, version=__version__
+            platform, readiness=lambda: {"gateway": publisher.problem(), "store": ""}, version=VERSION
         )
         await stack.enter_async_context(_serve_api(app, api_socket))
         yield RunningPlatform(settings, api_port, publisher.port, store, engines)

@@ -17,13 +17,13 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from inferplane import __version__
 from inferplane.modelserver import v1, v2
 from inferplane.modelserver.batcher import Batcher
 from inferplane.modelserver.config import ServerConfig
 from inferplane.modelserver.errors import BadInput, NotProcessed, RequestError, TooLarge, short
 from inferplane.modelserver.frameworks.base import Model, Signature
 from inferplane.modelserver.metrics import Metrics
+from inferplane.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ class App:
     def _make_routes(self) -> dict[str, _Route]:
         version = self._config.version
         models = _json(200, {"models": [self._config.name]})
-        server = _json(200, {"name": "inferplane", "version": __version__, "extensions": list(v2.EXTENSIONS)})
+        server = _json(200, {"name": "inferplane", "version": VERSION, "extensions": list(v2.EXTENSIONS)})
         routes = {
             "/": _Route(get=lambda: _json(200, {"status": "alive"})),
             "/metrics": _Route(get=self._metrics_text),

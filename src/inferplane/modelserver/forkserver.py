@@ -44,10 +44,10 @@ from typing import Any
 
 import msgspec
 
-from inferplane import __version__
 from inferplane.modelserver.config import ConfigError, ServerConfig, read_config, thread_environment
 from inferplane.modelserver.errors import ModelServerError
 from inferplane.modelserver.status import Clock, notify, write_atomically
+from inferplane.version import VERSION
 
 EXIT_FILE = "exit.json"
 REQUEST_BYTES_MAX = 1024 * 1024
@@ -266,7 +266,7 @@ class ForkServer:
     def _hello(self) -> Mapping[str, Any]:
         return {
             "pid": os.getpid(),
-            "version": __version__,
+            "version": VERSION,
             "preloaded": list(self._preloaded.modules),
             "skipped": dict(self._preloaded.skipped),
             "threads": thread_count(),

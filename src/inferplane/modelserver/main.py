@@ -382,7 +382,7 @@ def _private_bytes() -> int:
 def _limit_threads(threads: int) -> None:
     """Size the pools of libraries that were loaded before the environment could say so (forked servers)."""
     try:
-        import threadpoolctl  # type: ignore[import-untyped]
+        import threadpoolctl
     except ImportError:
         return  # comes with scikit-learn; without it the environment has to do
     threadpoolctl.threadpool_limits(limits=threads)
