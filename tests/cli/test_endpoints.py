@@ -60,6 +60,20 @@ def test_deploy_sends_what_it_was_told(shell: Any, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("models/iris.joblib", f"{Path.cwd()}/models/iris.joblib"),
+        ("~/iris.joblib", f"{Path.home()}/iris.joblib"),
+        ("/models/iris.joblib", "/models/iris.joblib"),
+        ("s3://bucket/key", "s3://bucket/key"),
+    ],
+)
+def test_a_path_is_meant_from_where_the_command_is_run(shell: Any, given: str, sent: str) -> None:
+    assert shell.run("deploy", "iris", "-f", "sklearn", "-u", given).code == 0
+    assert shell.platform.asked[-1].body["modelSpec"]["storageURI"] == sent
+
+
 def test_a_secret_is_not_repeated_when_it_is_misspelt(shell: Any) -> None:
     ran = shell.run(*DEPLOY, "--secret", "hunter2")
     assert (ran.code, ran.out) == (2, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fake_platform import AT, KEY, running
+from fake_platform import AT, KEY, running, waiting
 from inferplane import __version__
 from inferplane.cli.exits import ExitCode, exit_code_of
 from inferplane.client import errors
@@ -176,15 +177,33 @@ def test_a_mistake_of_the_program_is_a_sentence_unless_asked_for(shell: Any) -> 
 # --- as a process, as a user has it -----------------------------------------------------------------
 
 
-def start(shell: Any, *words: str) -> subprocess.Popen[str]:
+def start(shell: Any, *words: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     environment = {**os.environ, **{name: text for name, text in shell.environment.items() if text}}
     return subprocess.Popen(
         [sys.executable, "-m", "inferplane", *words],
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
+
+
+def test_on_a_terminal_the_line_moves_and_the_result_is_still_alone_on_stdout(shell: Any) -> None:
+    loading = waiting("iris", "Loading", "Loading", "loading [bold]the model")
+    shell.platform.after_create = [loading, loading, running("iris")]
+    terminal, end = pty.openpty()
+    process = start(shell, "deploy", "iris", "-f", "sklearn", "-u", "/m", "--wait", stderr=end)
+    os.close(end)
+    with process:
+        out, _ = process.communicate(timeout=60)
+    shown = os.read(terminal, 65536).decode()
+    os.close(terminal)
+    assert (process.returncode, out) == (
+        0,
+        "iris is Running at http://iris.default.localhost:7080/v1/models/iris:predict\n",
+    )
+    assert "iris: Loading — loading [bold]the model" in shown
+    assert "\x1b[3" not in shown, "NO_COLOR is honoured"
 
 
 def test_control_c_ends_a_command_quietly(shell: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -128,7 +129,7 @@ def deploy(
         made = client.deploy(
             name,
             format=model_format,
-            uri=uri,
+            uri=_absolute(uri),
             workspace=workspace_or_default(workspace),
             cluster=cluster,
             secret=secrets,
@@ -488,6 +489,11 @@ def _print_log_line(line: LogLineItem, output: Format) -> None:
         print_json_line(line)
     else:
         print_result(f"{line.replica}  {line.text}")
+
+
+def _absolute(uri: str) -> str:
+    """A path is meant from where the command is run; the platform runs elsewhere."""
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def _body(data: str) -> bytes:
