@@ -1,7 +1,7 @@
 """The composition root: the only module that knows every part, and the only owner of a clock.
 
-`main` is the console command. `run_platform` builds the house from settings, opens it, and takes
-it down in the opposite order. Nothing else in the package starts anything by being imported.
+`up` is what the command of that name runs; `run_platform` builds the house from settings, opens it,
+and takes it down in the opposite order. Nothing else in the package starts anything by being imported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import uvicorn
 import uvloop
 
 from inferplane.api.app import Api, create_app
-from inferplane.cli.main import build_cli
 from inferplane.controllers.endpoints import EndpointController
 from inferplane.controllers.runner import Runner
 from inferplane.domain.errors import InferplaneError, Unavailable
@@ -63,11 +62,6 @@ STORAGE_ENVIRONMENT = (
 )
 
 log = get_logger("bootstrap")
-
-
-def main() -> None:
-    """The `inferplane` command."""
-    build_cli(up)()
 
 
 def up(loaded: LoadedSettings) -> int:
