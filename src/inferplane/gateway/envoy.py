@@ -73,8 +73,9 @@ CONNECTION_IDLE_SECONDS = 600
 CONNECTIONS_MAX = 20_000
 HTTP2_STREAMS_MAX = 128
 CONNECTION_BUFFER_BYTES = 1024 * 1024
-# What a request that matches nothing may upload before it is answered anyway.
 UNMATCHED_TIMEOUT_SECONDS = 10
+# So much of a body that is refused anyway is taken in, so that the refusal is read.
+REFUSED_BODY_BYTES_MAX = 64 * 1024 * 1024
 
 WEIGHT_MAX = 1_000_000
 BODY_BYTES_MAX = 2**32 - 1
@@ -314,7 +315,10 @@ def _listener(config: GatewayConfig, files: str) -> dict[str, Any]:
         # The first proxy a client meets: x-envoy-* request headers from outside are dropped, so that
         # nobody can ask for a retry that may process a request twice.
         "use_remote_address": True,
-        "internal_address_config": {"unix_sockets": False},
+        # With no range at all, Envoy would trust private addresses and loopback, so one that no client has.
+        "internal_address_config": {
+            "cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}],
+        },
         "normalize_path": True,
         "merge_slashes": True,
         "strip_trailing_host_dot": True,
@@ -356,83 +360,91 @@ def _local_replies() -> dict[str, Any]:
     return {
         "mappers": [
             _reply(
-                ["UH", "NC"],
-                {"error": f"{subject} is not ready: {_fact('reason')}", "reason": _fact("reason")},
+                _flagged("UH", "NC"),
+                f"{subject} is not ready: {_fact('reason')}",
+                _fact("reason"),
                 status=503,
                 retry_after=NOT_READY_RETRY_AFTER_SECONDS,
             ),
             _reply(
-                ["UT", "SI", "DT"],
-                {
-                    "error": f"no answer within {_fact('timeout_seconds')} seconds, the limit of {subject}",
-                    "reason": "RequestTimeout",
-                    "timeoutSeconds": _fact("timeout_seconds"),
-                },
-                only_status=504,
+                _both(_flagged("UT", "SI", "DT"), _status_is(504)),
+                f"no answer within {_fact('seconds_max')} seconds, the limit of {subject}",
+                "RequestTimeout",
+                number=("timeoutSeconds", _fact("seconds_max")),
             ),
             _reply(
-                ["UO"],
-                {"error": f"{subject} has too many requests in flight", "reason": "Overloaded"},
+                _flagged("UO"),
+                f"{subject} has too many requests in flight",
+                "Overloaded",
                 status=503,
                 retry_after=RETRY_AFTER_SECONDS,
             ),
             # Sent, and no answer: whether it was processed is not known, so neither we nor a client
             # should send it again blindly. 502 tells this apart from 503.
             _reply(
-                ["UC", "UR", "UPE", "LR"],
-                {
-                    "error": f"the replica of {subject} that took the request went away before it answered",
-                    "reason": "ReplicaWentAway",
-                },
+                _flagged("UC", "UR", "UPE", "LR"),
+                f"the replica of {subject} that took the request went away before it answered",
+                "ReplicaWentAway",
                 status=502,
             ),
             _reply(
-                ["UF"],
-                {"error": f"{subject} cannot be reached at the moment", "reason": "Unreachable"},
+                _flagged("UF"),
+                f"{subject} cannot be reached at the moment",
+                "Unreachable",
                 status=503,
                 retry_after=RETRY_AFTER_SECONDS,
             ),
-            {
-                "filter": _status_is(413),
-                "body_format_override": _json_format(
-                    {
-                        "error": f"the request body is larger than {_fact('max_request_bytes')} bytes, "
-                        f"the limit of {subject}",
-                        "reason": "RequestTooLarge",
-                        "maxRequestBytes": _fact("max_request_bytes"),
-                    }
-                ),
-            },
+            _reply(
+                _status_is(413),
+                f"the request body is larger than {_fact('bytes_max')} bytes, the limit of {subject}",
+                "RequestTooLarge",
+                number=("maxRequestBytes", _fact("bytes_max")),
+            ),
+            _reply(_status_is(408), "the request did not arrive in time", "RequestTimeout"),
+            _reply(_status_is(431), "the request's headers are too large", "HeadersTooLarge"),
+            _reply(_flagged("DPE"), "the request is not valid HTTP: %RESPONSE_CODE_DETAILS%", "NotHttp"),
         ],
-        "body_format": _json_format({"error": "%LOCAL_REPLY_BODY%", "reason": _fact("reason")}),
+        "body_format": {
+            "json_format": {"error": "%LOCAL_REPLY_BODY%", "reason": _fact("reason")},
+            "omit_empty_values": True,
+        },
     }
 
 
 def _reply(
-    flags: list[str],
-    body: dict[str, str],
+    when: dict[str, Any],
+    error: str,
+    reason: str,
     *,
+    number: tuple[str, str] = ("", ""),
     status: int | None = None,
-    only_status: int | None = None,
     retry_after: int | None = None,
 ) -> dict[str, Any]:
-    flagged = {"response_flag_filter": {"flags": flags}}
-    mapper: dict[str, Any] = {
-        "filter": flagged
-        if only_status is None
-        else {"and_filter": {"filters": [flagged, _status_is(only_status)]}},
-        "body_format_override": _json_format(body),
-    }
+    """A body in the shape of every error: `error`, `reason`, and a number if one explains it."""
+    body = {"error": error, "reason": reason}
+    mapper: dict[str, Any] = {"filter": when}
+    if number[0]:
+        # As text: Envoy writes numbers with six digits, and a limit of 16777216 would be 1.67772e+07.
+        text = f'{json.dumps(body)[:-1]}, "{number[0]}": {number[1]}}}\n'
+        mapper["body_format_override"] = {
+            "text_format_source": {"inline_string": text},
+            "content_type": "application/json",
+        }
+    else:
+        mapper["body_format_override"] = {"json_format": body}
     if status is not None:
         mapper["status_code"] = status
     if retry_after is not None:
-        mapper["headers_to_add"] = [
-            {
-                "header": {"key": "retry-after", "value": str(retry_after)},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
-        ]
+        mapper["headers_to_add"] = [_overwritten("retry-after", str(retry_after))]
     return mapper
+
+
+def _flagged(*flags: str) -> dict[str, Any]:
+    return {"response_flag_filter": {"flags": list(flags)}}
+
+
+def _both(*filters: dict[str, Any]) -> dict[str, Any]:
+    return {"and_filter": {"filters": list(filters)}}
 
 
 def _status_is(status: int) -> dict[str, Any]:
@@ -447,10 +459,6 @@ def _fact(name: str) -> str:
     return f"%METADATA(ROUTE:{METADATA}:{name})%"
 
 
-def _json_format(body: dict[str, str]) -> dict[str, Any]:
-    return {"json_format": body, "omit_empty_values": True}
-
-
 # --- routes -----------------------------------------------------------------------------------------
 
 
@@ -461,6 +469,7 @@ def _endpoint_host(routes: EndpointRoutes, config: GatewayConfig) -> dict[str, A
         "metadata": {"filter_metadata": {METADATA: _facts(routes)}},
         "retry_policy": _retry_policy(),
         "routes": [
+            _too_large(routes, {"prefix": "/"}),
             _route(routes, {"prefix": "/v1/model/"}, {"prefix_rewrite": "/v1/models/"}),
             _route(routes, {"prefix": "/"}, {}),
         ],
@@ -470,6 +479,7 @@ def _endpoint_host(routes: EndpointRoutes, config: GatewayConfig) -> dict[str, A
 def _path_routes(routes: EndpointRoutes) -> list[dict[str, Any]]:
     prefix = routes.path_prefix
     return [
+        _too_large(routes, {"path_separated_prefix": prefix}),
         _route(routes, {"prefix": f"{prefix}/v1/model/"}, {"prefix_rewrite": "/v1/models/"}),
         _route(
             routes,
@@ -480,35 +490,65 @@ def _path_routes(routes: EndpointRoutes) -> list[dict[str, Any]]:
 
 
 def _route(routes: EndpointRoutes, match: dict[str, Any], rewrite: dict[str, Any]) -> dict[str, Any]:
-    body_bytes_max = min(max(routes.max_request_bytes, 1), BODY_BYTES_MAX)
-    timeout = min(max(routes.timeout_seconds, TIMEOUT_SECONDS_MIN), TIMEOUT_SECONDS_MAX)
-    action: dict[str, Any] = {
-        "cluster": upstream_name(routes),
-        "timeout": _seconds(timeout),
-        **rewrite,
-    }
+    timeout = _timeout_seconds(routes)
+    action: dict[str, Any] = {"cluster": upstream_name(routes), "timeout": _seconds(timeout), **rewrite}
     if timeout + STREAM_IDLE_SLACK_SECONDS > STREAM_IDLE_SECONDS:
         action["idle_timeout"] = _seconds(timeout + STREAM_IDLE_SLACK_SECONDS)
     return {
         "match": match,
         "route": action,
-        "metadata": {
-            "filter_metadata": {
-                METADATA: {
-                    "subject": f"endpoint {routes.endpoint} in workspace {routes.workspace}",
-                    "reason": _reason(routes),
-                    "max_request_bytes": body_bytes_max,
-                    "timeout_seconds": timeout,
-                }
-            }
-        },
-        "typed_per_filter_config": {
-            _BUFFER: {
-                "@type": _TYPE + "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
-                "buffer": {"max_request_bytes": body_bytes_max},
-            }
+        "metadata": {"filter_metadata": {METADATA: _words(routes)}},
+        "typed_per_filter_config": _holding(_body_bytes_max(routes)),
+    }
+
+
+def _too_large(routes: EndpointRoutes, match: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a body that says it is too large, but only once it is here.
+
+    Refused half-way, Envoy stops to read and soon closes the connection, upon which clients that send
+    everything before they look for an answer lose the answer. So a body that is not absurd is taken in.
+    """
+    content_length = {
+        "name": "content-length",
+        "range_match": {
+            "start": _body_bytes_max(routes) + 1,
+            "end": max(REFUSED_BODY_BYTES_MAX, _body_bytes_max(routes)) + 1,
         },
     }
+    return {
+        "match": {**match, "headers": [content_length]},
+        "direct_response": {"status": 413},
+        "metadata": {"filter_metadata": {METADATA: _words(routes)}},
+        "typed_per_filter_config": _holding(REFUSED_BODY_BYTES_MAX),
+    }
+
+
+def _holding(body_bytes_max: int) -> dict[str, Any]:
+    """Hold the body until it is whole, up to so many bytes."""
+    return {
+        _BUFFER: {
+            "@type": _TYPE + "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+            "buffer": {"max_request_bytes": body_bytes_max},
+        }
+    }
+
+
+def _words(routes: EndpointRoutes) -> dict[str, str]:
+    """What the gateway's own answers are made of."""
+    return {
+        "subject": f"endpoint {routes.endpoint} in workspace {routes.workspace}",
+        "reason": _reason(routes),
+        "bytes_max": str(_body_bytes_max(routes)),
+        "seconds_max": f"{_timeout_seconds(routes):.10g}",
+    }
+
+
+def _body_bytes_max(routes: EndpointRoutes) -> int:
+    return min(max(routes.max_request_bytes, 1), BODY_BYTES_MAX)
+
+
+def _timeout_seconds(routes: EndpointRoutes) -> float:
+    return min(max(routes.timeout_seconds, TIMEOUT_SECONDS_MIN), TIMEOUT_SECONDS_MAX)
 
 
 def _facts(routes: EndpointRoutes) -> dict[str, Any]:
@@ -529,6 +569,12 @@ def _reason(routes: EndpointRoutes) -> str:
 
 
 def _unmatched_routes() -> list[dict[str, Any]]:
+    words = {
+        "subject": "the API, which knows what this key may see,",
+        "reason": "Unreachable",
+        "bytes_max": str(REFUSED_BODY_BYTES_MAX),
+        "seconds_max": str(UNMATCHED_TIMEOUT_SECONDS),
+    }
     return [
         {
             "match": {
@@ -544,15 +590,8 @@ def _unmatched_routes() -> list[dict[str, Any]]:
                 _overwritten("x-inferplane-original-host", "%REQ(:AUTHORITY)%"),
                 _overwritten("x-inferplane-original-path", "%REQ(:PATH)%"),
             ],
-            "metadata": {
-                "filter_metadata": {
-                    METADATA: {
-                        "subject": "the API, which knows what this key may see,",
-                        "reason": "Unreachable",
-                        "timeout_seconds": UNMATCHED_TIMEOUT_SECONDS,
-                    }
-                }
-            },
+            "metadata": {"filter_metadata": {METADATA: words}},
+            "typed_per_filter_config": _holding(REFUSED_BODY_BYTES_MAX),
         },
         {
             "match": {"prefix": "/"},
@@ -560,7 +599,10 @@ def _unmatched_routes() -> list[dict[str, Any]]:
                 "status": 404,
                 "body": {"inline_string": "no endpoint is served at this host and path"},
             },
-            "metadata": {"filter_metadata": {METADATA: {"reason": "NotFound"}}},
+            "metadata": {
+                "filter_metadata": {METADATA: {**words, "subject": "a refusal", "reason": "NotFound"}}
+            },
+            "typed_per_filter_config": _holding(REFUSED_BODY_BYTES_MAX),
         },
     ]
 
@@ -646,7 +688,7 @@ def _cluster(name: str, replicas: list[dict[str, Any]], *, names: bool) -> dict[
     return {
         "@type": _TYPE + "envoy.config.cluster.v3.Cluster",
         "name": name,
-        "type": "STRICT_DNS" if names else "STATIC",
+        **({"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"} if names else {"type": "STATIC"}),
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": replicas}]},
         "connect_timeout": f"{UPSTREAM_CONNECT_SECONDS}s",
         "circuit_breakers": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 from inferplane.domain.errors import Unavailable
 from inferplane.gateway.config import SOCKET_PATH_BYTES_MAX
 
+ADMIN_SOCKET = "admin.sock"
 PRIVATE_FOLDER_MODE = 0o700
 PRIVATE_FILE_MODE = 0o600
 
@@ -61,18 +63,26 @@ class Places:
 
 def make_places(directory: Path) -> Places:
     """Create the gateway's folders, closed to others. Raises Unavailable with the folder and the cause."""
-    places = Places(directory, directory / "admin.sock")
+    places = Places(directory, directory / ADMIN_SOCKET)
     try:
         for folder in (directory, places.files, places.new):
             folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER_MODE)
         directory.chmod(PRIVATE_FOLDER_MODE)
-        return Places(directory, short_socket_folder(directory, len("admin.sock")) / "admin.sock")
+        return Places(directory, short_socket_folder(directory, len(ADMIN_SOCKET)) / ADMIN_SOCKET)
     except OSError as error:
         raise Unavailable(
             f"the gateway's folder {directory} cannot be used: {error.strerror}",
             reason="HomeUnusable",
             next_action="Name a home folder that this user may write to, with --home or INFERPLANE_HOME.",
         ) from error
+
+
+def remove_socket_folder(places: Places) -> None:
+    """Leave no socket behind, nor the stand-in folder that it may have needed."""
+    with contextlib.suppress(OSError):
+        places.admin_socket.unlink(missing_ok=True)
+        if places.admin_socket.parent != places.directory:
+            places.admin_socket.parent.rmdir()
 
 
 def short_socket_folder(folder: Path, name_bytes: int) -> Path:

@@ -32,7 +32,7 @@ from inferplane.domain.errors import InferplaneError, Invalid, Unavailable
 from inferplane.gateway import envoy
 from inferplane.gateway.admin import Admin, AdminUnreachable
 from inferplane.gateway.config import GatewayConfig
-from inferplane.gateway.places import make_places
+from inferplane.gateway.places import make_places, remove_socket_folder
 from inferplane.gateway.process import EnvoyProcess
 from inferplane.gateway.route_table import EndpointRoutes, RouteTable, Upstream
 from inferplane.observability import get_logger
@@ -133,6 +133,7 @@ class RoutePublisher:
             if stop_gateway:
                 await self._drain()
                 await self._process.stop()
+                remove_socket_folder(self._places)
             else:
                 self._process.let_go()
         finally:
