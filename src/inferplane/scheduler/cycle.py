@@ -109,6 +109,7 @@ class _Walk:
         self.rules = _Rules(snapshot)
         self.grants: list[GrantDecision] = []
         self.evictions: list[Eviction] = []
+        self.promised: dict[str, int] = {}  # workspace → its requests that are heads
         for pool in floor.pools.values():
             pool.contested = False
             pool.head = None
@@ -182,8 +183,10 @@ class _Walk:
             return self._cause(WaitReason.POLICY_FORBIDS, lane, detail=detail)
         most = policy.max_requests
         holding = self.floor.held_by.get(request.workspace, 0)
-        if most is not None and holding >= most:
-            detail = f"its workspace holds GPUs for {holding} requests; it may for {most}"
+        promised = self.promised.get(request.workspace, 0)  # or a backfill could use up what a head needs
+        if most is not None and holding + promised >= most:
+            ahead = f", and {promised} ahead of it are promised some" if promised else ""
+            detail = f"its workspace holds GPUs for {holding} requests{ahead}; it may for {most}"
             return self._cause(WaitReason.TOO_MANY_REQUESTS, lane, detail=detail)
         return None
 
@@ -247,8 +250,12 @@ class _Walk:
         if soonest is None:
             return self._cause(reason, lane, head=_first_head(lane))
         start, slack, pool = soonest
-        pool.head = Reservation(request, pool, start, dict(slack))
+        self._make_head(request, pool, start, slack)
         return self._cause(reason, lane, head=request.id, start=start)
+
+    def _make_head(self, request: GpuRequest, pool: Pool, start: datetime, slack: dict[int, int]) -> None:
+        pool.head = Reservation(request, pool, start, dict(slack))
+        self.promised[request.workspace] = self.promised.get(request.workspace, 0) + 1
 
     def _soonest(self, request: GpuRequest, lane: Lane) -> tuple[datetime, dict[int, int], Pool] | None:
         gpus, nodes = request.selection.gpus_per_node, request.selection.nodes
@@ -300,7 +307,7 @@ class _Walk:
         found = pool.earliest(selection.gpus_per_node, selection.nodes)
         assert found is not None  # choose_victims promises that it fits afterwards
         start, slack = found
-        pool.head = Reservation(request, pool, start, dict(slack))
+        self._make_head(request, pool, start, slack)
         return self._cause(
             WaitReason.AWAITING_EVICTION,
             lane,
@@ -312,6 +319,8 @@ class _Walk:
     def _may_evict(self, newcomer: GpuRequest, holder: Holder) -> bool:
         victim = holder.request
         if holder.draining or victim.priority >= newcomer.priority or not self._takes_part(victim):
+            return False
+        if holder.granted_at >= self.now:  # given in this very cycle: ageing had put it ahead
             return False
         protected_until = victim.evicted_at and victim.evicted_at + self.switches.eviction_protection
         return protected_until is None or protected_until <= self.now
