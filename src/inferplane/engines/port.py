@@ -42,9 +42,13 @@ class FetchModel:
 
 @dataclass(frozen=True, slots=True)
 class StartReplica:
-    """Start the named replica unless it runs. Needs the artifact to be present."""
+    """Start the named replica unless it runs. Needs the artifact to be present.
+
+    `gpus` are the granted ones, as (node, indexes); a replica sees these and no others, none when empty.
+    """
 
     id: ReplicaId
+    gpus: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,3 +276,14 @@ async def test_closing_ends_every_server_and_the_next_engine_knows_of_no_failure
 
 async def _true(value: bool) -> bool:
     return value
+
+
+async def test_granted_gpus_are_all_that_a_server_sees(engine: LocalEngine) -> None:
+    one = endpoint("0123456789ab", "--environment")
+    replica = first_replica(one)
+    await engine.apply(target(one), FetchModel())
+    await engine.apply(target(one), StartReplica(replica, (("gpu-0", (1, 3)),)))
+    await wait_for_state(engine, replica, READY)
+    lines = [line.text async for line in engine.logs(one.uid)]
+    environment = json.loads(next(line for line in lines if line.startswith("{")))
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1,3"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from inferplane.engines.local.launch import (
     server_config,
     server_environment,
     thread_count,
+    visible_gpus,
 )
 
 REPLICA = ReplicaId("0123456789ab", 12, 3)
@@ -50,6 +52,21 @@ def test_only_the_allowed_part_of_our_environment_is_passed_on() -> None:
         "DATABASE_URL",
     }
     assert not environment.keys() & {"INFERPLANE_X", "B=C", "D"}
+
+
+def test_a_server_sees_the_gpus_it_was_granted_and_no_others() -> None:
+    ours = {"CUDA_VISIBLE_DEVICES": "5", "NVIDIA_VISIBLE_DEVICES": "all"}
+    greedy = [("CUDA_VISIBLE_DEVICES", "0,1,2,3"), ("NVIDIA_VISIBLE_DEVICES", "all")]
+    granted = server_environment(ours, greedy, 1, (1, 3))
+    assert (granted["CUDA_VISIBLE_DEVICES"], granted["NVIDIA_VISIBLE_DEVICES"]) == ("1,3", "1,3")
+    assert granted["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    none = server_environment(ours, greedy, 1)
+    assert (none["CUDA_VISIBLE_DEVICES"], none["NVIDIA_VISIBLE_DEVICES"]) == ("", "void")
+
+
+def test_declared_nodes_of_one_machine_share_its_numbering() -> None:
+    assert visible_gpus(()) == ()
+    assert visible_gpus((("gpu-0", (0, 1)), ("gpu-1", (0, 2)))) == (0, 1, 2)
 
 
 def test_a_models_own_variable_wins_over_ours() -> None:
@@ -86,6 +103,10 @@ def test_only_variables_read_at_start_need_a_new_interpreter() -> None:
 
 def test_an_intent_survives_its_file() -> None:
     intent = Intent(REPLICA, datetime(2026, 1, 2, tzinfo=UTC), 30.0, "unix:/s/x.sock", MEMORY, (1, 3))
+    with_gpus = replace(intent, gpus=(("gpu-0", (0, 1)), ("gpu-1", (0,))))
+    assert Intent.from_json(with_gpus.to_json()) == with_gpus
+    older = {name: value for name, value in intent.to_json().items() if name != "gpus"}
+    assert Intent.from_json(older) == intent
     assert Intent.from_json(intent.to_json()) == intent
 
 

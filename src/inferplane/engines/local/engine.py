@@ -45,6 +45,7 @@ from inferplane.engines.local.launch import (
     server_config,
     server_environment,
     thread_count,
+    visible_gpus,
 )
 from inferplane.engines.local.launchers import FreshLauncher, Launcher
 from inferplane.engines.local.limits import Limits
@@ -98,6 +99,7 @@ from inferplane.observability import get_logger
 
 log = get_logger("engine")
 
+Gpus = tuple[tuple[str, tuple[int, ...]], ...]
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,15}", re.ASCII)
 
 
@@ -322,8 +324,8 @@ class LocalEngine:
         match action:
             case FetchModel():
                 self._models.request(endpoint.uid, _source(target), partial(self._changed, endpoint.uid))
-            case StartReplica(replica):
-                await self._start(endpoint, replica)
+            case StartReplica(replica, gpus):
+                await self._start(endpoint, replica, gpus)
             case StopReplica(replica, grace_seconds):
                 server = self._server(replica)
                 if server is not None and server.has_process:
@@ -331,7 +333,7 @@ class LocalEngine:
             case Release():
                 await self._release(endpoint.uid)
 
-    async def _start(self, endpoint: InferenceEndpoint, replica: ReplicaId) -> None:
+    async def _start(self, endpoint: InferenceEndpoint, replica: ReplicaId, gpus: Gpus) -> None:
         """Start the replica unless it runs. One that is still ending is left to end: its end wakes the
         controller, which asks again.
         """
@@ -351,17 +353,22 @@ class LocalEngine:
         self._starting.add(replica)
         # A start that has begun is brought to its end even if the caller is cancelled: half of one
         # would leave a process that nobody has noted.
-        task = asyncio.create_task(self._begin(endpoint, replica, paths, artifact.path))
+        task = asyncio.create_task(self._begin(endpoint, replica, paths, artifact.path, gpus))
         task.add_done_callback(_take_note)
         await asyncio.shield(task)
 
     async def _begin(
-        self, endpoint: InferenceEndpoint, replica: ReplicaId, paths: ReplicaPaths, model_path: str
+        self,
+        endpoint: InferenceEndpoint,
+        replica: ReplicaId,
+        paths: ReplicaPaths,
+        model_path: str,
+        gpus: Gpus,
     ) -> None:
         try:
             make_private(paths.directory.parent)
             make_private(paths.directory)
-            await self._launch(endpoint, replica, paths, model_path)
+            await self._launch(endpoint, replica, paths, model_path, gpus)
         except OSError as error:
             raise EngineError(f"replica {replica.name} could not be started: {error.strerror}") from error
         finally:
@@ -369,7 +376,12 @@ class LocalEngine:
             self._start_over.set()
 
     async def _launch(
-        self, endpoint: InferenceEndpoint, replica: ReplicaId, paths: ReplicaPaths, model_path: str
+        self,
+        endpoint: InferenceEndpoint,
+        replica: ReplicaId,
+        paths: ReplicaPaths,
+        model_path: str,
+        gpus: Gpus,
     ) -> None:
         lock = acquire_lock(paths.lock)
         if lock is None:
@@ -378,7 +390,7 @@ class LocalEngine:
                 f"replica {replica.name} cannot start: a process of its last run is still there"
             )
         try:
-            intent, request = self._prepare(endpoint, replica, paths, model_path)
+            intent, request = self._prepare(endpoint, replica, paths, model_path, gpus)
             record = await self._launcher.launch(request, lock)
         finally:
             os.close(lock)
@@ -389,7 +401,12 @@ class LocalEngine:
             self._changed(endpoint.uid)
 
     def _prepare(
-        self, endpoint: InferenceEndpoint, replica: ReplicaId, paths: ReplicaPaths, model_path: str
+        self,
+        endpoint: InferenceEndpoint,
+        replica: ReplicaId,
+        paths: ReplicaPaths,
+        model_path: str,
+        gpus: Gpus,
     ) -> tuple[Intent, LaunchRequest]:
         """Clear away the last run and write down the intent. Raises OSError."""
         assert self._hints is not None, "the engine was not started"
@@ -403,6 +420,7 @@ class LocalEngine:
             address=f"unix:{paths.socket}",
             memory_bytes=resources.memory_bytes,
             cores=choose_cores(resources, self._cores, load),
+            gpus=gpus,
         )
         keep_previous(paths.log, paths.previous_log)
         remove(paths.status, paths.exit, paths.stop, paths.pid, paths.ended, paths.socket)
@@ -416,7 +434,9 @@ class LocalEngine:
             config_path=paths.config,
             log_path=paths.log,
             directory=paths.directory,
-            environment=server_environment(self._environment, endpoint.spec.model.env, threads),
+            environment=server_environment(
+                self._environment, endpoint.spec.model.env, threads, visible_gpus(gpus)
+            ),
             cores=intent.cores,
             data_bytes_max=data_limit(resources),
         )

@@ -42,7 +42,7 @@ DATA_LIMIT_EXTRA_BYTES = 1024**3
 ENVIRONMENT_ALLOWED = frozenset(
     {
         "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR",
-        "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES",
+        "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV",
     }
 )  # fmt: skip
 LOCALE_PREFIX = "LC_"
@@ -50,6 +50,12 @@ PLATFORM_PREFIX = "INFERPLANE_"
 # Read by the interpreter, the loader or a library when it starts: too late for a forked server.
 READ_AT_START_PREFIXES = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "KMP_", "GOMP_", "OMP_", "OPENBLAS_", "MKL_")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS")
+# A server sees the GPUs it was granted and no others. The driver numbers them as we do only by bus.
+CUDA_DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
+NVIDIA_DEVICES_VARIABLE = "NVIDIA_VISIBLE_DEVICES"
+CUDA_ORDER_VARIABLE = "CUDA_DEVICE_ORDER"
+CUDA_ORDER = "PCI_BUS_ID"
+NVIDIA_NO_DEVICES = "void"
 # KServe's sklearn server is told by this variable to answer with probabilities.
 PROBABILITY_VARIABLE = "PREDICT_PROBA"
 
@@ -119,7 +125,10 @@ def older_part(log: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What the engine was about to start. `cores` is empty when the server may run on all."""
+    """What the engine was about to start.
+
+    `cores` is empty when the server may run on all; `gpus` are those it may use, as (node, indexes).
+    """
 
     replica: ReplicaId
     started_at: datetime
@@ -127,6 +136,7 @@ class Intent:
     address: str
     memory_bytes: int | None = None
     cores: tuple[int, ...] = ()
+    gpus: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A mapping that `from_json` understands."""
@@ -139,6 +149,7 @@ class Intent:
             "address": self.address,
             "memoryBytes": self.memory_bytes,
             "cores": list(self.cores),
+            "gpus": [[node, list(indexes)] for node, indexes in self.gpus],
         }
 
     @classmethod
@@ -152,6 +163,10 @@ class Intent:
             address=str(content["address"]),
             memory_bytes=None if memory is None else int(memory),
             cores=tuple(int(core) for core in content.get("cores", ())),
+            gpus=tuple(
+                (str(node), tuple(int(index) for index in indexes))
+                for node, indexes in content.get("gpus", ())
+            ),
         )
 
 
@@ -222,13 +237,25 @@ def data_limit(resources: Resources) -> int | None:
     return resources.memory_bytes * DATA_LIMIT_FACTOR + DATA_LIMIT_EXTRA_BYTES
 
 
-def server_environment(
-    control_plane: Mapping[str, str], model: Sequence[tuple[str, str]], threads: int
-) -> dict[str, str]:
-    """A model server's environment: the allowed part of ours, the thread limits, the model's own.
+def visible_gpus(gpus: Sequence[tuple[str, Sequence[int]]]) -> tuple[int, ...]:
+    """Indexes of the granted GPUs, each once.
 
-    The model's variables come last and win; names that no environment can hold, and the platform's
-    own, are left out.
+    Nodes of this machine share its numbering; nodes that are only declared may repeat an index, and
+    then stand for the same device, if there is any.
+    """
+    return tuple(sorted({index for _, indexes in gpus for index in indexes}))
+
+
+def server_environment(
+    control_plane: Mapping[str, str],
+    model: Sequence[tuple[str, str]],
+    threads: int,
+    gpus: Sequence[int] = (),
+) -> dict[str, str]:
+    """A model server's environment: the allowed part of ours, the thread limits, the model's own, GPUs.
+
+    The model's variables win over ours, except for those that say which GPUs it sees: nobody may take
+    a GPU by naming it. Names that no environment can hold, and the platform's own, are left out.
     """
     allowed = {
         name: value
@@ -241,7 +268,13 @@ def server_environment(
         if name and not name.startswith(PLATFORM_PREFIX) and not set(name) & {"=", "\0"} and "\0" not in value
     }
     limits = dict.fromkeys(THREAD_VARIABLES, str(threads))
-    return {**allowed, **limits, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **own}
+    devices = ",".join(str(index) for index in gpus)
+    granted = {
+        CUDA_ORDER_VARIABLE: CUDA_ORDER,
+        CUDA_DEVICES_VARIABLE: devices,
+        NVIDIA_DEVICES_VARIABLE: devices or NVIDIA_NO_DEVICES,
+    }
+    return {**allowed, **limits, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **own, **granted}
 
 
 def needs_new_interpreter(wanted: Mapping[str, str], warm_parent: Mapping[str, str]) -> bool:
