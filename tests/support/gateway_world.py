@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx
 
+from inferplane.gateway.places import make_places
+from inferplane.gateway.process import EnvoyProcess
 from inferplane.gateway.publisher import GatewayConfig, RoutePublisher
 from inferplane.gateway.route_table import EndpointRoutes, Upstream
 
@@ -173,6 +175,8 @@ class World:
             await replica.close()
         for publisher in self.publishers:
             await publisher.close(stop_gateway=True)
+        for lock in self.folder.rglob("envoy.lock"):  # let go by a test that failed half-way
+            await EnvoyProcess(make_places(lock.parent), Path(), 1).stop()
 
 
 def routes(*upstreams: Upstream, endpoint: str = "iris", **changes: Any) -> EndpointRoutes:

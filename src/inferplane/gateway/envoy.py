@@ -87,6 +87,7 @@ _STATISTICS = {
     UPSTREAMS_FILE: "cluster_manager.cds.version_text",
     ROUTES_FILE: f"http.{LISTENER}.rds.{ROUTES}.version_text",
 }
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _TYPE = "type.googleapis.com/"
 _BUFFER = "envoy.filters.http.buffer"
@@ -211,12 +212,14 @@ def routable(table: RouteTable, domain: str) -> tuple[EndpointRoutes, ...]:
     """The endpoints that get routes, in order of workspace, name, uid.
 
     Of several with one host name (the same name on two clusters), one is served: the first that has
-    replicas, else the first by uid. Envoy would refuse them all together.
+    replicas, else the first by uid. Envoy would refuse them all together, as it would for a name that
+    is no label of a host name; those are left out.
     """
     by_host: dict[str, EndpointRoutes] = {}
     order = sorted(table.endpoints.values(), key=lambda r: (not r.upstreams, r.uid))
     for routes in order:
-        by_host.setdefault(routes.host(domain).lower(), routes)
+        if _LABEL.fullmatch(routes.workspace) and _LABEL.fullmatch(routes.endpoint):
+            by_host.setdefault(routes.host(domain).lower(), routes)
     return tuple(sorted(by_host.values(), key=lambda r: (r.workspace, r.endpoint, r.uid)))
 
 
@@ -758,6 +761,8 @@ def _understood(text: str) -> bool:
         return False
     if address.path:
         return len(os.fsencode(address.path)) <= SOCKET_PATH_BYTES_MAX and "\0" not in address.path
+    if "%" in address.host:  # the zone of an IPv6 address
+        return False
     return not _is_name(address) or _HOST_NAME.fullmatch(address.host) is not None
 
 

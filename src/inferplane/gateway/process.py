@@ -26,6 +26,7 @@ from inferplane.gateway.places import PRIVATE_FILE_MODE, Places
 LOG_BYTES_MAX = 4 * 1024 * 1024
 LOG_BYTES_KEPT = 256 * 1024
 LOG_TAIL_BYTES = 16 * 1024
+LAST_WORDS_MAX = 500
 POLL_SECONDS = 0.01
 WATCH_SECONDS = 0.25
 TERMINATE_SECONDS_MAX = 5.0
@@ -143,16 +144,19 @@ class EnvoyProcess:
             self._child = None
 
     def last_words(self) -> str:
-        """The last line of its log that complains, or its last line, or nothing."""
+        """The last thing in its log that is a complaint, or else the last line, or nothing."""
         try:
             with self._places.log.open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-                lines = log.read().decode(errors="replace").splitlines()
+                text = log.read().decode(errors="replace")
         except OSError:
             return ""
-        lines = [line.strip() for line in lines if line.strip()]
-        complaints = [line for line in lines if _COMPLAINT.search(line) and not _TRACE.search(line)]
-        return (complaints or lines or [""])[-1]
+        entries = [" ".join(entry.split()) for entry in _ENTRY_START.split(text)]
+        complaints = [entry for entry in entries if _COMPLAINT.match(entry) and not _TRACE.search(entry)]
+        last = next(reversed(complaints), "") or next((e for e in reversed(entries) if e), "")
+        words = _COMPLAINT.sub("", last)
+        # Envoy shows the whole offending message first and says at the end what is wrong with it.
+        return words if len(words) <= LAST_WORDS_MAX else f"{words[:60]} … {words[60 - LAST_WORDS_MAX :]}"
 
     async def _until_released(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -182,7 +186,9 @@ class EnvoyProcess:
                     log.write(kept)
 
 
-_COMPLAINT = re.compile(r"\[(warning|error|critical)\]")
+# [2026-11-24 22:57:40.137][28204][warning][config] [source/common/file.cc:81] what happened
+_ENTRY_START = re.compile(r"^(?=\[\d{4}-\d\d-\d\d )", re.MULTILINE)
+_COMPLAINT = re.compile(r"\[[^]]*\]\[\d+\]\[(warning|error|critical)\]\[\w+\] (\[[^]]*\] )?")
 _TRACE = re.compile(r"\[(backtrace|envoy_bug)\]")
 
 

@@ -80,6 +80,7 @@ class RoutePublisher:
         self._dirty = asyncio.Event()
         self._reasons_timer: asyncio.TimerHandle | None = None
         self._opened = False
+        self._closed = False
 
         # What lies on the disk, and the routes it was made from.
         self._renderer: envoy.Renderer
@@ -116,12 +117,16 @@ class RoutePublisher:
         try:
             await self._start_envoy()
         except BaseException:
+            self._closed = True
             await self._admin.close()
             raise
         self._tasks = [asyncio.create_task(work) for work in (self._supervise(), self._publish_forever())]
 
     async def close(self, *, stop_gateway: bool) -> None:
         """End our tasks, and Envoy too if asked: no new connections, requests finished, then signals."""
+        if self._closed:
+            return
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -319,26 +324,34 @@ class RoutePublisher:
         while True:
             since = loop.time()
             how = await self._process.wait()
-            if loop.time() - since > STABLE_SECONDS:
-                delay = RESTART_FIRST_SECONDS
             last = self._process.last_words()
             self._process_problem = f"the gateway (Envoy) has stopped ({how}) and is being started again" + (
                 f"; its last words: {last}" if last else ""
             )
             log.error("gateway died", how=how, last_words=last)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, RESTART_LAST_SECONDS)
+            if loop.time() - since > STABLE_SECONDS:
+                delay = RESTART_FIRST_SECONDS
+            while self._process_problem:
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RESTART_LAST_SECONDS)
+                await self._try_to_bring_back()
+
+    async def _try_to_bring_back(self) -> None:
+        try:
+            self._free_port()
+            self._process.start(self._bootstrap(), self._identity())
             try:
-                self._free_port()
-                self._process.start(self._bootstrap(), self._identity())
                 await self._until_listening()
-                log.info("gateway is back", pid=self._process.pid)
-            except InferplaneError as error:
-                self._process_problem = error.message
-                log.error("gateway cannot be started", error=error.message)
-            except OSError as error:
-                self._process_problem = f"the gateway cannot be started: {error.strerror}"
-                log.error("gateway cannot be started", error=str(error))
+            except InferplaneError:
+                await self._process.stop()
+                raise
+            log.info("gateway is back", pid=self._process.pid)
+        except InferplaneError as error:
+            self._process_problem = error.message
+            log.error("gateway cannot be started", error=error.message)
+        except OSError as error:
+            self._process_problem = f"the gateway cannot be started: {error.strerror}"
+            log.error("gateway cannot be started", error=str(error))
 
     async def _drain(self) -> None:
         """Let requests in flight finish, within a bound. A gateway that does not answer has none to lose."""
@@ -456,7 +469,9 @@ class RoutePublisher:
                 self._published_once = True
                 if not self._unsettled:
                     return
-            elif seen and now - since > REFUSED_AFTER_SECONDS:
+            elif not seen and now - since > REFUSED_AFTER_SECONDS:
+                self._publish_problem = "the gateway (Envoy) does not answer on its admin socket"
+            elif now - since > REFUSED_AFTER_SECONDS:
                 await self._say_what_is_late(late)
                 if now - refreshed > REFRESH_SECONDS:
                     # The same text again: Envoy may have missed the rename, or now has what it lacked.
