@@ -50,7 +50,11 @@ class GpuSpecBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     exit_duration: str | None = None
     priority: int | None = None
     enable_auto_gpu_selection: bool | None = None
+    enable_auto_cluster_selection: bool | None = None
     idle_time_out_duration: str | None = None
+    enforce_idle_time_out: bool | None = None
+    enable_eviction: bool | None = None
+    requeue_on_failure: bool | None = None
     auto_renew: bool | None = None
 
 
@@ -151,6 +155,7 @@ class EndpointItem(msgspec.Struct, frozen=True, rename="camel"):
     message: str = ""
     path_endpoint: str = ""
     replica_count: ReplicaCount = ReplicaCount()
+    queue_position: int = 0
     created_at: datetime | None = None
     since: datetime | None = None
 
@@ -181,6 +186,30 @@ class GpuRequestItem(msgspec.Struct, frozen=True, rename="camel"):
     number_of_gpu_nodes: int = msgspec.field(name="numberOfGPUNodes")
     memory_per_gpu: str = msgspec.field(name="memoryPerGPU")
     status: str
+
+
+class HeldNode(msgspec.Struct, frozen=True, rename="camel"):
+    """A node on which an endpoint holds GPUs, and which of them."""
+
+    node: str
+    indexes: tuple[int, ...] = ()
+
+
+class EndpointGpus(msgspec.Struct, frozen=True, rename="camel"):
+    """Where the endpoint's newest GPU request is. `queue_position` is 0 for what does not wait.
+
+    `estimated_start_time` is None where it is not known; `ended_reason` is a reason code once it ended.
+    """
+
+    gpr_id: str
+    status: str
+    cluster_name: str = ""
+    nodes: tuple[HeldNode, ...] = ()
+    queue_position: int = 0
+    message: str = ""
+    estimated_start_time: datetime | None = None
+    since: datetime | None = None
+    ended_reason: str = ""
 
 
 class ConditionItem(msgspec.Struct, frozen=True, rename="camel"):
@@ -307,6 +336,7 @@ class EndpointDescription(msgspec.Struct, frozen=True, rename="camel"):
     try_command: tuple[str, ...]
     dns_records: tuple[DnsRecord, ...]
     gpu_requests: tuple[GpuRequestItem, ...]
+    gpu: EndpointGpus | None = None
     workspace: str = ""
     uid: str = ""
     reason: str = ""

@@ -71,6 +71,30 @@ class WorkspaceList(msgspec.Struct, frozen=True, rename="camel"):
     workspaces: tuple[WorkspaceItem, ...] = ()
 
 
+class WriteCluster(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """`POST /cluster`. `engine` is `local`, `kserve` or `simulated`."""
+
+    name: str
+    engine: str
+    domain: str | None = None
+    ingress_address: str | None = None
+    kubeconfig_ref: str | None = None
+
+
+class ClusterRef(msgspec.Struct, frozen=True, rename="camel"):
+    """Body of a cluster's delete, and the answer to its creation."""
+
+    name: str
+
+
+class ClusterCapacity(msgspec.Struct, frozen=True, rename="camel"):
+    """What a cluster has of GPUs; `free` are those that a new request could have."""
+
+    nodes: int = 0
+    gpus: int = 0
+    free: int = 0
+
+
 class ClusterItem(msgspec.Struct, frozen=True, rename="camel"):
     """One registered cluster. `reachable` says whether this platform has an engine for it."""
 
@@ -80,6 +104,8 @@ class ClusterItem(msgspec.Struct, frozen=True, rename="camel"):
     ingress_address: str = ""
     reachable: bool = True
     message: str = ""
+    engine_version: str = ""
+    capacity: ClusterCapacity = ClusterCapacity()
     created_at: datetime | None = None
 
 
