@@ -9,17 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
+from inferplane.domain.gpu_request import (
+    ENDED,
+    EXIT_DURATION_DEFAULT,
+    PRIORITY_DEFAULT,
+    ProvisioningStatus,
+    Selection,
+)
 from inferplane.domain.reasons import ReasonCode, reason_of
 
 DEFAULT_MAX_REQUEST_BYTES = 16 * 1024 * 1024
 DEFAULT_REQUEST_TIMEOUT_SECONDS = 60.0
 DEFAULT_START_TIMEOUT_SECONDS = 300.0
 REPLICAS_MAX = 100
+NODES_SHOWN_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +78,27 @@ class TrafficLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuSpec:
+    """The GPUs that an endpoint runs on, and how its request for them behaves.
+
+    `auto_renew` asks again before the exit duration is over; the other fields are those of a GPR.
+    """
+
+    selection: Selection
+    exit_duration: timedelta = EXIT_DURATION_DEFAULT
+    priority: int = PRIORITY_DEFAULT
+    idle_timeout: timedelta | None = None
+    enforce_idle: bool = False
+    auto_renew: bool = True
+    enable_eviction: bool = False
+    requeue_on_failure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointSpec:
     """Everything a user wants of an endpoint. `manifest` is the InferenceService as given, or None.
 
+    `gpu` is None for an endpoint on CPU.
     `revision` counts the changes that need new servers (model, runtime, resources, arguments).
     """
 
@@ -84,6 +110,7 @@ class EndpointSpec:
     stopped_by: str = ""
     stopped_at: datetime | None = None
     manifest: Mapping[str, Any] | None = None
+    gpu: GpuSpec | None = None
 
 
 class ReplicaState(StrEnum):
@@ -168,6 +195,31 @@ class Milestone(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class GpuNote:
+    """What an endpoint knows of its newest GPR.
+
+    `nodes` are (node, GPU indexes) while it holds any. `since` is when it came into its present status.
+    While it waits, `message` is the whole explanation, `position` its place (1 is next), `assumption`
+    what `estimated_start` rests on, `reason` why it waits and `remedy` what would change that.
+    `ended_reason` is why it ended or drains; `requeues` says that it goes back into the queue by itself.
+    """
+
+    gpr_id: str
+    status: ProvisioningStatus
+    cluster: str = ""
+    nodes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    position: int | None = None
+    message: str = ""
+    estimated_start: datetime | None = None
+    since: datetime | None = None
+    ended_reason: ReasonCode | None = None
+    requeues: bool = False
+    assumption: str = ""
+    remedy: str = ""
+    reason: ReasonCode = ReasonCode.AWAITING_GPU
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointStatus:
     """Facts, written by controllers. `observed_generation` says which spec they speak of.
 
@@ -186,6 +238,7 @@ class EndpointStatus:
     problem_message: str = ""
     left: tuple[str, ...] = ()
     since: datetime | None = None  # when the public status last changed
+    gpu: GpuNote | None = None
 
     def milestone(self, name: Milestone) -> datetime | None:
         """When `name` was reached, or None."""
@@ -305,12 +358,17 @@ def _failed_state(endpoint: InferenceEndpoint) -> PublicState | None:
     """Failed when the model cannot be had, a server keeps ending, or the engine reports a problem."""
     status = endpoint.status
     artifact = status.artifact
+    note = _gpu_note(endpoint)
+    if note is not None and _is_over(note) and not note.requeues:
+        return _gpu_ended_state(note)  # before all else: nothing is tried again until somebody acts
     if artifact.phase is ArtifactPhase.FAILED and artifact.reason is not None:
         return _state(
             PublicStatus.FAILED, artifact.reason, artifact.message, next_retry_at=artifact.next_attempt_at
         )
     if status.problem is not None:
         return _state(PublicStatus.FAILED, status.problem, status.problem_message)
+    if note is not None and _is_without_gpus(note):
+        return None  # how servers ended on GPUs that it no longer has is history
     running = {r.id.name for r in status.replicas if r.state is not ReplicaState.EXITED}
     wanted = {replica_id.name for replica_id in endpoint.replica_ids()}
     failing = [r for r in status.restarts if r.replica in wanted and _is_failing(r, running)]
@@ -337,6 +395,9 @@ def _is_failing(record: RestartRecord, running: set[str]) -> bool:
 def _progress_state(endpoint: InferenceEndpoint) -> PublicState:
     """On the way, nothing wrong: the furthest point reached decides the word."""
     status = endpoint.status
+    note = _gpu_note(endpoint)
+    if note is not None and _is_without_gpus(note):
+        return _gpu_wait_state(note)
     # A replica that already serves says nothing about what the others are waiting for.
     states = {
         replica.state
@@ -361,9 +422,88 @@ def _progress_state(endpoint: InferenceEndpoint) -> PublicState:
         return _state(PublicStatus.DOWNLOADING, ReasonCode.DOWNLOADING, download_sentence(artifact))
     if ReplicaState.STOPPING in states:
         return _state(PublicStatus.PROVISIONING, ReasonCode.STARTING, "an earlier model server is ending")
+    if note is not None:
+        return _state(PublicStatus.PROVISIONING, ReasonCode.STARTING, _granted_sentence(note))
+    if endpoint.spec.gpu is not None:
+        return _state(
+            PublicStatus.PENDING, ReasonCode.ACCEPTED, "accepted; its GPUs are about to be asked for"
+        )
     if artifact.phase is ArtifactPhase.PRESENT:
         return _state(PublicStatus.PROVISIONING, ReasonCode.STARTING, "the model is here; its server is next")
     return _state(PublicStatus.PENDING, ReasonCode.ACCEPTED, "accepted; work on it is about to begin")
+
+
+# GPUs
+
+_ENDED_REASONS = {
+    ProvisioningStatus.COMPLETE: ReasonCode.EXIT_DURATION_REACHED,
+    ProvisioningStatus.TIMED_OUT: ReasonCode.IDLE_TIMEOUT,
+    ProvisioningStatus.EVICTED: ReasonCode.EVICTED,
+    ProvisioningStatus.FAILED: ReasonCode.UNSCHEDULABLE,
+}
+
+
+def _gpu_note(endpoint: InferenceEndpoint) -> GpuNote | None:
+    """What is known of the GPUs it needs; None for an endpoint on CPU, whatever it once had."""
+    return endpoint.status.gpu if endpoint.spec.gpu is not None else None
+
+
+def _is_over(note: GpuNote) -> bool:
+    """Draining counts: no new server is started on GPUs that are being given back."""
+    return note.status in ENDED or note.status is ProvisioningStatus.DRAINING
+
+
+def _is_without_gpus(note: GpuNote) -> bool:
+    return note.status is ProvisioningStatus.QUEUED or _is_over(note)
+
+
+def _ended_reason(note: GpuNote) -> ReasonCode:
+    return note.ended_reason or _ENDED_REASONS.get(note.status, ReasonCode.GPU_RELEASED)
+
+
+def _gpu_ended_state(note: GpuNote) -> PublicState:
+    """Its GPUs are gone and nobody asks for others."""
+    reason = _ended_reason(note)
+    message = note.message or _plain_sentence(reason_of(reason).meaning)
+    state = _state(PublicStatus.FAILED, reason, message)
+    # What helps the evicted is to be asked for again, and this one is not.
+    last_resort = reason_of(ReasonCode.GPU_RELEASED).next_action if reason is ReasonCode.EVICTED else ""
+    return replace(state, next_action=note.remedy or last_resort or state.next_action)
+
+
+def _gpu_wait_state(note: GpuNote) -> PublicState:
+    """In line, or about to be again."""
+    if note.status is not ProvisioningStatus.QUEUED:
+        reason = _ended_reason(note)
+        message = note.message or _plain_sentence(reason_of(reason).meaning)
+        return _state(PublicStatus.QUEUED, reason, f"{message}; its GPUs are asked for again")
+    place = "" if note.position is None else f"position {note.position} in line for its GPUs"
+    parts = [note.message or place or "its GPUs are asked for; its place in line is not known yet"]
+    if note.estimated_start is not None:
+        parts.append(f"estimated start {_instant(note.estimated_start)}")
+    state = _state(PublicStatus.QUEUED, note.reason, "; ".join(parts))
+    return replace(state, next_action=note.remedy or state.next_action)
+
+
+def _granted_sentence(note: GpuNote) -> str:
+    where = ", ".join(
+        f"{'GPU' if len(gpus) == 1 else 'GPUs'} {', '.join(map(str, gpus))} of node {node}"
+        for node, gpus in note.nodes[:NODES_SHOWN_MAX]
+    )
+    more = len(note.nodes) - NODES_SHOWN_MAX
+    where += f" and of {more} more node{'s' if more > 1 else ''}" if more > 0 else ""
+    cluster = f" on cluster {note.cluster}" if note.cluster else ""
+    since = f" since {_instant(note.since)}" if note.since is not None else ""
+    return f"granted {where or 'its GPUs'}{cluster}{since}; its server is next"
+
+
+def _plain_sentence(meaning: str) -> str:
+    """A sentence of the reasons' table as a part of another."""
+    return meaning[:1].lower() + meaning[1:].removesuffix(".")
+
+
+def _instant(at: datetime) -> str:
+    return at.strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _state(
