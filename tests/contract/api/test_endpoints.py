@@ -18,13 +18,16 @@ from inferplane.domain.reasons import REASONS, ReasonCode
 
 ENDPOINT = "/api/v1/inference-endpoint"
 LISTED = {"endpointName", "modelName", "status", "endpoint", "clusterName", "namespace", "autoScalingStatus"}
-LISTED_OURS = {"workspace", "uid", "reason", "message", "pathEndpoint", "replicaCount", "createdAt", "since"}
+LISTED_OURS = {
+    *("workspace", "uid", "reason", "message", "pathEndpoint", "replicaCount", "queuePosition"),
+    *("createdAt", "since"),
+}
 DESCRIBED = (LISTED) | {"predictStatus", "ingressStatus", "tryCommand", "dnsRecords", "gpuRequests"}
 DESCRIBED_OURS = {
     *("workspace", "uid", "reason", "message", "nextAction", "nextRetryAt", "evidence", "conditions"),
     *("replicas", "replicaCount", "revisions", "traffic", "pathEndpoint", "tryPathCommand", "tryNote"),
     *("protocols", "model", "limits", "autoscaling", "download", "generation", "observedGeneration"),
-    *("stopped", "createdAt", "createdBy", "since", "timeline"),
+    *("stopped", "createdAt", "createdBy", "since", "timeline", "gpu"),
 }
 
 
