@@ -333,7 +333,7 @@ async def test_what_envoy_refuses_is_told(world: World) -> None:
     gateway.open()
     await eventually(lambda: "refuses" in gateway.problem(), "the refusal to be told")
     assert "routes.json" in gateway.problem()
-    assert "invalid" in gateway.problem(), "Envoy's own words are part of it"
+    assert "Domains" in gateway.problem(), "Envoy's own words are part of it"
     assert gateway.confirmed("uid-iris") is None
 
 

@@ -79,6 +79,7 @@ class RoutePublisher:
         self._wanted: dict[str, EndpointRoutes] = {}
         self._dirty = asyncio.Event()
         self._reasons_timer: asyncio.TimerHandle | None = None
+        self._reasons_due = False
         self._opened = False
         self._closed = False
 
@@ -158,8 +159,12 @@ class RoutePublisher:
         if before is None or replace(before, unavailable_reason=routes.unavailable_reason) != routes:
             self._dirty.set()
         elif not routes.upstreams and self._reasons_timer is None:
-            loop = asyncio.get_running_loop()
-            self._reasons_timer = loop.call_later(REASON_SECONDS, self._dirty.set)
+            self._reasons_timer = asyncio.get_running_loop().call_later(REASON_SECONDS, self._tell_reasons)
+
+    def _tell_reasons(self) -> None:
+        self._reasons_timer = None
+        self._reasons_due = True
+        self._dirty.set()
 
     def remove(self, uid: str) -> None:
         """Have no routes for the endpoint. Returns at once; `confirmed` tells when that is so."""
@@ -419,10 +424,7 @@ class RoutePublisher:
 
     def _with_due_reasons(self) -> dict[str, EndpointRoutes]:
         """What is wanted, except that reasons which nobody will see, or not yet, are left as they are."""
-        timer, self._reasons_timer = self._reasons_timer, None
-        due = timer is None or timer.when() <= asyncio.get_running_loop().time()
-        if not due:
-            self._reasons_timer = timer
+        due, self._reasons_due = self._reasons_due, False
         found = {}
         for uid, routes in self._wanted.items():
             before = self._written.get(uid)
@@ -496,9 +498,10 @@ class RoutePublisher:
                 ):
                     self._tell(uid)
             left = frozenset(written.upstreams) if written is not None else frozenset[Upstream]()
-            if written is None or self._usable.get(uid) != left:
-                if now < self._grace_until.setdefault(uid, now + WORKER_GRACE_SECONDS):
-                    continue
+            dropped = self._usable.get(uid, frozenset()) - left
+            if dropped and now < self._grace_until.setdefault(uid, now + WORKER_GRACE_SECONDS):
+                continue
+            if dropped or written is None:
                 self._usable[uid] = left
                 if written is None:
                     del self._usable[uid]
