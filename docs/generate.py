@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from pathlib import Path
 
 from inferplane.cli.exits import ExitCode
 from inferplane.domain.reasons import REASONS
 from inferplane.domain.runtime import FORMATS
-from inferplane.settings import ENVIRONMENT_PREFIX, Settings
+from inferplane.settings import ENVIRONMENT_PREFIX, PLAIN_SETTINGS
 
 DOCS = Path(__file__).resolve().parent
 
@@ -78,7 +78,7 @@ def settings_table() -> str:
                 f"`{ENVIRONMENT_PREFIX}{field.name.upper()}`",
                 _default(field.name, field.default),
             )
-            for field in fields(Settings)
+            for field in PLAIN_SETTINGS
         ),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,12 @@ import pytest
 
 from inferplane.domain.errors import Invalid
 from inferplane.settings import (
+    EMBEDDED_CLUSTER,
+    PLAIN_SETTINGS,
+    ClusterSettings,
+    EngineKind,
     LoadedSettings,
+    NodeSettings,
     Settings,
     is_loopback,
     load_client_settings,
@@ -32,7 +36,7 @@ def test_defaults_need_nothing() -> None:
     loaded = load()
     assert loaded.settings == Settings(home=HOME / ".inferplane")
     assert {each.source for each in loaded.sources} == {"default"}
-    assert [each.name for each in loaded.sources] == [field.name for field in fields(Settings)]
+    assert [each.name for each in loaded.sources] == [field.name for field in PLAIN_SETTINGS]
     assert loaded.settings.owner_key_path == HOME / ".inferplane" / "owner.key"
     assert loaded.settings.effective_database_url == f"sqlite:///{HOME}/.inferplane/inferplane.db"
 
@@ -118,6 +122,119 @@ def test_a_file_that_cannot_be_used_is_named(content: bytes, said: str, tmp_path
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="cannot read the configuration file"):
         load({"config": str(tmp_path / "nope.toml")})
+
+
+# --- clusters -----------------------------------------------------------------------------------------
+
+CLUSTERS = """
+[[cluster]]
+name = "worker-1"
+engine = "simulated"
+[[cluster.node]]
+name = "gpu"
+count = 4
+instance_type = "a2-ultragpu-1g"
+gpu_shape = "NVIDIA-A100"
+gpus = 1
+memory_gb = 80
+[[cluster.node]]
+name = "big"
+instance_type = "a3"
+gpu_shape = "NVIDIA-H100"
+gpus = 8
+memory_gb = 80
+region = "here"
+[[cluster]]
+name = "worker-2"
+engine = "local"
+"""
+
+
+def load_text(text: str, tmp_path: Path) -> LoadedSettings:
+    file = tmp_path / "inferplane.toml"
+    file.write_text(text)
+    return load({"config": str(file)})
+
+
+def test_clusters_and_their_nodes_come_from_the_file(tmp_path: Path) -> None:
+    loaded = load_text(CLUSTERS, tmp_path)
+    first, second = loaded.settings.clusters
+    assert first == ClusterSettings(
+        "worker-1",
+        EngineKind.SIMULATED,
+        (
+            NodeSettings("gpu", "a2-ultragpu-1g", "NVIDIA-A100", 1, 80, count=4),
+            NodeSettings("big", "a3", "NVIDIA-H100", 8, 80, region="here"),
+        ),
+    )
+    assert second == ClusterSettings("worker-2", EngineKind.LOCAL)
+    assert [each.source for each in loaded.sources if each.name == "cluster"] == [
+        f"file {tmp_path / 'inferplane.toml'}"
+    ] * 2
+
+
+def test_declared_nodes_are_marked_and_numbered(tmp_path: Path) -> None:
+    nodes = load_text(CLUSTERS, tmp_path).settings.clusters[0].nodes()
+    assert [each.name for each in nodes] == ["gpu-0", "gpu-1", "gpu-2", "gpu-3", "big"]
+    assert all(each.simulated and each.cluster == "worker-1" for each in nodes)
+    assert nodes[-1].indexes == tuple(range(8))
+
+
+def test_the_embedded_cluster_is_always_there_once(tmp_path: Path) -> None:
+    assert load().settings.every_cluster == (EMBEDDED_CLUSTER,)
+    assert [each.name for each in load_text(CLUSTERS, tmp_path).settings.every_cluster] == [
+        "local",
+        "worker-1",
+        "worker-2",
+    ]
+    node = CLUSTERS[CLUSTERS.index("[[cluster.node]]") : CLUSTERS.rindex("[[cluster.node]]")]
+    declared = load_text(f'[[cluster]]\nname = "local"\n{node}', tmp_path).settings
+    assert [each.name for each in declared.every_cluster] == ["local"]
+    assert declared.every_cluster[0].engine is EngineKind.LOCAL
+    assert len(declared.every_cluster[0].nodes()) == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "field", "said"),
+    [
+        ("gpus = 1", "gpus = 0", "cluster[0].node[0].gpus", "a whole number from 1 to 100; it is 0"),
+        ("gpus = 8", "gpus = 101", "cluster[0].node[1].gpus", "from 1 to 100"),
+        ("count = 4", "count = true", "cluster[0].node[0].count", "a whole number"),
+        ("count = 4", "count = 10000", "cluster", "more than 10000 nodes"),
+        ("memory_gb = 80", 'memory_gb = "80"', "cluster[0].node[0].memory_gb", "a whole number"),
+        ("memory_gb = 80", "memory = 80", "cluster[0].node[0].memory", "is not known"),
+        ('gpu_shape = "NVIDIA-H100"', "", "cluster[0].node[1].gpu_shape", "must be a text"),
+        ('instance_type = "a3"', 'instance_type = " "', "cluster[0].node[1].instance_type", "must be a text"),
+        ('region = "here"', "region = 1", "cluster[0].node[1].region", "must be a text"),
+        ('name = "big"', 'name = "Big"', "cluster[0].node[1].name", "cannot be a name"),
+        ('name = "big"', 'name = "gpu-3"', "cluster[0].node", "two nodes named gpu-3"),
+        ('name = "gpu"', f'name = "{"g" * 62}"', "cluster[0].node[0].name", "64 characters"),
+        ('name = "worker-2"', 'name = "worker-1"', "cluster[1].name", "two clusters named worker-1"),
+        ('name = "worker-2"', "", "cluster[1].name", "is needed"),
+        ('engine = "local"', 'engine = "kserve"', "cluster[1].engine", "cannot be used yet"),
+        ('engine = "local"', 'engine = "slurm"', "cluster[1].engine", "must be one of"),
+        ('engine = "local"', "", "cluster[1].engine", "must be one of"),
+        ('engine = "local"', "engine = []", "cluster[1].engine", "must be one of"),
+        ('name = "worker-1"', 'name = "local"', "cluster[0].engine", "is this machine"),
+        ("[[cluster.node]]", "[cluster.node]", "cluster[0].node", "headed [[cluster.node]]"),
+    ],
+)
+def test_a_cluster_that_cannot_be_meant_is_refused_with_its_path(
+    before: str, after: str, field: str, said: str, tmp_path: Path
+) -> None:
+    assert before in CLUSTERS
+    text = CLUSTERS.replace(before, after, 1)
+    if before == "[[cluster.node]]":
+        text = CLUSTERS[: CLUSTERS.rindex("[[cluster.node]]")].replace(before, after)
+    with pytest.raises(Invalid) as caught:
+        load_text(text, tmp_path)
+    assert (caught.value.field, said in caught.value.message) == (field, True), caught.value.message
+
+
+def test_a_cluster_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    for text in ("cluster = 1", "cluster = [1]", '[cluster]\nname = "x"'):
+        with pytest.raises(Invalid, match=r"headed \[\[cluster\]\]"):
+            load_text(text, tmp_path)
 
 
 # --- what a client finds ------------------------------------------------------------------------------

@@ -3,22 +3,114 @@
 Precedence, strongest first: command-line flag, environment (`INFERPLANE_…`), configuration file
 (TOML, `--config` or `INFERPLANE_CONFIG`), default. Nothing else in the platform reads the
 environment for its own configuration.
+
+Clusters are tables and therefore come from the file only. Nodes that are declared there have no
+hardware behind them, on whichever cluster: they are for trying and teaching.
+
+    [[cluster]]
+    name = "worker-1"
+    engine = "simulated"
+    [[cluster.node]]
+    name = "gpu"
+    count = 4
+    instance_type = "a2-ultragpu-1g"
+    gpu_shape = "NVIDIA-A100"
+    gpus = 1
+    memory_gb = 80
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
+from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from inferplane.domain.errors import Invalid
+from inferplane.domain.gpu_request import GPUS_PER_NODE_MAX, MEMORY_GB_MAX
+from inferplane.domain.inventory import Node
+from inferplane.domain.names import check_name
 
 ENVIRONMENT_PREFIX = "INFERPLANE_"
 DEFAULT_API_PORT = 7070
+LOCAL_CLUSTER = "local"
+CLUSTERS_MAX = 100
+NODES_MAX = 10_000  # declared ones, of all clusters together
+DECLARED_TEXT_CHARACTERS_MAX = 100
+
+
+class EngineKind(StrEnum):
+    """What runs the model servers of a cluster. The value is what the file says."""
+
+    LOCAL = "local"  # processes of this machine
+    SIMULATED = "simulated"  # nothing: for trying and teaching
+    KSERVE = "kserve"  # InferenceServices of a Kubernetes cluster
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """`count` declared nodes that are alike: `name` itself for one, else `name-0`, `name-1`, …
+
+    `gpus` are per node, `memory_gb` per GPU.
+    """
+
+    name: str
+    instance_type: str
+    gpu_shape: str
+    gpus: int
+    memory_gb: int
+    count: int = 1
+    cloud_provider: str = ""
+    region: str = ""
+
+    def names(self) -> tuple[str, ...]:
+        """What the nodes are called."""
+        if self.count == 1:
+            return (self.name,)
+        return tuple(f"{self.name}-{number}" for number in range(self.count))
+
+    def __str__(self) -> str:
+        return f"{self.count} x {self.instance_type} ({self.gpus} x {self.gpu_shape}, {self.memory_gb} GB)"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """One cluster of the file."""
+
+    name: str
+    engine: EngineKind
+    node: tuple[NodeSettings, ...] = ()
+
+    def nodes(self) -> tuple[Node, ...]:
+        """The declared nodes, each marked as simulated."""
+        return tuple(
+            Node(
+                cluster=self.name,
+                name=name,
+                instance_type=each.instance_type,
+                gpu_shape=each.gpu_shape,
+                gpu_count=each.gpus,
+                memory_gb=each.memory_gb,
+                simulated=True,
+                gpu_model_name=each.gpu_shape,
+                cloud_provider=each.cloud_provider,
+                region=each.region,
+            )
+            for each in self.node
+            for name in each.names()
+        )
+
+    def __str__(self) -> str:
+        declared = ", ".join(str(each) for each in self.node)
+        return f"{self.name} ({self.engine}{': ' if declared else ''}{declared})"
+
+
+EMBEDDED_CLUSTER = ClusterSettings(LOCAL_CLUSTER, EngineKind.LOCAL)
+"""This machine: a cluster that always exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +118,8 @@ class Settings:
     """What is in force. Ports are TCP; 0 lets the system choose (tests do).
 
     `api_host` and `gateway_host` default to loopback: a stranger's laptop opens nothing to the
-    network unless asked. `advertised_host` is the address put into URLs and DNS records.
+    network unless asked. `advertised_host` is the address put into URLs and DNS records. `clusters` are
+    those of the file; `every_cluster` has the embedded one too.
     """
 
     home: Path
@@ -40,6 +133,13 @@ class Settings:
     log_level: str = "info"
     model_cache_bytes_max: int = 20 * 1024**3
     fork_servers: bool = True
+    clusters: tuple[ClusterSettings, ...] = ()
+
+    @property
+    def every_cluster(self) -> tuple[ClusterSettings, ...]:
+        """The embedded cluster first unless the file declares it, then those of the file in its order."""
+        declared = any(each.name == LOCAL_CLUSTER for each in self.clusters)
+        return self.clusters if declared else (EMBEDDED_CLUSTER, *self.clusters)
 
     @property
     def effective_database_url(self) -> str:
@@ -52,9 +152,17 @@ class Settings:
         return self.home / "owner.key"
 
 
+CLUSTER_TABLE = "cluster"
+PLAIN_SETTINGS: tuple[Field[Any], ...] = tuple(each for each in fields(Settings) if each.name != "clusters")
+"""Every setting that is one value: a flag, a variable of the environment, a line of the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sourced:
-    """One setting's value in force and its origin (`flag --api-port`, `environment …`, a file, `default`)."""
+    """One setting's value in force and its origin (`flag --api-port`, `environment …`, a file, `default`).
+
+    Each declared cluster is one of these, a ClusterSettings by the name `cluster`.
+    """
 
     name: str
     value: Any
@@ -153,7 +261,7 @@ def load_settings(
     from_file = _read_file(Path(config_path)) if config_path else {}
     values: dict[str, Any] = {}
     sources: list[Sourced] = []
-    for field in fields(Settings):
+    for field in PLAIN_SETTINGS:
         raw, source = _pick(field.name, flags, environment, from_file, config_path)
         if source == "default":
             value = user_home / ".inferplane" if field.name == "home" else field.default
@@ -161,6 +269,9 @@ def load_settings(
             value = _parse(field.name, raw, source)
         values[field.name] = value
         sources.append(Sourced(field.name, value, source))
+    if CLUSTER_TABLE in from_file:
+        values["clusters"] = _parse_clusters(from_file[CLUSTER_TABLE])
+        sources += [Sourced(CLUSTER_TABLE, each, f"file {config_path}") for each in values["clusters"]]
     return LoadedSettings(Settings(**values), tuple(sources))
 
 
@@ -190,7 +301,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Invalid(f"{path} is not valid TOML: {error}", field="config") from error
-    known = {field.name for field in fields(Settings)}
+    known = {field.name for field in PLAIN_SETTINGS} | {CLUSTER_TABLE}
     unknown = sorted(set(content) - known)
     if unknown:
         raise Invalid(
@@ -199,6 +310,107 @@ def _read_file(path: Path) -> Mapping[str, Any]:
             next_action=f"known settings are: {', '.join(sorted(known))}",
         )
     return content
+
+
+def _parse_clusters(raw: Any) -> tuple[ClusterSettings, ...]:
+    """Raises Invalid with the field's path within the file, such as `cluster[0].node[1].gpus`."""
+    clusters = []
+    for path, table in _tables(raw, CLUSTER_TABLE, CLUSTERS_MAX):
+        _check_known(table, {"name", "engine", "node"}, path)
+        name = check_name(table.get("name", ""), f"{path}.name")
+        nodes = tuple(
+            _parse_node(node_path, node)
+            for node_path, node in _tables(table.get("node", []), f"{path}.node", NODES_MAX)
+        )
+        clusters.append(ClusterSettings(name, _parse_engine(table, name, path), nodes))
+        _check_unique([each.name for each in clusters], "cluster", f"{path}.name")
+        _check_unique([each.name for each in clusters[-1].nodes()], "node", f"{path}.node")
+    if sum(each.count for cluster in clusters for each in cluster.node) > NODES_MAX:
+        raise Invalid(f"more than {NODES_MAX} nodes are declared", field=CLUSTER_TABLE)
+    return tuple(clusters)
+
+
+def _parse_engine(table: Mapping[str, Any], name: str, path: str) -> EngineKind:
+    field = f"{path}.engine"
+    word = table.get("engine", EngineKind.LOCAL.value if name == LOCAL_CLUSTER else "")
+    if word not in tuple(EngineKind):
+        raise Invalid(f"{field} must be one of {', '.join(EngineKind)}; it is {word!r}", field=field)
+    if word == EngineKind.KSERVE:
+        raise Invalid(
+            f"{field}: clusters that run KServe cannot be used yet",
+            field=field,
+            next_action="Use local or simulated for now.",
+        )
+    if name == LOCAL_CLUSTER and word != EngineKind.LOCAL:
+        raise Invalid(
+            f"{field} must be local: the cluster {LOCAL_CLUSTER} is this machine",
+            field=field,
+            next_action="Give the cluster another name.",
+        )
+    return EngineKind(word)
+
+
+def _parse_node(path: str, table: Mapping[str, Any]) -> NodeSettings:
+    _check_known(table, {field.name for field in fields(NodeSettings)}, path)
+    node = NodeSettings(
+        name=check_name(table.get("name", ""), f"{path}.name"),
+        instance_type=_text(table, "instance_type", path),
+        gpu_shape=_text(table, "gpu_shape", path),
+        gpus=_whole(table, "gpus", path, 1, GPUS_PER_NODE_MAX),
+        memory_gb=_whole(table, "memory_gb", path, 1, MEMORY_GB_MAX),
+        count=_whole({"count": 1, **table}, "count", path, 1, NODES_MAX),
+        cloud_provider=_text({"cloud_provider": "", **table}, "cloud_provider", path, needed=False),
+        region=_text({"region": "", **table}, "region", path, needed=False),
+    )
+    check_name(node.names()[-1], f"{path}.name")
+    return node
+
+
+def _tables(raw: Any, path: str, count_max: int) -> list[tuple[str, Mapping[str, Any]]]:
+    """Each table of an array of tables, with its path."""
+    if not isinstance(raw, list) or not all(isinstance(each, dict) for each in raw):
+        heading = ".".join(part.partition("[")[0] for part in path.split("."))
+        raise Invalid(f"{path} must be tables, each headed [[{heading}]]", field=path)
+    if len(raw) > count_max:
+        raise Invalid(f"{path} has {len(raw)} tables; at most {count_max} are allowed", field=path)
+    return [(f"{path}[{number}]", each) for number, each in enumerate(raw)]
+
+
+def _check_known(table: Mapping[str, Any], known: set[str], path: str) -> None:
+    if unknown := sorted(set(table) - known):
+        raise Invalid(
+            f"{path}.{unknown[0]} is not known",
+            field=f"{path}.{unknown[0]}",
+            next_action=f"known here are: {', '.join(sorted(known))}",
+        )
+
+
+def _check_unique(names: list[str], what: str, field: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise Invalid(f"{field}: there are two {what}s named {twice[0]}", field=field)
+
+
+def _text(table: Mapping[str, Any], name: str, path: str, *, needed: bool = True) -> str:
+    value = table.get(name, "")
+    usable = isinstance(value, str) and len(value) <= DECLARED_TEXT_CHARACTERS_MAX and value.isprintable()
+    if not usable or (needed and not value.strip()):
+        raise Invalid(
+            f"{path}.{name} must be a text of 1 to {DECLARED_TEXT_CHARACTERS_MAX} characters",
+            field=f"{path}.{name}",
+        )
+    return str(value)
+
+
+def _whole(table: Mapping[str, Any], name: str, path: str, lowest: int, highest: int) -> int:
+    value = table.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+        raise Invalid(
+            f"{path}.{name} must be a whole number from {lowest} to {highest}"
+            + ("" if value is None else f"; it is {value!r}"),
+            field=f"{path}.{name}",
+        )
+    return value
 
 
 def _port(raw: Any) -> int:

@@ -16,7 +16,7 @@ from fake_platform import AT, KEY, running, waiting
 from inferplane import __version__
 from inferplane.cli.exits import ExitCode, exit_code_of
 from inferplane.client import errors
-from inferplane.settings import Settings
+from inferplane.settings import PLAIN_SETTINGS, Settings
 from inferplane.wire.access import ApiKeyItem
 from inferplane.wire.endpoints import LogLineItem
 from platform_stack import wait_for
@@ -44,10 +44,8 @@ def test_up_gets_what_is_in_force_and_gives_its_exit_code(shell: Any, tmp_path: 
 
 
 def test_every_setting_is_a_flag_of_up(shell: Any) -> None:
-    from dataclasses import fields
-
     text = shell.run("up", "--help").out
-    for field in fields(Settings):
+    for field in PLAIN_SETTINGS:
         assert f"--{field.name.replace('_', '-')}" in text
 
 
@@ -77,6 +75,25 @@ def test_config_shows_values_and_where_they_came_from(shell: Any, tmp_path: Path
     found = {each["name"]: each for each in shell.run(*words, "-o", "json").json["settings"]}
     assert found["gateway_port"] == {"name": "gateway_port", "value": 7081, "source": "flag --gateway-port"}
     assert found["fork_servers"]["value"] is True
+
+
+def test_config_shows_declared_clusters(shell: Any, tmp_path: Path) -> None:
+    file = tmp_path / "inferplane.toml"
+    file.write_text(
+        '[[cluster]]\nname = "worker-1"\nengine = "simulated"\n'
+        '[[cluster.node]]\nname = "gpu"\ncount = 4\ninstance_type = "a2"\ngpu_shape = "NVIDIA-A100"\n'
+        "gpus = 1\nmemory_gb = 80\n"
+    )
+    assert (
+        "worker-1 (simulated: 4 x a2 (1 x NVIDIA-A100, 80 GB))" in shell.run("config", "--config", file).out
+    )
+    settings = shell.run("config", "--config", str(file), "-o", "json").json["settings"]
+    (found,) = [each["value"] for each in settings if each["name"] == "cluster"]
+    assert (found["name"], found["engine"], found["node"][0]["gpu_shape"]) == (
+        "worker-1",
+        "simulated",
+        "NVIDIA-A100",
+    )
 
 
 def test_config_does_not_show_a_password(shell: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from inferplane.domain.endpoint import Milestone, PublicStatus
 from inferplane.domain.reasons import REASONS
 from inferplane.domain.runtime import FORMATS
 from inferplane.domain.storage_uri import LOCAL_SCHEMES
-from inferplane.settings import ENVIRONMENT_PREFIX, Settings
+from inferplane.settings import ENVIRONMENT_PREFIX, PLAIN_SETTINGS, NodeSettings
 
 GUIDE = "docs/user-guide.md"
 TABLE_PLACES = {"reasons": "docs/reasons.md", "settings": GUIDE, "formats": GUIDE, "exit-codes": GUIDE}
@@ -45,9 +44,14 @@ def test_the_reasons_page_shows_every_reason_in_full(documents: dict[str, str]) 
 
 
 def test_every_setting_is_documented(documents: dict[str, str]) -> None:
-    for field in fields(Settings):
+    for field in PLAIN_SETTINGS:
         assert f"`{field.name}`" in documents[GUIDE]
         assert f"`{ENVIRONMENT_PREFIX}{field.name.upper()}`" in documents[GUIDE]
+
+
+def test_every_field_of_a_declared_node_is_documented(documents: dict[str, str]) -> None:
+    for name in NodeSettings.__dataclass_fields__:
+        assert f"`{name}`" in documents[GUIDE]
 
 
 def test_every_format_and_scheme_is_documented(documents: dict[str, str]) -> None:
@@ -97,7 +101,7 @@ def test_commands_and_options_in_documents_exist(documents: dict[str, str]) -> N
 def test_every_setting_is_an_option_of_up() -> None:
     up = dict(_commands(typer.main.get_command(build_cli(lambda _: 0))))[("up",)]
     options = {option for each in up.params for option in each.opts}
-    assert {f"--{field.name.replace('_', '-')}" for field in fields(Settings)} <= options
+    assert {f"--{field.name.replace('_', '-')}" for field in PLAIN_SETTINGS} <= options
 
 
 def test_every_public_status_is_documented(documents: dict[str, str]) -> None:

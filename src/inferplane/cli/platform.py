@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,5 +130,9 @@ def _loaded(flags: dict[str, Any]) -> LoadedSettings:
 
 
 def _setting(each: Any) -> dict[str, Any]:
-    value = each.value if isinstance(each.value, int) else render.setting_text(each)
+    value = each.value
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    elif not isinstance(value, int):
+        value = render.setting_text(each)
     return {"name": each.name, "value": value, "source": each.source}
