@@ -17,6 +17,11 @@ TABLE = {
     Verb.READ_ENDPOINT: {O, E, V},
     Verb.WRITE_ENDPOINT: {O, E},
     Verb.READ_LOGS: {O, E, V},
+    Verb.READ_GPUS: {O, E, V},
+    Verb.WRITE_GPUS: {O, E},
+    Verb.MANAGE_GPUS: {O},
+    Verb.MANAGE_CLUSTERS: {O},
+    Verb.READ_AUDIT: {O},
 }
 
 

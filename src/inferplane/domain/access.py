@@ -31,6 +31,11 @@ class Verb(StrEnum):
     READ_ENDPOINT = "read endpoint"
     WRITE_ENDPOINT = "write endpoint"
     READ_LOGS = "read logs"
+    READ_GPUS = "read GPUs"
+    WRITE_GPUS = "write GPU requests"
+    MANAGE_GPUS = "manage policies, templates and bindings"
+    MANAGE_CLUSTERS = "manage clusters"
+    READ_AUDIT = "read the audit log"
 
 
 _EVERYONE = frozenset(Role)
@@ -45,6 +50,11 @@ PERMISSIONS: dict[Verb, frozenset[Role]] = {
     Verb.READ_ENDPOINT: _EVERYONE,
     Verb.WRITE_ENDPOINT: _WRITERS,
     Verb.READ_LOGS: _EVERYONE,
+    Verb.READ_GPUS: _EVERYONE,
+    Verb.WRITE_GPUS: _WRITERS,
+    Verb.MANAGE_GPUS: _OWNERS,
+    Verb.MANAGE_CLUSTERS: _OWNERS,
+    Verb.READ_AUDIT: _OWNERS,
 }
 
 
