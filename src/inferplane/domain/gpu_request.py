@@ -272,14 +272,17 @@ def draining(
 
 def ended(request: GpuRequest, now: datetime) -> GpuRequest:
     """Draining → what it was draining for: the engine has shown the GPUs free. Raises Conflict."""
-    ending_as = request.ending_as or ProvisioningStatus.FAILED
+    ending_as = request.ending_as
+    if request.status is not ProvisioningStatus.DRAINING or ending_as is None:
+        raise _conflict(request, f"GPR in {request.status} state cannot end without draining")
     _check_next(request, ending_as)
     return replace(request, status=ending_as, ending_as=None, completed_at=now)
 
 
 def refused(request: GpuRequest, failure_reason: str, now: datetime) -> GpuRequest:
     """Queued → Failed: it can never be granted (its cluster is gone, for instance). Raises Conflict."""
-    _check_next(request, ProvisioningStatus.FAILED)
+    if request.status is not ProvisioningStatus.QUEUED:
+        raise _conflict(request, f"GPR in {request.status} state cannot be refused")
     return replace(request, status=ProvisioningStatus.FAILED, failure_reason=failure_reason, completed_at=now)
 
 

@@ -33,8 +33,8 @@ from inferplane.scheduler.decisions import (
     Eviction,
     GrantDecision,
     GrantReason,
-    Wait,
     WaitReason,
+    Waits,
     listed,
     needs,
     order_note,
@@ -116,7 +116,9 @@ class _Walk:
 
     def decisions(self) -> Decisions:
         """Walk, and say what was decided."""
-        waits: list[Wait] = []
+        requests: list[GpuRequest] = []
+        ranks: list[int] = []
+        causes: list[Cause] = []
         policies = self.snapshot.policies
         rules_of: dict[str, int] = {}
         for rank, request in enumerate(self.order.requests):
@@ -137,9 +139,11 @@ class _Walk:
                 else:
                     cause = self._grant_or_wait(request, lane)
             if cause is not None:
-                waits.append(Wait(request, rank, cause))
+                requests.append(request)
+                ranks.append(rank)
+                causes.append(cause)
                 lane.ranks.append(rank)
-        return Decisions(tuple(self.grants), tuple(waits), tuple(self.evictions))
+        return Decisions(tuple(self.grants), Waits(requests, ranks, causes), tuple(self.evictions))
 
     # --- Before anything is looked for ---------------------------------------------------------
 

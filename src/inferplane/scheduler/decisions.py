@@ -10,10 +10,11 @@ Sentences are written for the request's own workspace: requests of other workspa
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import overload
 
 from inferplane.domain.gpu_request import GpuRequest, Grant, Selection
 from inferplane.domain.quantity import format_duration
@@ -340,6 +341,45 @@ class Wait:
         return ", ".join(said)
 
 
+class Waits(Sequence[Wait]):
+    """All waits of one cycle, in the order of the line.
+
+    Made of three flat lists, because a hundred thousand small objects that nobody asks for cost more
+    than deciding them: each `Wait` is built when it is looked at.
+    """
+
+    __slots__ = ("_causes", "_ranks", "_requests")
+
+    def __init__(self, requests: list[GpuRequest], ranks: list[int], causes: list[Cause]) -> None:
+        self._requests = requests
+        self._ranks = ranks
+        self._causes = causes
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @overload
+    def __getitem__(self, index: int) -> Wait: ...
+    @overload
+    def __getitem__(self, index: slice) -> Waits: ...
+    def __getitem__(self, index: int | slice) -> Wait | Waits:
+        if isinstance(index, slice):
+            return Waits(self._requests[index], self._ranks[index], self._causes[index])
+        return Wait(self._requests[index], self._ranks[index], self._causes[index])
+
+    def __iter__(self) -> Iterator[Wait]:
+        return map(Wait, self._requests, self._ranks, self._causes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Waits) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"Waits({list(self)!r})"
+
+
 @dataclass(frozen=True, slots=True)
 class Decisions:
     """What one cycle decided. Every queued request of the snapshot is in `grants` or in `waits`.
@@ -348,7 +388,7 @@ class Decisions:
     """
 
     grants: tuple[GrantDecision, ...]
-    waits: tuple[Wait, ...]
+    waits: Waits
     evictions: tuple[Eviction, ...]
 
     def wait_of(self, request_id: str) -> Wait | None:

@@ -139,9 +139,10 @@ class _Replay:
         while self._goes_on(waiting):
             self._advance(waiting)
         estimates = {each.id: self._estimate(each, positions) for each in worked_out}
-        for each in line.requests[len(worked_out) :]:
+        pace = self._pace()
+        for rank, each in enumerate(line.requests):
             if each.id not in estimates:
-                estimates[each.id] = self._extrapolated(each, len(estimates))
+                estimates[each.id] = self._extrapolated(each, rank, pace)
         return estimates
 
     # --- The clock -----------------------------------------------------------------------------
@@ -166,10 +167,7 @@ class _Replay:
         """Go to the next known end, give back what ends there, and walk along the line again."""
         before, self.now = self.now, self.ends[0][0]
         if (fair_share := self.snapshot.switches.fair_share) is not None:
-            held: dict[str, int] = {}
-            for holder in self.floor.holders.values():
-                held[holder.request.workspace] = held.get(holder.request.workspace, 0) + holder.gpus
-            self.usage = advance_usage(self.usage, held, self.now - before, fair_share)
+            self.usage = advance_usage(self.usage, self.floor.held_gpus, self.now - before, fair_share)
         changed = False
         while self.ends and self.ends[0][0] <= self.now:
             at, request_id = heapq.heappop(self.ends)
@@ -256,12 +254,15 @@ class _Replay:
             return f"{wait.cause.detail}, and none of them is known to end"
         return "what holds the GPUs is renewed as long as nobody ahead of it waits, so its end is not known"
 
-    def _extrapolated(self, request: GpuRequest, rank: int) -> Estimate:
-        starts = [each for each in self.starts.values() if each > self.snapshot.now]
-        if not starts:
+    def _pace(self) -> timedelta | None:
+        """How long one place in line takes, by what was worked out; None if nothing was."""
+        later = [each for each in self.starts.values() if each > self.snapshot.now]
+        return (max(later) - self.snapshot.now) / FORECAST_REQUESTS_MAX if later else None
+
+    def _extrapolated(self, request: GpuRequest, rank: int, pace: timedelta | None) -> Estimate:
+        if pace is None:
             return Estimate(request.id, None, Basis.UNKNOWN, rank + 1, "nobody ahead of it has an estimate")
-        span = max(starts) - self.snapshot.now
-        start = self.snapshot.now + max(SOONEST_END, span * (rank + 1) / FORECAST_REQUESTS_MAX)
+        start = self.snapshot.now + max(SOONEST_END, pace * (rank + 1))
         return Estimate(request.id, start, Basis.EXTRAPOLATED, rank + 1)
 
 

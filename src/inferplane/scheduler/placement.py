@@ -178,6 +178,7 @@ class Floor:
         self.pools: dict[PoolKey, Pool] = {}
         self.holders: dict[str, Holder] = {}
         self.held_by: dict[str, int] = {}  # workspace → requests that hold GPUs
+        self.held_gpus: dict[str, int] = {}  # workspace → GPUs they hold
         self.clusters: set[str] = set()
         slots: dict[tuple[str, str], Slot] = {}
         for node in sorted(snapshot.nodes, key=attrgetter("cluster", "name")):
@@ -213,9 +214,7 @@ class Floor:
                 slot.free = slot.free_mask.bit_count()
                 holder.parts.append((slot, mask))
                 slot.held[request.id] = (holder, mask.bit_count())
-        holder.gpus = request.grant.gpus
-        self.holders[request.id] = holder
-        self.held_by[request.workspace] = self.held_by.get(request.workspace, 0) + 1
+        self._enter(holder, request.grant.gpus)
 
     def grant(self, request: GpuRequest, slots: list[Slot], now: datetime) -> Grant:
         """Give `request` GPUs on each of `slots`: the lowest free indexes. They must be free."""
@@ -228,9 +227,7 @@ class Floor:
             slot.held[request.id] = (holder, gpus)
             holder.parts.append((slot, mask))
             nodes.append((slot.node.name, _indexes(mask)))
-        holder.gpus = gpus * len(slots)
-        self.holders[request.id] = holder
-        self.held_by[request.workspace] = self.held_by.get(request.workspace, 0) + 1
+        self._enter(holder, gpus * len(slots))
         key = slots[0].pool.key
         return Grant(key.cluster, tuple(nodes), key.gpu_shape, key.instance_type, key.memory_gb)
 
@@ -241,6 +238,14 @@ class Floor:
             slot.pool.move(slot, slot.free_mask | mask & slot.whole_mask)
         del self.holders[holder.request.id]
         self.held_by[holder.request.workspace] -= 1
+        self.held_gpus[holder.request.workspace] -= holder.gpus
+
+    def _enter(self, holder: Holder, gpus: int) -> None:
+        workspace = holder.request.workspace
+        holder.gpus = gpus
+        self.holders[holder.request.id] = holder
+        self.held_by[workspace] = self.held_by.get(workspace, 0) + 1
+        self.held_gpus[workspace] = self.held_gpus.get(workspace, 0) + gpus
 
     def end_at(self, holder: Holder, at: datetime, *, draining: bool) -> None:
         """Expect `holder` to end at another time than before."""
