@@ -39,11 +39,11 @@ class Admin:
 
     async def refusals(self) -> Mapping[str, int]:
         """How often Envoy refused a new configuration, by statistic name; those that never did are left out."""
-        return await self._numbers(r"update_rejected$")
+        return await self.numbers(r"update_rejected$")
 
     async def requests_in_flight(self) -> int:
         """Requests that have arrived and are not answered yet."""
-        return sum((await self._numbers(r"^http\.gateway\.downstream_rq_active$")).values())
+        return sum((await self.numbers(r"^http\.gateway\.downstream_rq_active$")).values())
 
     async def drain(self) -> None:
         """Ask clients to go elsewhere: every answer from now on closes its connection."""
@@ -53,8 +53,12 @@ class Admin:
         """Accept no further connection."""
         await self._ask("POST", "/drain_listeners")
 
-    async def _numbers(self, pattern: str) -> dict[str, int]:
-        text = await self._ask("GET", "/stats", filter=pattern, usedonly="")
+    async def numbers(self, pattern: str, *, unused: bool = False) -> dict[str, int]:
+        """Every statistic whose name matches, by name; with `unused`, also those that were never used.
+
+        Raises AdminUnreachable.
+        """
+        text = await self._ask("GET", "/stats", filter=pattern, **({} if unused else {"usedonly": ""}))
         found = {}
         for line in text.splitlines():
             name, _, value = line.rpartition(": ")

@@ -109,6 +109,11 @@ class RoutePublisher:
         """Envoy's process."""
         return self._process.pid
 
+    @property
+    def admin_socket(self) -> Path:
+        """Where Envoy's statistics are."""
+        return self._places.admin_socket
+
     async def start(self) -> None:
         """Find the Envoy of an earlier run, or start one; return when it listens.
 

@@ -1,0 +1,189 @@
+"""The NVIDIA GPUs of this machine, as their driver tells (NVML).
+
+    driver → Reading (devices, or why there are none) → nodes of the inventory
+
+The library is an optional extra. That it is missing, or that there is no driver, is the usual case on
+a laptop and no error: the reading then has no devices and says why. A GPU that the driver has lost
+stays in the reading as unhealthy, so that nobody is granted it and everybody can see it.
+
+GPUs that are split into instances (MIG) are listed whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from inferplane.domain.inventory import Gpu, Node, NodeHealth
+from inferplane.domain.names import NAME_CHARACTERS_MAX
+
+INSTANCE_TYPE = "local"
+GPU_EXTRA = "inferplane[gpu]"
+DEVICES_MAX = 100
+_GIBIBYTE = 1024**3
+_HOST_CHARACTERS_MAX = NAME_CHARACTERS_MAX - 4  # room for a number
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One GPU. A lost one has no name and no memory. `busy_percent` is None where it cannot be told."""
+
+    index: int
+    uuid: str = ""
+    name: str = ""
+    memory_bytes: int = 0
+    busy_percent: int | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the driver cannot reach it any more."""
+        return not self.uuid
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the driver said. `problem` is why there are no devices, or ""."""
+
+    devices: tuple[Device, ...] = ()
+    problem: str = ""
+
+
+def load_library() -> Any | None:
+    """The module that speaks to the driver, or None when it is not installed."""
+    try:
+        return import_module("pynvml")
+    except ImportError:
+        return None
+
+
+def read_devices(library: Any | None) -> Reading:
+    """Ask the driver once. Blocks for milliseconds; the first time loads the driver's library."""
+    if library is None:
+        return Reading(problem=f"GPUs of this machine are not looked for: {GPU_EXTRA} is not installed")
+    try:
+        library.nvmlInit()
+    except library.NVMLError as error:
+        return Reading(problem=f"there is no NVIDIA driver here that answers: {error}")
+    try:
+        count = min(library.nvmlDeviceGetCount(), DEVICES_MAX)
+        devices = tuple(_device(library, index) for index in range(count))
+    except library.NVMLError as error:
+        return Reading(problem=f"the NVIDIA driver does not answer: {error}")
+    finally:
+        library.nvmlShutdown()
+    return Reading(devices, "" if devices else "the NVIDIA driver knows no GPU")
+
+
+def _device(library: Any, index: int) -> Device:
+    try:
+        handle = library.nvmlDeviceGetHandleByIndex(index)
+        uuid, name = library.nvmlDeviceGetUUID(handle), library.nvmlDeviceGetName(handle)
+        memory = int(library.nvmlDeviceGetMemoryInfo(handle).total)
+    except library.NVMLError:  # lost, or being reset: it is there, and nothing more can be said
+        return Device(index)
+    try:
+        busy = int(library.nvmlDeviceGetUtilizationRates(handle).gpu)
+    except library.NVMLError:  # not every device counts
+        busy = None
+    return Device(index, str(uuid), str(name), memory, busy)
+
+
+def visible_devices(devices: Sequence[Device], allowed: str | None) -> tuple[Device, ...]:
+    """Those that `CUDA_VISIBLE_DEVICES` leaves to the platform itself. None: all.
+
+    As the driver reads it: indexes or beginnings of UUIDs, up to the first that means nothing.
+    """
+    if allowed is None:
+        return tuple(devices)
+    found: list[Device] = []
+    for word in (part.strip() for part in allowed.split(",")):
+        match = next((each for each in devices if _is_named(each, word)), None)
+        if match is None or match in found:
+            break
+        found.append(match)
+    return tuple(sorted(found, key=lambda each: each.index))
+
+
+def _is_named(device: Device, word: str) -> bool:
+    if word.isdecimal():
+        return device.index == int(word)
+    return word.startswith("GPU-") and device.uuid.startswith(word)
+
+
+def nodes_of(cluster: str, host: str, devices: Sequence[Device]) -> tuple[Node, ...]:
+    """The machine as nodes of GPUs that are alike: one, or one for each kind, by lowest index.
+
+    GPU indexes are the machine's own on every node. Lost devices belong to the first node; with
+    nothing but lost devices there is no node.
+    """
+    kinds: dict[tuple[str, int], list[Device]] = {}
+    for device in sorted(devices, key=lambda each: each.index):
+        if not device.lost:
+            kinds.setdefault((device.name, round(device.memory_bytes / _GIBIBYTE)), []).append(device)
+    lost = [device for device in devices if device.lost]
+    nodes = []
+    for number, ((name, memory_gb), alike) in enumerate(kinds.items()):
+        members = sorted([*alike, *(lost if number == 0 else [])], key=lambda each: each.index)
+        gpus = tuple(Gpu(each.index, each.uuid, each.name, healthy=not each.lost) for each in members)
+        nodes.append(
+            Node(
+                cluster=cluster,
+                name=node_name(host) if number == 0 else f"{node_name(host)}-{number}",
+                instance_type=INSTANCE_TYPE,
+                gpu_shape=shape_of(name),
+                gpu_count=len(gpus),
+                memory_gb=memory_gb,
+                health=NodeHealth.HEALTHY,
+                gpus=gpus,
+                gpu_model_name=name,
+            )
+        )
+    return tuple(nodes)
+
+
+def shape_of(name: str) -> str:
+    """A GPU's product name as a shape: `NVIDIA A100-SXM4-80GB` → `NVIDIA-A100-SXM4-80GB`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "NVIDIA-GPU"
+
+
+def node_name(host: str) -> str:
+    """The machine's name as a node's: its first label, in lower case."""
+    label = re.sub(r"[^a-z0-9-]+", "-", host.partition(".")[0].lower()).strip("-")
+    return label[:_HOST_CHARACTERS_MAX].strip("-") or "this-machine"
+
+
+class NvmlNodes:
+    """The nodes of this machine, read anew each time in a thread.
+
+    `allowed` is what the platform's own `CUDA_VISIBLE_DEVICES` says, None when it says nothing.
+    """
+
+    def __init__(
+        self,
+        cluster: str,
+        host: str,
+        *,
+        allowed: str | None = None,
+        read: Callable[[], Reading] | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._host = host
+        self._allowed = allowed
+        self._read = read or _read_with(load_library)
+
+    async def nodes(self) -> tuple[tuple[Node, ...], str]:
+        """What there is, and why there is nothing ("" if there is something)."""
+        reading = await asyncio.to_thread(self._read)
+        devices = visible_devices(reading.devices, self._allowed)
+        problem = reading.problem
+        if reading.devices and not devices:
+            problem = f"CUDA_VISIBLE_DEVICES={self._allowed} leaves the platform no GPU"
+        return nodes_of(self._cluster, self._host, devices), problem
+
+
+def _read_with(load: Callable[[], Any | None]) -> Callable[[], Reading]:
+    return lambda: read_devices(load())

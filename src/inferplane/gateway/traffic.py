@@ -1,0 +1,157 @@
+"""Since when an endpoint has had no requests: read from Envoy's counters.
+
+Envoy counts the requests that it has sent to each endpoint's replicas, and goes on counting while the
+control plane is away. What was seen last is therefore kept in a file: after a restart, a counter that
+has not moved means that nothing came in the meantime, and the idle time goes on from where it was.
+
+    nothing measured yet, or requests in flight → None (busy, as far as anybody knows)
+    else → when the counter was last seen to move, or first seen at all
+
+It is a measurement every few seconds, so it lags by that much; it never calls idle what is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from inferplane.gateway.admin import Admin, AdminUnreachable
+from inferplane.observability import get_logger
+
+POLL_SECONDS = 2.0
+_COUNTERS = r"^cluster\.[^.]+\.upstream_rq_(total|active)$"
+
+log = get_logger("gateway.traffic")
+
+Clock = Callable[[], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Requests of one endpoint: sent so far, and in flight."""
+
+    total: int = 0
+    active: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is remembered of one endpoint: the counter, since when it stands still, whether it is busy."""
+
+    total: int
+    since: datetime
+    busy: bool = False
+
+
+def counts_of(statistics: Mapping[str, int]) -> dict[str, Count]:
+    """Requests by endpoint uid, from Envoy's statistics. An upstream is `<workspace>/<endpoint>/<uid>`."""
+    counts: dict[str, Count] = {}
+    for name, value in statistics.items():
+        upstream, _, counter = name.removeprefix("cluster.").rpartition(".")
+        if upstream.count("/") != 2:
+            continue
+        uid = upstream.rpartition("/")[2]
+        count = counts.get(uid, Count())
+        counts[uid] = (
+            replace(count, active=value) if counter.endswith("_active") else replace(count, total=value)
+        )
+    return counts
+
+
+def observe(before: Mapping[str, Seen], counts: Mapping[str, Count], now: datetime) -> dict[str, Seen]:
+    """What to remember after a look. Endpoints without counters (no replica) are forgotten."""
+    after = {}
+    for uid, count in counts.items():
+        known = before.get(uid)
+        busy = count.active > 0
+        if known is None:
+            after[uid] = Seen(count.total, now, busy)
+            continue
+        # A counter that went back to nothing belongs to a new Envoy: that alone is no request.
+        moved = count.total != known.total and count.total > 0
+        still = not moved and not busy and not known.busy
+        after[uid] = Seen(count.total, known.since if still else now, busy)
+    return after
+
+
+class TrafficMeter:
+    """Looks at a gateway's counters regularly. `file` is where what was seen is kept."""
+
+    def __init__(
+        self, admin_socket: Path, file: Path, clock: Clock, *, poll_seconds: float = POLL_SECONDS
+    ) -> None:
+        self._admin = Admin(admin_socket)
+        self._file = file
+        self._clock = clock
+        self._poll_seconds = poll_seconds
+        self._seen: dict[str, Seen] = {}
+        self._measured = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Take up what was seen before, look once, and then regularly."""
+        self._seen = read_seen(self._file)
+        await self.look()
+        self._task = asyncio.create_task(self._look_forever())
+
+    async def close(self) -> None:
+        """Stop looking."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        await self._admin.close()
+
+    def idle_since(self, uid: str) -> datetime | None:
+        """When the endpoint's last request was over; None while it has some, or before anything is known."""
+        seen = self._seen.get(uid)
+        return None if seen is None or seen.busy or not self._measured else seen.since
+
+    async def look(self) -> None:
+        """One look. While Envoy does not answer, nobody is idle."""
+        try:
+            counts = counts_of(await self._admin.numbers(_COUNTERS, unused=True))
+        except AdminUnreachable:
+            self._measured = False
+            return
+        seen = observe(self._seen, counts, self._clock())
+        self._measured = True
+        if seen != self._seen:
+            self._seen = seen
+            write_seen(self._file, seen)
+
+    async def _look_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            try:
+                await self.look()
+            except Exception:  # a meter that dies silently would let busy GPUs be called idle
+                self._measured = False
+                log.exception("cannot measure traffic")
+
+
+def read_seen(file: Path) -> dict[str, Seen]:
+    """What was written; nothing when that cannot be read."""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            str(uid): Seen(int(total), datetime.fromisoformat(since), bool(busy))
+            for uid, (total, since, busy) in content.items()
+        }
+    return {}
+
+
+def write_seen(file: Path, seen: Mapping[str, Seen]) -> None:
+    """Replace the file in one step. On a full disk it stays as it was; idle times then restart with us."""
+    content = {uid: (each.total, each.since.isoformat(), each.busy) for uid, each in sorted(seen.items())}
+    partial = file.with_name(file.name + ".new")
+    try:
+        partial.write_text(json.dumps(content), encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        log.warning("cannot keep what was seen of traffic", error=str(error))

@@ -1,0 +1,161 @@
+"""GPUs from the driver's answers, with a hand-written library in the driver's place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import pytest
+
+from inferplane.engines.nvml import (
+    Device,
+    NvmlNodes,
+    Reading,
+    load_library,
+    node_name,
+    nodes_of,
+    read_devices,
+    shape_of,
+    visible_devices,
+)
+
+GIB = 1024**3
+A100 = Device(0, "GPU-aa", "NVIDIA A100-SXM4-80GB", 80 * GIB, 0)
+T4 = Device(2, "GPU-cc", "Tesla T4", 15 * GIB, 3)
+
+
+class DriverError(Exception):
+    """What the library raises."""
+
+
+@dataclass
+class Library:
+    """Answers as the driver of a machine with these devices; the sets name what fails."""
+
+    devices: tuple[Device, ...] = ()
+    fails: frozenset[str] = frozenset()
+    lost: frozenset[int] = frozenset()
+    calls: list[str] = field(default_factory=list)
+    NVMLError: type[Exception] = DriverError
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.fails:
+            raise DriverError(f"{name} failed")
+
+    def nvmlInit(self) -> None:
+        self._call("init")
+
+    def nvmlShutdown(self) -> None:
+        self._call("shutdown")
+
+    def nvmlDeviceGetCount(self) -> int:
+        self._call("count")
+        return len(self.devices)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Device:
+        if index in self.lost:
+            raise DriverError("GPU is lost")
+        return self.devices[index]
+
+    def nvmlDeviceGetUUID(self, handle: Device) -> str:
+        return handle.uuid
+
+    def nvmlDeviceGetName(self, handle: Device) -> str:
+        return handle.name
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Device) -> SimpleNamespace:
+        return SimpleNamespace(total=handle.memory_bytes)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: Device) -> SimpleNamespace:
+        self._call("utilisation")
+        return SimpleNamespace(gpu=handle.busy_percent)
+
+
+def test_what_the_driver_says_is_read_and_the_driver_let_go() -> None:
+    library = Library((A100, replace(A100, index=1, uuid="GPU-bb")))
+    assert read_devices(library) == Reading((A100, replace(A100, index=1, uuid="GPU-bb")))
+    assert library.calls[-1] == "shutdown"
+
+
+@pytest.mark.parametrize(
+    ("library", "said"),
+    [
+        (None, "inferplane[gpu] is not installed"),
+        (Library(fails=frozenset({"init"})), "no NVIDIA driver"),
+        (Library(fails=frozenset({"count"})), "does not answer"),
+        (Library(), "knows no GPU"),
+    ],
+)
+def test_no_gpu_is_no_error_but_says_why(library: Library | None, said: str) -> None:
+    reading = read_devices(library)
+    assert reading.devices == ()
+    assert said in reading.problem
+
+
+def test_a_lost_gpu_stays_and_is_not_granted() -> None:
+    reading = read_devices(Library((A100, replace(A100, index=1, uuid="GPU-bb")), lost=frozenset({0})))
+    assert reading.devices[0] == Device(0)
+    (node,) = nodes_of("local", "host", reading.devices)
+    assert (node.gpu_count, node.indexes) == (2, (1,))
+
+
+def test_a_device_that_counts_no_use_is_a_device_all_the_same() -> None:
+    (device,) = read_devices(Library((A100,), fails=frozenset({"utilisation"}))).devices
+    assert device == replace(A100, busy_percent=None)
+
+
+def test_the_real_library_says_something_on_any_machine() -> None:
+    reading = read_devices(load_library())
+    assert bool(reading.devices) != bool(reading.problem)
+
+
+def test_gpus_that_are_alike_are_one_node_and_keep_their_indexes() -> None:
+    devices = (A100, replace(A100, index=1, uuid="GPU-bb"), T4)
+    first, second = nodes_of("local", "Big-Box.example", devices)
+    assert (first.name, first.gpu_shape, first.memory_gb, first.indexes) == (
+        "big-box",
+        "NVIDIA-A100-SXM4-80GB",
+        80,
+        (0, 1),
+    )
+    assert (second.name, second.gpu_shape, second.memory_gb, second.indexes) == (
+        "big-box-1",
+        "Tesla-T4",
+        15,
+        (2,),
+    )
+    assert not first.simulated
+    assert first.gpus[1].uuid == "GPU-bb"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "indexes"),
+    [(None, (0, 2)), ("", ()), ("2", (2,)), ("GPU-c,0", (0, 2)), ("2,7,0", (2,)), ("-1", ()), ("0,0", (0,))],
+)
+def test_the_platform_offers_only_what_it_was_left_itself(
+    allowed: str | None, indexes: tuple[int, ...]
+) -> None:
+    assert tuple(each.index for each in visible_devices((A100, T4), allowed)) == indexes
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [("A_b.c", "a-b"), ("", "this-machine"), ("...", "this-machine"), ("x" * 99, "x" * 59)]
+)
+def test_any_host_name_makes_a_node_name(host: str, name: str) -> None:
+    assert node_name(host) == name
+
+
+def test_any_product_name_makes_a_shape() -> None:
+    assert shape_of("NVIDIA H100 80GB HBM3") == "NVIDIA-H100-80GB-HBM3"
+    assert shape_of("  ") == "NVIDIA-GPU"
+
+
+async def test_the_source_reads_anew_each_time_and_explains_an_empty_machine() -> None:
+    readings = iter([Reading(problem="no driver"), Reading((A100,)), Reading((A100,))])
+    source = NvmlNodes("local", "host", allowed="0", read=lambda: next(readings))
+    assert await source.nodes() == ((), "no driver")
+    nodes, problem = await source.nodes()
+    assert ([node.name for node in nodes], problem) == (["host"], "")
+    blind = NvmlNodes("local", "host", allowed="", read=lambda: Reading((A100,)))
+    assert await blind.nodes() == ((), "CUDA_VISIBLE_DEVICES= leaves the platform no GPU")
