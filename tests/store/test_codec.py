@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +17,8 @@ from inferplane.domain.endpoint import (
     EndpointSpec,
     EndpointStatus,
     Exit,
+    GpuNote,
+    GpuSpec,
     InferenceEndpoint,
     Milestone,
     ModelInfo,
@@ -29,18 +32,25 @@ from inferplane.domain.endpoint import (
     TrafficLimits,
 )
 from inferplane.domain.events import Event
+from inferplane.domain.gpr_template import BoundCluster, GprTemplate, GprTemplateBinding
+from inferplane.domain.gpu_request import GpuRequest, Grant, ProvisioningStatus, Selection
+from inferplane.domain.inventory import Gpu, Node, NodeHealth
 from inferplane.domain.reasons import ReasonCode
-from inferplane.domain.workspace import Cluster, Workspace
+from inferplane.domain.wait_note import WaitNote
+from inferplane.domain.workspace import Cluster, Workspace, WorkspacePolicy
 from inferplane.store import codec
 
 UID = "0123456789ab"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 lines = st.lists(texts, max_size=3).map(tuple)
 wholes = st.integers(-(2**63), 2**63 - 1)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 moments = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+spans = st.timedeltas(timedelta(0), timedelta(days=400))
 reasons = st.sampled_from(ReasonCode)
+provisioning = st.sampled_from(ProvisioningStatus)
 json_values = st.recursive(
     st.none() | st.booleans() | wholes | numbers | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
@@ -53,6 +63,155 @@ def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.none() | strategy
 
 
+node_gpus = st.lists(st.tuples(texts, st.lists(wholes, max_size=3).map(tuple)), max_size=2).map(tuple)
+selections = st.builds(
+    Selection,
+    cluster_name=texts,
+    preferred_clusters=lines,
+    auto_cluster=st.booleans(),
+    auto_gpu=st.booleans(),
+    gpu_shape=texts,
+    instance_type=texts,
+    memory_gb=wholes,
+    gpus_per_node=wholes,
+    nodes=wholes,
+)
+gpu_specs = st.builds(
+    GpuSpec,
+    selection=selections,
+    exit_duration=spans,
+    priority=wholes,
+    idle_timeout=maybe(spans),
+    enforce_idle=st.booleans(),
+    auto_renew=st.booleans(),
+    enable_eviction=st.booleans(),
+    requeue_on_failure=st.booleans(),
+)
+gpu_notes = st.builds(
+    GpuNote,
+    gpr_id=texts,
+    status=provisioning,
+    cluster=texts,
+    nodes=node_gpus,
+    position=maybe(wholes),
+    message=texts,
+    estimated_start=maybe(moments),
+    since=maybe(moments),
+    ended_reason=maybe(reasons),
+    requeues=st.booleans(),
+    assumption=texts,
+    remedy=texts,
+    reason=reasons,
+)
+grants = st.builds(
+    Grant, cluster=texts, nodes=node_gpus, gpu_shape=texts, instance_type=texts, memory_gb=wholes
+)
+gpu_requests = st.builds(
+    GpuRequest,
+    id=texts,
+    name=texts,
+    workspace=texts,
+    selection=selections,
+    created_at=moments,
+    queued_at=moments,
+    exit_duration=spans,
+    priority=wholes,
+    created_by=texts,
+    endpoint_uid=texts,
+    endpoint_name=texts,
+    idle_timeout=maybe(spans),
+    enforce_idle=st.booleans(),
+    enable_eviction=st.booleans(),
+    requeue_on_failure=st.booleans(),
+    auto_renew=st.booleans(),
+    multi_node=st.booleans(),
+    dedicated_nodes=st.booleans(),
+    enable_rdma=st.booleans(),
+    enable_secondary_network=st.booleans(),
+    status=provisioning,
+    grant=maybe(grants),
+    granted_at=maybe(moments),
+    started_at=maybe(moments),
+    renewed_until=maybe(moments),
+    idle_since=maybe(moments),
+    draining_since=maybe(moments),
+    completed_at=maybe(moments),
+    ending_as=maybe(provisioning),
+    early_release=st.booleans(),
+    failure_reason=texts,
+    evicted_by=texts,
+    evicted_at=maybe(moments),
+    retry_count=wholes,
+    delayed_count=wholes,
+    version=wholes,
+)
+wait_notes = st.builds(
+    WaitNote,
+    position=maybe(wholes),
+    explanation=texts,
+    estimated_start=maybe(moments),
+    assumption=texts,
+    at=moments,
+    remedy=texts,
+    reason=reasons,
+)
+policies = st.builds(
+    WorkspacePolicy,
+    workspace=texts,
+    priority_lowest=wholes,
+    priority_highest=wholes,
+    max_requests=maybe(wholes),
+    max_queued=wholes,
+    max_exit_duration=maybe(spans),
+    gpu_shapes=lines,
+    max_gpus_per_request=maybe(wholes),
+    max_memory_gb_per_request=maybe(wholes),
+    max_endpoints=maybe(wholes),
+    requeue_on_failure=st.booleans(),
+    auto_eviction=st.booleans(),
+    enforce_idle_timeout=st.booleans(),
+)
+templates = st.builds(
+    GprTemplate,
+    name=texts,
+    cluster=texts,
+    gpus_per_node=wholes,
+    nodes=wholes,
+    memory_gb=wholes,
+    gpu_shape=texts,
+    instance_type=texts,
+    exit_duration=spans,
+    priority=wholes,
+    enforce_idle=st.booleans(),
+    idle_timeout=maybe(spans),
+    enable_eviction=st.booleans(),
+    requeue_on_failure=st.booleans(),
+)
+bindings = st.builds(
+    GprTemplateBinding,
+    workspace=texts,
+    clusters=st.lists(
+        st.builds(BoundCluster, cluster=texts, default_template=texts, templates=lines), max_size=2
+    ).map(tuple),
+    enable_auto_gpr=st.booleans(),
+)
+nodes = st.builds(
+    Node,
+    cluster=texts,
+    name=texts,
+    instance_type=texts,
+    gpu_shape=texts,
+    gpu_count=wholes,
+    memory_gb=wholes,
+    health=st.sampled_from(NodeHealth),
+    simulated=st.booleans(),
+    gpus=st.lists(
+        st.builds(Gpu, index=wholes, uuid=texts, model_name=texts, healthy=st.booleans()), max_size=2
+    ).map(tuple),
+    gpu_model_name=texts,
+    cloud_provider=texts,
+    region=texts,
+)
 specs = st.builds(
     EndpointSpec,
     model=st.builds(
@@ -76,6 +235,7 @@ specs = st.builds(
     stopped_by=texts,
     stopped_at=maybe(moments),
     manifest=maybe(objects),
+    gpu=maybe(gpu_specs),
 )
 artifacts = st.builds(
     ArtifactState,
@@ -131,6 +291,7 @@ statuses = st.builds(
     problem_message=texts,
     left=lines,
     since=maybe(moments),
+    gpu=maybe(gpu_notes),
 )
 endpoints = st.builds(
     InferenceEndpoint,
@@ -174,6 +335,7 @@ def test_other_values_come_back(data: st.DataObject) -> None:
             reason=maybe(reasons),
             data=objects,
             seq=wholes,
+            gpu_request_id=texts,
         )
     )
     assert codec.event_from_row(codec.event_to_row(event) | {"seq": event.seq}) == event
@@ -212,6 +374,24 @@ def test_other_values_come_back(data: st.DataObject) -> None:
     assert codec.api_key_from_row(codec.api_key_to_row(key)) == key
 
 
+@thorough
+@given(gpu_requests, wait_notes)
+def test_gpu_requests_and_what_is_said_of_them_come_back(request: GpuRequest, note: WaitNote) -> None:
+    assert codec.gpu_request_from_row(codec.gpu_request_to_row(request)) == request
+    assert codec.wait_note_from_json(codec.wait_note_to_json(note)) == note
+
+
+@thorough
+@given(policies, templates, bindings, nodes)
+def test_what_gpu_requests_are_decided_from_comes_back(
+    policy: WorkspacePolicy, template: GprTemplate, binding: GprTemplateBinding, node: Node
+) -> None:
+    assert codec.policy_from_row(codec.policy_to_row(policy)) == policy
+    assert codec.template_from_row(codec.template_to_row(template)) == template
+    assert codec.binding_from_row(codec.binding_to_row(binding)) == binding
+    assert codec.node_from_row(codec.node_to_row(node)) == node
+
+
 def test_the_strategies_above_speak_of_every_field() -> None:
     """A field added to a value but not to the codec would otherwise go unnoticed: its default comes back."""
     seen: dict[type, set[str]] = {}
@@ -229,22 +409,22 @@ def test_the_strategies_above_speak_of_every_field() -> None:
                 look(item)
 
     @settings(
-        max_examples=150,
+        max_examples=500,
         deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(endpoints)
-    def collect(endpoint: InferenceEndpoint) -> None:
-        look(endpoint)
+    @given(st.one_of(endpoints, gpu_requests, wait_notes, policies, templates, bindings, nodes))
+    def collect(value: object) -> None:
+        look(value)
 
     collect()
     missing = {
         kind.__name__: sorted({field.name for field in fields(kind)} - names) for kind, names in seen.items()
     }
     assert {name: lost for name, lost in missing.items() if lost} == {}
-    assert len(seen) == 13  # every kind of value within an endpoint was drawn
+    assert len(seen) == 24  # every kind of value that is stored as JSON was drawn
 
 
 @thorough
@@ -261,11 +441,49 @@ def test_rows_with_keys_missing_or_odd_still_load(
 
 
 @thorough
+@given(
+    st.one_of(
+        st.tuples(gpu_requests.map(codec.gpu_request_to_row), st.just(codec.gpu_request_from_row)),
+        st.tuples(policies.map(codec.policy_to_row), st.just(codec.policy_from_row)),
+        st.tuples(templates.map(codec.template_to_row), st.just(codec.template_from_row)),
+        st.tuples(bindings.map(codec.binding_to_row), st.just(codec.binding_from_row)),
+        st.tuples(nodes.map(codec.node_to_row), st.just(codec.node_from_row)),
+    ),
+    st.data(),
+)
+def test_rows_about_gpus_with_keys_missing_or_odd_still_load(
+    stored: tuple[dict[str, Any], Callable[[Any], object]], data: st.DataObject
+) -> None:
+    row, load = stored
+    damaged = data.draw(json_values) if data.draw(st.booleans()) else _damage(json.loads(row["body"]), data)
+    assert is_dataclass(load(row | {"body": json.dumps(damaged)}))
+
+
+@thorough
 @given(json_values)
 def test_any_json_loads_as_something(value: Any) -> None:
     text = json.dumps(value)
     assert isinstance(codec.spec_from_json(text), EndpointSpec)
     assert isinstance(codec.status_from_json(text, UID), EndpointStatus)
+    assert codec.wait_note_from_json(text) is None or isinstance(value["at"], int)
+    assert all(isinstance(seconds, float) for seconds in codec.usage_from_json(text).values())
+
+
+def test_a_gpu_request_in_a_status_of_a_newer_version_keeps_its_gpus() -> None:
+    row = codec.gpu_request_to_row(
+        GpuRequest("gpr-1", "n", "w", Selection(), NOW, NOW, grant=Grant("c", (("node", (0, 1)),)))
+    )
+    held = codec.gpu_request_from_row(row | {"status": "Hibernating"})
+    assert (held.status, held.gpus_allocated) == (ProvisioningStatus.DRAINING, 2)
+    bare = codec.gpu_request_from_row(row | {"status": "Hibernating", "body": "{}"})
+    assert (bare.status, bare.queued_at) == (ProvisioningStatus.FAILED, NOW)
+
+
+def test_a_node_in_a_state_that_is_not_known_gets_no_work() -> None:
+    row = codec.node_to_row(Node("c", "n", "t", "s", 8, 80)) | {"body": '{"health":"Sleepy","gpus":[{}]}'}
+    node = codec.node_from_row(row)
+    assert not node.schedulable
+    assert node.gpus == ()
 
 
 def test_what_a_row_lacks_takes_its_default() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from sqlalchemy import exc, text
 
 from inferplane.domain.errors import Invalid, StaleVersion, Unavailable
 from inferplane.store.sql import Store
@@ -134,3 +135,24 @@ def _closed_port() -> int:
         port = probe.getsockname()[1]
     assert isinstance(port, int)
     return port
+
+
+async def test_a_database_has_one_control_plane_and_is_free_when_it_has_gone(database_url: str) -> None:
+    first, second = await Store.open(database_url), await Store.open(database_url)
+    try:
+        async with first.claim():
+            with pytest.raises(Unavailable, match="another platform already works on this database"):
+                async with second.claim():
+                    pytest.fail("claimed twice")
+        async with second.claim():
+            pass
+    finally:
+        await first.close()
+        await second.close()
+
+
+async def test_an_error_of_the_database_does_not_carry_values(store: Store) -> None:
+    with pytest.raises(exc.DBAPIError) as caught:
+        async with store._database.begin_write(durable=False) as connection:
+            await connection.execute(text("SELECT :value FROM nowhere"), {"value": "hunter2"})
+    assert "hunter2" not in str(caught.value)

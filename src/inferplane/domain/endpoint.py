@@ -152,12 +152,16 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a loaded model said about itself. `example` is a body that it answers (JSON text), or ""."""
+    """What a loaded model said about itself. `example` is a body that it answers (JSON text), or "".
+
+    `note` is what else a person should know of it while it runs (that it is simulated, say), or "".
+    """
 
     example: str = ""
     inputs: tuple[Mapping[str, Any], ...] = ()
     outputs: tuple[Mapping[str, Any], ...] = ()
     protocols: tuple[str, ...] = ("v1", "v2")
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +345,8 @@ def _serving_state(endpoint: InferenceEndpoint) -> PublicState | None:
     wanted = endpoint.desired_replicas
     current = [r for r in answering if r.id.revision == revision]
     if len(current) >= wanted:
-        return PublicState(PublicStatus.RUNNING, None, "", "", predict="Ready", ingress="Ready")
+        said = status.model.note if status.model is not None else ""
+        return PublicState(PublicStatus.RUNNING, None, said, "", predict="Ready", ingress="Ready")
     failed = _failed_state(endpoint)
     rest = failed or _progress_state(endpoint)
     older = sorted({r.id.revision for r in answering} - {revision})

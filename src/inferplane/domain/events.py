@@ -16,7 +16,8 @@ class Event:
 
     `kind` is a past-tense word (EndpointCreated, ReplicaExited); `actor` is a key's name or
     `controller`. `seq` is 0 until stored, then increases without gaps mattering.
-    `data` holds JSON values and never a secret.
+    `data` holds JSON values and never a secret; what was changed by a person is there as `before` and
+    `after`. `gpu_request_id` names the GPR it is about, if any.
     """
 
     at: datetime
@@ -29,3 +30,4 @@ class Event:
     reason: ReasonCode | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     seq: int = 0
+    gpu_request_id: str = ""

@@ -373,7 +373,8 @@ def _env(value: Any, path: str, warnings: list[str]) -> tuple[tuple[str, str], .
             continue
         text = entry.get("value")
         if text is not None and not isinstance(text, str):
-            raise _invalid(f"{_shown(text)} is not text", f"{path}[{index}].value", "Put it in quotes.")
+            # The variable is named and its value is not: it may be a password.
+            raise _invalid(f"the value of {name} is not text", f"{path}[{index}].value", "Put it in quotes.")
         env[name] = text or ""  # the last of two of one name wins, as in a container
     return tuple(env.items())
 

@@ -22,6 +22,8 @@ from inferplane.domain.endpoint import (
     EndpointSpec,
     EndpointStatus,
     Exit,
+    GpuNote,
+    GpuSpec,
     InferenceEndpoint,
     Milestone,
     ModelInfo,
@@ -35,8 +37,19 @@ from inferplane.domain.endpoint import (
     TrafficLimits,
 )
 from inferplane.domain.events import Event
+from inferplane.domain.gpr_template import BoundCluster, GprTemplate, GprTemplateBinding
+from inferplane.domain.gpu_request import (
+    EXIT_DURATION_DEFAULT,
+    PRIORITY_DEFAULT,
+    GpuRequest,
+    Grant,
+    ProvisioningStatus,
+    Selection,
+)
+from inferplane.domain.inventory import Gpu, Node, NodeHealth
 from inferplane.domain.reasons import ReasonCode
-from inferplane.domain.workspace import Cluster, Workspace
+from inferplane.domain.wait_note import WaitNote
+from inferplane.domain.workspace import Cluster, Workspace, WorkspacePolicy
 
 Raw = Mapping[str, Any]
 """One JSON object as read."""
@@ -119,6 +132,7 @@ def event_to_row(event: Event) -> dict[str, Any]:
         "endpoint_uid": event.endpoint_uid,
         "reason": event.reason.value if event.reason else "",
         "data": to_json(dict(event.data)),
+        "gpu_request_id": event.gpu_request_id,
     }
 
 
@@ -135,6 +149,7 @@ def event_from_row(row: Row) -> Event:
         reason=_enum(ReasonCode, row["reason"]),
         data=_mapping(from_json(row["data"])),
         seq=row["seq"],
+        gpu_request_id=row["gpu_request_id"],
     )
 
 
@@ -257,6 +272,7 @@ def spec_to_json(spec: EndpointSpec) -> str:
             "stopped_by": spec.stopped_by,
             "stopped_at": _micros(spec.stopped_at),
             "manifest": None if spec.manifest is None else dict(spec.manifest),
+            "gpu": _gpu_spec_to(spec.gpu),
         }
     )
 
@@ -299,6 +315,7 @@ def spec_from_json(text: str) -> EndpointSpec:
         stopped_by=_text(raw, "stopped_by"),
         stopped_at=_moment(raw.get("stopped_at")),
         manifest=manifest if isinstance(manifest, dict) else None,
+        gpu=_gpu_spec_from(raw.get("gpu")),
     )
 
 
@@ -332,6 +349,7 @@ def status_to_json(status: EndpointStatus) -> str:
             "problem_message": status.problem_message,
             "left": status.left,
             "since": _micros(status.since),
+            "gpu": _gpu_note_to(status.gpu),
         }
     )
 
@@ -351,6 +369,7 @@ def status_from_json(text: str, endpoint_uid: str) -> EndpointStatus:
         problem_message=_text(raw, "problem_message"),
         left=_texts(raw.get("left")),
         since=_moment(raw.get("since")),
+        gpu=_gpu_note_from(raw.get("gpu")),
     )
 
 
@@ -478,6 +497,7 @@ def _model_to(model: ModelInfo | None) -> dict[str, Any] | None:
         "inputs": [dict(item) for item in model.inputs],
         "outputs": [dict(item) for item in model.outputs],
         "protocols": model.protocols,
+        "note": model.note,
     }
 
 
@@ -489,7 +509,439 @@ def _model_from(value: object) -> ModelInfo | None:
         inputs=tuple(_mapping(item) for item in _list(value.get("inputs"))),
         outputs=tuple(_mapping(item) for item in _list(value.get("outputs"))),
         protocols=_texts(value.get("protocols")) if "protocols" in value else ("v1", "v2"),
+        note=_text(value, "note"),
     )
+
+
+def _gpu_spec_to(gpu: GpuSpec | None) -> dict[str, Any] | None:
+    if gpu is None:
+        return None
+    return {
+        "selection": _selection_to(gpu.selection),
+        "exit_duration": _span(gpu.exit_duration),
+        "priority": gpu.priority,
+        "idle_timeout": _span(gpu.idle_timeout),
+        "enforce_idle": gpu.enforce_idle,
+        "auto_renew": gpu.auto_renew,
+        "enable_eviction": gpu.enable_eviction,
+        "requeue_on_failure": gpu.requeue_on_failure,
+    }
+
+
+def _gpu_spec_from(value: object) -> GpuSpec | None:
+    if not isinstance(value, dict):
+        return None
+    return GpuSpec(
+        selection=_selection_from(_mapping(value.get("selection"))),
+        exit_duration=_exit_duration(value),
+        priority=_whole(value, "priority", PRIORITY_DEFAULT),
+        idle_timeout=_duration(value.get("idle_timeout")),
+        enforce_idle=_flag(value, "enforce_idle"),
+        auto_renew=_flag(value, "auto_renew", default=True),
+        enable_eviction=_flag(value, "enable_eviction"),
+        requeue_on_failure=_flag(value, "requeue_on_failure"),
+    )
+
+
+def _gpu_note_to(note: GpuNote | None) -> dict[str, Any] | None:
+    if note is None:
+        return None
+    return {
+        "gpr_id": note.gpr_id,
+        "status": note.status.value,
+        "cluster": note.cluster,
+        "nodes": note.nodes,
+        "position": note.position,
+        "message": note.message,
+        "estimated_start": _micros(note.estimated_start),
+        "since": _micros(note.since),
+        "ended_reason": note.ended_reason.value if note.ended_reason else None,
+        "requeues": note.requeues,
+        "assumption": note.assumption,
+        "remedy": note.remedy,
+        "reason": note.reason.value,
+    }
+
+
+def _gpu_note_from(value: object) -> GpuNote | None:
+    """None for a request in a status this version does not know: its controller will look again."""
+    raw = _mapping(value)
+    status = _enum(ProvisioningStatus, raw.get("status"))
+    if status is None:
+        return None
+    return GpuNote(
+        gpr_id=_text(raw, "gpr_id"),
+        status=status,
+        cluster=_text(raw, "cluster"),
+        nodes=_node_gpus(raw.get("nodes")),
+        position=_whole_or_none(raw, "position"),
+        message=_text(raw, "message"),
+        estimated_start=_moment(raw.get("estimated_start")),
+        since=_moment(raw.get("since")),
+        ended_reason=_enum(ReasonCode, raw.get("ended_reason")),
+        requeues=_flag(raw, "requeues"),
+        assumption=_text(raw, "assumption"),
+        remedy=_text(raw, "remedy"),
+        reason=_enum(ReasonCode, raw.get("reason")) or ReasonCode.AWAITING_GPU,
+    )
+
+
+# GPU requests, and what they are decided from
+
+
+def gpu_request_to_row(request: GpuRequest) -> dict[str, Any]:
+    """All columns of `gpu_requests` but `wait`, which has its own writer."""
+    return {
+        "id": request.id,
+        "workspace": request.workspace,
+        "endpoint_uid": request.endpoint_uid,
+        "endpoint_name": request.endpoint_name,
+        "status": request.status.value,
+        "live": 0 if request.has_ended else 1,
+        "created_at": to_micros(request.created_at),
+        "version": request.version,
+        "body": to_json(
+            {
+                "name": request.name,
+                "selection": _selection_to(request.selection),
+                "queued_at": to_micros(request.queued_at),
+                "exit_duration": _span(request.exit_duration),
+                "priority": request.priority,
+                "created_by": request.created_by,
+                "idle_timeout": _span(request.idle_timeout),
+                "enforce_idle": request.enforce_idle,
+                "enable_eviction": request.enable_eviction,
+                "requeue_on_failure": request.requeue_on_failure,
+                "auto_renew": request.auto_renew,
+                "multi_node": request.multi_node,
+                "dedicated_nodes": request.dedicated_nodes,
+                "enable_rdma": request.enable_rdma,
+                "enable_secondary_network": request.enable_secondary_network,
+                "grant": _grant_to(request.grant),
+                "granted_at": _micros(request.granted_at),
+                "started_at": _micros(request.started_at),
+                "renewed_until": _micros(request.renewed_until),
+                "idle_since": _micros(request.idle_since),
+                "draining_since": _micros(request.draining_since),
+                "completed_at": _micros(request.completed_at),
+                "ending_as": request.ending_as.value if request.ending_as else None,
+                "early_release": request.early_release,
+                "failure_reason": request.failure_reason,
+                "evicted_by": request.evicted_by,
+                "evicted_at": _micros(request.evicted_at),
+                "retry_count": request.retry_count,
+                "delayed_count": request.delayed_count,
+            }
+        ),
+    }
+
+
+def gpu_request_from_row(row: Row) -> GpuRequest:
+    """The request in a row of `gpu_requests`.
+
+    In a status that this version does not know it keeps what GPUs it was given (it is Draining), or,
+    without any, asks for none (it has Failed): nothing is granted twice because a word is new.
+    """
+    raw = _mapping(from_json(row["body"]))
+    grant = _grant_from(raw.get("grant"))
+    created_at = from_micros(row["created_at"])
+    unknown = ProvisioningStatus.FAILED if grant is None else ProvisioningStatus.DRAINING
+    return GpuRequest(
+        id=row["id"],
+        name=_text(raw, "name"),
+        workspace=row["workspace"],
+        selection=_selection_from(_mapping(raw.get("selection"))),
+        created_at=created_at,
+        queued_at=_moment(raw.get("queued_at")) or created_at,
+        exit_duration=_exit_duration(raw),
+        priority=_whole(raw, "priority", PRIORITY_DEFAULT),
+        created_by=_text(raw, "created_by"),
+        endpoint_uid=row["endpoint_uid"],
+        endpoint_name=row["endpoint_name"],
+        idle_timeout=_duration(raw.get("idle_timeout")),
+        enforce_idle=_flag(raw, "enforce_idle"),
+        enable_eviction=_flag(raw, "enable_eviction"),
+        requeue_on_failure=_flag(raw, "requeue_on_failure"),
+        auto_renew=_flag(raw, "auto_renew"),
+        multi_node=_flag(raw, "multi_node"),
+        dedicated_nodes=_flag(raw, "dedicated_nodes"),
+        enable_rdma=_flag(raw, "enable_rdma"),
+        enable_secondary_network=_flag(raw, "enable_secondary_network"),
+        status=_enum(ProvisioningStatus, row["status"]) or unknown,
+        grant=grant,
+        granted_at=_moment(raw.get("granted_at")),
+        started_at=_moment(raw.get("started_at")),
+        renewed_until=_moment(raw.get("renewed_until")),
+        idle_since=_moment(raw.get("idle_since")),
+        draining_since=_moment(raw.get("draining_since")),
+        completed_at=_moment(raw.get("completed_at")),
+        ending_as=_enum(ProvisioningStatus, raw.get("ending_as")),
+        early_release=_flag(raw, "early_release"),
+        failure_reason=_text(raw, "failure_reason"),
+        evicted_by=_text(raw, "evicted_by"),
+        evicted_at=_moment(raw.get("evicted_at")),
+        retry_count=_whole(raw, "retry_count", 0),
+        delayed_count=_whole(raw, "delayed_count", 0),
+        version=row["version"],
+    )
+
+
+def wait_note_to_json(note: WaitNote) -> str:
+    """JSON text of a wait note."""
+    return to_json(
+        {
+            "position": note.position,
+            "explanation": note.explanation,
+            "estimated_start": _micros(note.estimated_start),
+            "assumption": note.assumption,
+            "at": to_micros(note.at),
+            "remedy": note.remedy,
+            "reason": note.reason.value,
+        }
+    )
+
+
+def wait_note_from_json(text: str) -> WaitNote | None:
+    """The wait note in `text`, or None when it does not even say when it was said."""
+    raw = _mapping(from_json(text))
+    at = _moment(raw.get("at"))
+    if at is None:
+        return None
+    return WaitNote(
+        position=_whole_or_none(raw, "position"),
+        explanation=_text(raw, "explanation"),
+        estimated_start=_moment(raw.get("estimated_start")),
+        assumption=_text(raw, "assumption"),
+        at=at,
+        remedy=_text(raw, "remedy"),
+        reason=_enum(ReasonCode, raw.get("reason")) or ReasonCode.AWAITING_GPU,
+    )
+
+
+def usage_from_json(text: str) -> dict[str, float]:
+    """GPU-seconds by workspace; what is no number is left out."""
+    raw = _mapping(from_json(text))
+    return {workspace: _number(raw, workspace, 0.0) for workspace in raw}
+
+
+def policy_to_row(policy: WorkspacePolicy) -> dict[str, Any]:
+    """All columns of `workspace_policies`."""
+    body = {
+        "priority_lowest": policy.priority_lowest,
+        "priority_highest": policy.priority_highest,
+        "max_requests": policy.max_requests,
+        "max_queued": policy.max_queued,
+        "max_exit_duration": _span(policy.max_exit_duration),
+        "gpu_shapes": policy.gpu_shapes,
+        "max_gpus_per_request": policy.max_gpus_per_request,
+        "max_memory_gb_per_request": policy.max_memory_gb_per_request,
+        "max_endpoints": policy.max_endpoints,
+        "requeue_on_failure": policy.requeue_on_failure,
+        "auto_eviction": policy.auto_eviction,
+        "enforce_idle_timeout": policy.enforce_idle_timeout,
+    }
+    return {"workspace": policy.workspace, "body": to_json(body)}
+
+
+def policy_from_row(row: Row) -> WorkspacePolicy:
+    """The policy in a row of `workspace_policies`."""
+    raw = _mapping(from_json(row["body"]))
+    return WorkspacePolicy(
+        workspace=row["workspace"],
+        priority_lowest=_whole(raw, "priority_lowest", _POLICY.priority_lowest),
+        priority_highest=_whole(raw, "priority_highest", _POLICY.priority_highest),
+        max_requests=_whole_or_none(raw, "max_requests"),
+        max_queued=_whole(raw, "max_queued", _POLICY.max_queued),
+        max_exit_duration=_duration(raw.get("max_exit_duration")),
+        gpu_shapes=_texts(raw.get("gpu_shapes")),
+        max_gpus_per_request=_whole_or_none(raw, "max_gpus_per_request"),
+        max_memory_gb_per_request=_whole_or_none(raw, "max_memory_gb_per_request"),
+        max_endpoints=_whole_or_none(raw, "max_endpoints"),
+        requeue_on_failure=_flag(raw, "requeue_on_failure"),
+        auto_eviction=_flag(raw, "auto_eviction"),
+        enforce_idle_timeout=_flag(raw, "enforce_idle_timeout"),
+    )
+
+
+_POLICY = WorkspacePolicy("")
+
+
+def template_to_row(template: GprTemplate) -> dict[str, Any]:
+    """All columns of `gpr_templates`."""
+    body = {
+        "cluster": template.cluster,
+        "gpus_per_node": template.gpus_per_node,
+        "nodes": template.nodes,
+        "memory_gb": template.memory_gb,
+        "gpu_shape": template.gpu_shape,
+        "instance_type": template.instance_type,
+        "exit_duration": _span(template.exit_duration),
+        "priority": template.priority,
+        "enforce_idle": template.enforce_idle,
+        "idle_timeout": _span(template.idle_timeout),
+        "enable_eviction": template.enable_eviction,
+        "requeue_on_failure": template.requeue_on_failure,
+    }
+    return {"name": template.name, "body": to_json(body)}
+
+
+def template_from_row(row: Row) -> GprTemplate:
+    """The template in a row of `gpr_templates`."""
+    raw = _mapping(from_json(row["body"]))
+    return GprTemplate(
+        name=row["name"],
+        cluster=_text(raw, "cluster"),
+        gpus_per_node=_whole(raw, "gpus_per_node", 1),
+        nodes=_whole(raw, "nodes", 1),
+        memory_gb=_whole(raw, "memory_gb", 0),
+        gpu_shape=_text(raw, "gpu_shape"),
+        instance_type=_text(raw, "instance_type"),
+        exit_duration=_exit_duration(raw),
+        priority=_whole(raw, "priority", PRIORITY_DEFAULT),
+        enforce_idle=_flag(raw, "enforce_idle"),
+        idle_timeout=_duration(raw.get("idle_timeout")),
+        enable_eviction=_flag(raw, "enable_eviction"),
+        requeue_on_failure=_flag(raw, "requeue_on_failure"),
+    )
+
+
+def binding_to_row(binding: GprTemplateBinding) -> dict[str, Any]:
+    """All columns of `gpr_template_bindings`."""
+    body = {
+        "clusters": [
+            {"cluster": each.cluster, "default_template": each.default_template, "templates": each.templates}
+            for each in binding.clusters
+        ],
+        "enable_auto_gpr": binding.enable_auto_gpr,
+    }
+    return {"workspace": binding.workspace, "body": to_json(body)}
+
+
+def binding_from_row(row: Row) -> GprTemplateBinding:
+    """The binding in a row of `gpr_template_bindings`."""
+    raw = _mapping(from_json(row["body"]))
+    bound = [_mapping(each) for each in _list(raw.get("clusters"))]
+    return GprTemplateBinding(
+        workspace=row["workspace"],
+        clusters=tuple(
+            BoundCluster(
+                cluster=_text(each, "cluster"),
+                default_template=_text(each, "default_template"),
+                templates=_texts(each.get("templates")),
+            )
+            for each in bound
+        ),
+        enable_auto_gpr=_flag(raw, "enable_auto_gpr"),
+    )
+
+
+def node_to_row(node: Node) -> dict[str, Any]:
+    """All columns of `nodes`."""
+    body = {
+        "instance_type": node.instance_type,
+        "gpu_shape": node.gpu_shape,
+        "gpu_count": node.gpu_count,
+        "memory_gb": node.memory_gb,
+        "health": node.health.value,
+        "simulated": node.simulated,
+        "gpus": [
+            {"index": gpu.index, "uuid": gpu.uuid, "model_name": gpu.model_name, "healthy": gpu.healthy}
+            for gpu in node.gpus
+        ],
+        "gpu_model_name": node.gpu_model_name,
+        "cloud_provider": node.cloud_provider,
+        "region": node.region,
+    }
+    return {"cluster": node.cluster, "name": node.name, "body": to_json(body)}
+
+
+def node_from_row(row: Row) -> Node:
+    """The node in a row of `nodes`. In a state of health that is not known nothing is placed on it."""
+    raw = _mapping(from_json(row["body"]))
+    return Node(
+        cluster=row["cluster"],
+        name=row["name"],
+        instance_type=_text(raw, "instance_type"),
+        gpu_shape=_text(raw, "gpu_shape"),
+        gpu_count=_whole(raw, "gpu_count", 0),
+        memory_gb=_whole(raw, "memory_gb", 0),
+        health=_enum(NodeHealth, raw.get("health")) or NodeHealth.UNHEALTHY,
+        simulated=_flag(raw, "simulated"),
+        gpus=_known(_gpu_from(_mapping(each)) for each in _list(raw.get("gpus"))),
+        gpu_model_name=_text(raw, "gpu_model_name"),
+        cloud_provider=_text(raw, "cloud_provider"),
+        region=_text(raw, "region"),
+    )
+
+
+def _gpu_from(raw: Raw) -> Gpu | None:
+    index = _whole_or_none(raw, "index")
+    if index is None:
+        return None
+    return Gpu(
+        index=index,
+        uuid=_text(raw, "uuid"),
+        model_name=_text(raw, "model_name"),
+        healthy=_flag(raw, "healthy", default=True),
+    )
+
+
+def _selection_to(selection: Selection) -> dict[str, Any]:
+    return {
+        "cluster_name": selection.cluster_name,
+        "preferred_clusters": selection.preferred_clusters,
+        "auto_cluster": selection.auto_cluster,
+        "auto_gpu": selection.auto_gpu,
+        "gpu_shape": selection.gpu_shape,
+        "instance_type": selection.instance_type,
+        "memory_gb": selection.memory_gb,
+        "gpus_per_node": selection.gpus_per_node,
+        "nodes": selection.nodes,
+    }
+
+
+def _selection_from(raw: Raw) -> Selection:
+    return Selection(
+        cluster_name=_text(raw, "cluster_name"),
+        preferred_clusters=_texts(raw.get("preferred_clusters")),
+        auto_cluster=_flag(raw, "auto_cluster"),
+        auto_gpu=_flag(raw, "auto_gpu"),
+        gpu_shape=_text(raw, "gpu_shape"),
+        instance_type=_text(raw, "instance_type"),
+        memory_gb=_whole(raw, "memory_gb", 0),
+        gpus_per_node=_whole(raw, "gpus_per_node", 1),
+        nodes=_whole(raw, "nodes", 1),
+    )
+
+
+def _grant_to(grant: Grant | None) -> dict[str, Any] | None:
+    if grant is None:
+        return None
+    return {
+        "cluster": grant.cluster,
+        "nodes": grant.nodes,
+        "gpu_shape": grant.gpu_shape,
+        "instance_type": grant.instance_type,
+        "memory_gb": grant.memory_gb,
+    }
+
+
+def _grant_from(value: object) -> Grant | None:
+    if not isinstance(value, dict):
+        return None
+    return Grant(
+        cluster=_text(value, "cluster"),
+        nodes=_node_gpus(value.get("nodes")),
+        gpu_shape=_text(value, "gpu_shape"),
+        instance_type=_text(value, "instance_type"),
+        memory_gb=_whole(value, "memory_gb", 0),
+    )
+
+
+def _node_gpus(value: object) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """(node, GPU indexes) pairs."""
+    pairs = [pair for pair in map(_list, _list(value)) if len(pair) == 2]
+    return tuple((str(node), tuple(filter(_is_whole, _list(indexes)))) for node, indexes in pairs)
 
 
 # JSON
@@ -568,6 +1020,15 @@ def _whole_or_none(raw: Raw, key: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _flag(raw: Raw, key: str, *, default: bool = False) -> bool:
+    value = raw.get(key)
+    return value if isinstance(value, bool) else default
+
+
 def _number(raw: Raw, key: str, default: float) -> float:
     value = raw.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -587,6 +1048,26 @@ def _enum(kind: type[E], value: object) -> E | None:
 
 def _micros(at: datetime | None) -> int | None:
     return None if at is None else to_micros(at)
+
+
+def _span(duration: timedelta | None) -> int | None:
+    """Whole microseconds."""
+    return None if duration is None else duration // _MICROSECOND
+
+
+def _duration(value: object) -> timedelta | None:
+    """What `_span` came from; None for what is no duration."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    try:
+        return timedelta(microseconds=value)
+    except OverflowError:
+        return None
+
+
+def _exit_duration(raw: Raw) -> timedelta:
+    duration = _duration(raw.get("exit_duration"))
+    return EXIT_DURATION_DEFAULT if duration is None else duration
 
 
 def _moment(value: object) -> datetime | None:

@@ -19,6 +19,7 @@ StaleVersion.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -57,10 +58,13 @@ POSTGRES_LOCK_TIMEOUT_MS = 15_000
 POSTGRES_IDLE_IN_TRANSACTION_MS = 30_000  # a stopped process must not hold the others up for longer
 POSTGRES_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 POOL_WAIT_SECONDS = 30.0
+CLAIM_SECONDS = 3.0
+CLAIM_POLL_SECONDS = 0.05
 
 # Names of advisory locks: arbitrary, but the same in every process that shares a database.
 _LOCK_UPGRADE = 0x1F_E2_0001
 _LOCK_EVENTS = 0x1F_E2_0002
+_LOCK_CONTROL_PLANE = 0x1F_E2_0003
 
 _RETRYABLE = frozenset({"40001", "40P01"})  # serialization failure, deadlock
 _UNIQUE, _FOREIGN_KEY = "23505", "23503"
@@ -114,6 +118,17 @@ class Database:
                     await connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                 yield connection
 
+    @asynccontextmanager
+    async def claim(self) -> AsyncIterator[None]:
+        """Be the only control plane on this database until the block ends, however this process ends.
+
+        Raises Unavailable when another process is. A killed one counts until the system has noticed,
+        so the question is asked for a moment.
+        """
+        claim = _claim_file(self) if self.is_sqlite else _claim_session(self.writer)
+        async with claim:
+            yield
+
     async def close(self) -> None:
         """Close every connection."""
         await self.writer.dispose()
@@ -162,7 +177,12 @@ async def _connect_sqlite(url: URL) -> Database:
     arguments: dict[str, Any] = {"timeout": SQLITE_LOCK_WAIT_SECONDS, "isolation_level": None}
     _create_private_file(Path(str(url.database)))
     writer = create_async_engine(
-        url, connect_args=arguments, pool_size=1, max_overflow=0, pool_timeout=POOL_WAIT_SECONDS
+        url,
+        connect_args=arguments,
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=POOL_WAIT_SECONDS,
+        hide_parameters=True,  # values may be secrets; an error must not carry them into a log
     )
     _on_connect(writer, _sqlite_pragmas(query_only=False))
     _on_begin(writer, "BEGIN IMMEDIATE")
@@ -172,6 +192,7 @@ async def _connect_sqlite(url: URL) -> Database:
         pool_size=SQLITE_READERS_MAX,
         max_overflow=0,
         pool_timeout=POOL_WAIT_SECONDS,
+        hide_parameters=True,
     )
     _on_connect(reader, _sqlite_pragmas(query_only=True))
     _on_begin(reader, "BEGIN")
@@ -275,6 +296,7 @@ def _connect_postgres(url: URL) -> Database:
             max_overflow=POSTGRES_POOL_EXTRA,
             pool_timeout=POOL_WAIT_SECONDS,
             pool_pre_ping=True,
+            hide_parameters=True,
         )
     except (exc.ArgumentError, ValueError) as error:
         raise Invalid(
@@ -334,6 +356,64 @@ def _seconds(name: str, text: str) -> float:
         raise Invalid(
             f"{name} in the database URL must be a number of seconds", field="database_url"
         ) from error
+
+
+# Claims
+
+
+@asynccontextmanager
+async def _claim_file(database: Database) -> AsyncIterator[None]:
+    """A lock file beside the database; the kernel gives it back."""
+    path = Path(f"{database.writer.url.database}.claim")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        for last in _tries():
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if last:
+                    raise _in_use() from error
+                await asyncio.sleep(CLAIM_POLL_SECONDS)
+            else:
+                break
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@asynccontextmanager
+async def _claim_session(engine: AsyncEngine) -> AsyncIterator[None]:
+    """An advisory lock of a session that does nothing else; PostgreSQL gives it back with the session."""
+    with translated():
+        async with engine.connect() as plain:
+            session = await plain.execution_options(isolation_level="AUTOCOMMIT")
+            for last in _tries():
+                taken = await session.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK_CONTROL_PLANE})")
+                if taken.scalar_one():
+                    break
+                if last:
+                    raise _in_use()
+                await asyncio.sleep(CLAIM_POLL_SECONDS)
+            try:
+                yield
+            finally:
+                # The session must not go back into the pool with the lock.
+                await plain.invalidate()
+
+
+def _tries() -> Iterator[bool]:
+    """Once for each try; True with the last."""
+    count = int(CLAIM_SECONDS / CLAIM_POLL_SECONDS)
+    yield from (number == count for number in range(count + 1))
+
+
+def _in_use() -> Unavailable:
+    return Unavailable(
+        "another platform already works on this database",
+        reason="DatabaseInUse",
+        field="database_url",
+        next_action="Stop it first, or name another database with --database-url or INFERPLANE_DATABASE_URL.",
+    )
 
 
 # Errors

@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy import Text as PlainText
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration. Opening compares it with the database before it imports the migration tool."""
 
 NAMING = {
@@ -150,10 +150,70 @@ events = Table(
     Column("endpoint_uid", Key, nullable=False),
     Column("reason", Text, nullable=False),
     Column("data", Text, nullable=False),
+    # Versions before 0002 write events without it.
+    Column("gpu_request_id", Key, nullable=False, server_default=""),
     Index(None, "workspace", "endpoint", "seq"),
     Index(None, "endpoint_uid", "seq"),
     # AUTOINCREMENT: a number is never given twice, not even after the newest events were pruned.
     sqlite_autoincrement=True,
+)
+
+gpu_requests = Table(
+    "gpu_requests",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("workspace", Key, ForeignKey("workspaces.name"), nullable=False),
+    Column("endpoint_uid", Key, nullable=False),
+    Column("endpoint_name", Text, nullable=False),
+    Column("status", Key, nullable=False),
+    # 1 until it has ended: the history may grow without the scheduler's reading getting slower.
+    Column("live", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),
+    # What was last said about its wait: derived, so without a version.
+    Column("wait", Text),
+    # In the order in which requests are listed.
+    Index(None, "workspace", "created_at", "id"),
+    Index(None, "live", "created_at", "id"),
+    Index(None, "endpoint_uid"),
+)
+
+workspace_policies = Table(
+    "workspace_policies",
+    metadata,
+    Column("workspace", Key, ForeignKey("workspaces.name", ondelete="CASCADE"), primary_key=True),
+    Column("body", Text, nullable=False),
+)
+
+gpr_templates = Table(
+    "gpr_templates",
+    metadata,
+    Column("name", Key, primary_key=True),
+    Column("body", Text, nullable=False),
+)
+
+gpr_template_bindings = Table(
+    "gpr_template_bindings",
+    metadata,
+    Column("workspace", Key, ForeignKey("workspaces.name", ondelete="CASCADE"), primary_key=True),
+    Column("body", Text, nullable=False),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("cluster", Key, primary_key=True),
+    Column("name", Key, primary_key=True),
+    Column("body", Text, nullable=False),
+)
+
+scheduler_state = Table(
+    "scheduler_state",
+    metadata,
+    Column("name", Key, primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
 )
 
 answers = Table(

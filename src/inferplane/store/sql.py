@@ -1,10 +1,11 @@
 """Transactions, compare-and-set, events: the one way to what must survive.
 
-A `Tx` is one database transaction and belongs to one task. Whoever changes an endpoint says which version
-it read; if the row has moved on, StaleVersion tells it to read again. Changes are announced after the
-commit, never before: at once to subscribers in this process, and, for what other processes did, when the
-store next looks at the events (`POLL_INTERVAL_SECONDS`); what another process wrote without an event
-(bare progress in a status) is not announced here. An announcement is a hint that carries only the key. Never wait for the network inside a transaction: on SQLite everybody else waits too.
+A `Tx` is one database transaction and belongs to one task. Whoever changes an endpoint or a GPU request
+says which version it read; if the row has moved on, StaleVersion tells it to read again. Changes are
+announced after the commit, never before: at once to subscribers in this process, and, for what other
+processes did, when the store next looks at the events (`POLL_INTERVAL_SECONDS`); what another process
+wrote without an event (bare progress in a status) is not announced here. An announcement is a hint that
+carries only the key. Never wait for the network inside a transaction: on SQLite everybody else waits too.
 
 Errors are the domain's: NotFound, AlreadyExists, Conflict, StaleVersion, and Unavailable when the
 database itself does not answer.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,7 +29,11 @@ from inferplane.domain.access import ApiKey
 from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint
 from inferplane.domain.errors import AlreadyExists, Conflict, NotFound, StaleVersion, Unavailable
 from inferplane.domain.events import Event
-from inferplane.domain.workspace import Cluster, Workspace
+from inferplane.domain.gpr_template import GprTemplate, GprTemplateBinding
+from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus
+from inferplane.domain.inventory import Node
+from inferplane.domain.wait_note import WaitNote
+from inferplane.domain.workspace import Cluster, Workspace, WorkspacePolicy
 from inferplane.observability import get_logger
 from inferplane.store import codec
 from inferplane.store.dialect import Database, connect, translated
@@ -39,7 +44,13 @@ from inferplane.store.schema import (
     endpoint_secrets,
     endpoints,
     events,
+    gpr_template_bindings,
+    gpr_templates,
+    gpu_requests,
     installation_secrets,
+    nodes,
+    scheduler_state,
+    workspace_policies,
     workspaces,
 )
 from inferplane.store.upgrade import upgrade
@@ -48,20 +59,28 @@ POLL_INTERVAL_SECONDS = 0.5
 POLL_EVENTS_MAX = 1000  # in one look; the rest follows at the next
 EVENTS_KEPT_MAX = 200_000
 ANSWERS_KEPT_MAX = 10_000
+ENDED_GPU_REQUESTS_KEPT_MAX = 50_000
 PRUNE_INTERVAL_SECONDS = 600.0
 EVENTS_PAGE_MAX = 1000
 INSTALLATION_SECRET_BYTES = 32
+
+_USAGE = "usage"  # the row of `scheduler_state`
 
 _log = get_logger("store")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something about this endpoint was written. A hint: read to learn what."""
+    """Something about this endpoint, or this GPU request, was written. A hint: read to learn what.
+
+    `endpoint_uid` is "" for a GPU request of its own. Both are "" when something was written that GPU
+    requests are decided from (a policy, the nodes of a cluster); that is told within this process only.
+    """
 
     workspace: str
     endpoint: str
     endpoint_uid: str
+    gpu_request_id: str = ""
 
 
 class Store:
@@ -102,6 +121,13 @@ class Store:
             self._poller = None
         await self._database.close()
 
+    def claim(self) -> AbstractAsyncContextManager[None]:
+        """Be the only control plane on this database while the block lasts.
+
+        Two of them would start every server twice and clear each other's away. Raises Unavailable.
+        """
+        return self._database.claim()
+
     def transaction(self, *, durable: bool = True) -> AbstractAsyncContextManager[Tx]:
         """One transaction that may write: committed when the block ends, undone when it raises.
 
@@ -136,7 +162,7 @@ class Store:
                 await stack.aclose()
 
     def subscribe(self, callback: Callable[[Change], None]) -> Callable[[], None]:
-        """Call `callback` after each committed change of an endpoint; returns how to stop.
+        """Call `callback` after each committed change of an endpoint or a GPU request; returns how to stop.
 
         It runs on the event loop, must return at once, and may hear of the same change twice.
         """
@@ -153,9 +179,11 @@ class Store:
     ) -> int:
         """Delete the oldest events and idempotent answers beyond these numbers; how many events went.
 
-        The store does this by itself every `PRUNE_INTERVAL_SECONDS`.
+        GPU requests that ended long ago go too. The store does this by itself every
+        `PRUNE_INTERVAL_SECONDS`.
         """
         async with self.transaction(durable=False) as tx:
+            await tx.prune_gpu_requests()
             await tx.prune_answers(answers_max)
             return await tx.prune_events(events_max)
 
@@ -199,7 +227,11 @@ class Store:
         if not rows:
             return False
         self._seen_seq = rows[-1][0]
-        others = {change: None for seq, change in rows if seq not in self._own_seqs and change.endpoint_uid}
+        others = {
+            change: None
+            for seq, change in rows
+            if seq not in self._own_seqs and (change.endpoint_uid or change.gpu_request_id)
+        }
         self._own_seqs = {seq for seq in self._own_seqs if seq > self._seen_seq}
         self._tell(others)
         return len(rows) == POLL_EVENTS_MAX
@@ -248,15 +280,35 @@ class Tx:
         return [codec.workspace_from_row(row._mapping) for row in rows]
 
     async def delete_workspace(self, name: str) -> None:
-        """Deleting what is gone is harmless. Raises Conflict while it still has endpoints."""
-        try:
-            await self._run(delete(workspaces).where(workspaces.c.name == name))
-        except Conflict as error:
+        """Deleting what is gone is harmless. Takes its policy, its binding and its ended GPU requests along.
+
+        Raises Conflict while it still has endpoints, or GPU requests that have not ended; the transaction
+        must then be given up.
+        """
+        live = await self._first(
+            select(gpu_requests.c.id)
+            .where(gpu_requests.c.workspace == name, gpu_requests.c.live == 1)
+            .limit(1)
+        )
+        if live is not None:
             raise Conflict(
-                f"workspace {name} still has endpoints",
+                f"workspace {name} still has GPU requests that have not ended",
                 reason="WorkspaceNotEmpty",
                 field="workspaceName",
-                next_action="Delete its endpoints first.",
+                next_action="Delete those that wait and release the others first.",
+            )
+        try:
+            await self._run(
+                delete(gpu_requests).where(gpu_requests.c.workspace == name, gpu_requests.c.live == 0)
+            )
+            await self._run(delete(workspaces).where(workspaces.c.name == name))
+        except Conflict as error:
+            # Or a GPU request that was inserted since the look above.
+            raise Conflict(
+                f"workspace {name} still has endpoints or GPU requests",
+                reason="WorkspaceNotEmpty",
+                field="workspaceName",
+                next_action="Delete its endpoints and GPU requests first.",
             ) from error
 
     async def put_cluster(self, cluster: Cluster) -> None:
@@ -457,6 +509,278 @@ class Tx:
         value = {} if row is None else codec.from_json(row.secret)
         return {str(key): str(item) for key, item in value.items()} if isinstance(value, dict) else {}
 
+    # GPU requests
+
+    async def insert_gpu_request(self, request: GpuRequest) -> None:
+        """Raises AlreadyExists for a known id, NotFound for an unknown workspace."""
+        statement = self._database.insert(gpu_requests).values(codec.gpu_request_to_row(request))
+        try:
+            inserted = await self._count(statement.on_conflict_do_nothing(index_elements=["id"]))
+        except Conflict as error:
+            raise _no_workspace(request.workspace) from error
+        if not inserted:
+            raise AlreadyExists(f"GPU request {request.id} exists already", reason="GprExists", field="gprId")
+        self._touch_gpu_request(request)
+
+    async def get_gpu_request(self, request_id: str) -> GpuRequest:
+        """Raises NotFound."""
+        row = await self._first(_GPU_REQUEST_BY_ID, {"id": request_id})
+        if row is None:
+            raise _no_gpu_request(request_id)
+        return codec.gpu_request_from_row(row._mapping)
+
+    async def list_gpu_requests(
+        self,
+        *,
+        workspace: str | None = None,
+        endpoint_uid: str | None = None,
+        live_only: bool = False,
+        limit: int | None = None,
+        after_id: str = "",
+    ) -> list[GpuRequest]:
+        """By (time of creation, id). `after_id` names a request: only those behind it.
+
+        `live_only` leaves out those that have ended. Raises NotFound when the request `after_id` is gone.
+        """
+        columns = gpu_requests.c
+        statement = select(*_GPU_REQUEST).order_by(columns.created_at, columns.id)
+        if workspace is not None:
+            statement = statement.where(columns.workspace == workspace)
+        if endpoint_uid is not None:
+            statement = statement.where(columns.endpoint_uid == endpoint_uid)
+        if live_only:
+            statement = statement.where(columns.live == 1)
+        if after_id:
+            row = await self._first(select(columns.created_at).where(columns.id == after_id))
+            if row is None:
+                raise _no_gpu_request(after_id)
+            key: tuple[int, str] = (row.created_at, after_id)
+            statement = statement.where(tuple_(columns.created_at, columns.id) > key)
+        if limit is not None:
+            statement = statement.limit(limit)
+        return [codec.gpu_request_from_row(row._mapping) for row in await self._all(statement)]
+
+    async def save_gpu_request(self, request: GpuRequest) -> int:
+        """Write everything but id, workspace, endpoint and time of creation. Returns the new version.
+
+        `request.version` must be the row's. Raises StaleVersion when it is not, or the row is gone.
+        """
+        row = codec.gpu_request_to_row(request)
+        columns = gpu_requests.c
+        statement = (
+            update(gpu_requests)
+            .where(columns.id == request.id, columns.version == request.version)
+            .values({key: row[key] for key in ("status", "live", "body")})
+            .values(version=request.version + 1)
+        )
+        if request.status is not ProvisioningStatus.QUEUED:
+            statement = statement.values(wait=None)
+        if not await self._count(statement):
+            raise StaleVersion(f"GPU request {request.id} is no longer at version {request.version}")
+        self._touch_gpu_request(request)
+        return request.version + 1
+
+    async def delete_gpu_request(self, request_id: str) -> None:
+        """Deleting what is gone is harmless. Whether it may be deleted is for the caller to know."""
+        columns = gpu_requests.c
+        statement = (
+            delete(gpu_requests)
+            .where(columns.id == request_id)
+            .returning(columns.workspace, columns.endpoint_name, columns.endpoint_uid)
+        )
+        row = (await self._run(statement)).first()
+        if row is not None:
+            self.touched[Change(row.workspace, row.endpoint_name, row.endpoint_uid, request_id)] = None
+
+    async def save_wait_note(self, request_id: str, note: WaitNote | None) -> None:
+        """Note what is said about a request's wait, or nothing. See `save_wait_notes`."""
+        await self.save_wait_notes({request_id: note})
+
+    async def save_wait_notes(self, notes: Mapping[str, WaitNote | None]) -> None:
+        """Note what is said about these requests' waits.
+
+        Leaves their versions alone, and requests that are gone or do not wait. It is announced as a
+        change of the request's endpoint only, and not at all for a request of its own: whoever writes
+        notes wakes on changes of requests.
+        """
+        columns = gpu_requests.c
+        for request_id, note in notes.items():
+            statement = (
+                update(gpu_requests)
+                .where(columns.id == request_id, columns.status == ProvisioningStatus.QUEUED.value)
+                .values(wait=None if note is None else codec.wait_note_to_json(note))
+                .returning(columns.workspace, columns.endpoint_name, columns.endpoint_uid)
+            )
+            row = (await self._run(statement)).first()
+            if row is not None and row.endpoint_uid:
+                self.touched[Change(row.workspace, row.endpoint_name, row.endpoint_uid)] = None
+
+    async def wait_notes(self, request_ids: Iterable[str] | None = None) -> dict[str, WaitNote]:
+        """What was last said about each request that waits; None asks for all of them."""
+        columns = gpu_requests.c
+        statement = select(columns.id, columns.wait).where(
+            columns.live == 1, columns.status == ProvisioningStatus.QUEUED.value, columns.wait.is_not(None)
+        )
+        if request_ids is not None:
+            statement = statement.where(columns.id.in_(list(request_ids)))
+        found = {
+            row.id: codec.wait_note_from_json(row.wait)
+            for row in await self._all(statement.order_by(columns.id))
+        }
+        return {request_id: note for request_id, note in found.items() if note is not None}
+
+    async def prune_gpu_requests(self, kept_max: int = ENDED_GPU_REQUESTS_KEPT_MAX) -> int:
+        """Forget the requests that ended and were created first, but about `kept_max`; how many went."""
+        columns = gpu_requests.c
+        newest_doomed = (
+            select(columns.created_at)
+            .where(columns.live == 0)
+            .order_by(columns.created_at.desc())
+            .offset(max(0, kept_max))
+            .limit(1)
+        ).scalar_subquery()
+        return await self._count(
+            delete(gpu_requests).where(columns.live == 0, columns.created_at <= newest_doomed)
+        )
+
+    # What GPU requests are decided from
+
+    async def put_policy(self, policy: WorkspacePolicy) -> None:
+        """Set a workspace's policy. Raises NotFound for an unknown workspace."""
+        values = codec.policy_to_row(policy)
+        statement = self._database.insert(workspace_policies).values(values)
+        try:
+            await self._run(
+                statement.on_conflict_do_update(index_elements=["workspace"], set_={"body": values["body"]})
+            )
+        except Conflict as error:
+            raise _no_workspace(policy.workspace) from error
+        self.touched[Change(policy.workspace, "", "")] = None
+
+    async def get_policy(self, workspace: str) -> WorkspacePolicy:
+        """The workspace's policy; one without limits where nobody has set any."""
+        statement = select(workspace_policies).where(workspace_policies.c.workspace == workspace)
+        row = await self._first(statement)
+        return WorkspacePolicy(workspace) if row is None else codec.policy_from_row(row._mapping)
+
+    async def list_policies(self) -> list[WorkspacePolicy]:
+        """Those that were set, by workspace."""
+        rows = await self._all(select(workspace_policies).order_by(workspace_policies.c.workspace))
+        return [codec.policy_from_row(row._mapping) for row in rows]
+
+    async def save_nodes(self, cluster: str, found: Iterable[Node]) -> bool:
+        """Make these the cluster's nodes; whether that changed anything."""
+        rows = {node.name: codec.node_to_row(node) | {"cluster": cluster} for node in found}
+        known = {
+            row.name: row.body
+            for row in await self._all(select(nodes.c.name, nodes.c.body).where(nodes.c.cluster == cluster))
+        }
+        if {name: row["body"] for name, row in rows.items()} == known:
+            return False
+        await self._run(delete(nodes).where(nodes.c.cluster == cluster))
+        if rows:
+            with translated():
+                await self._connection.execute(insert(nodes), list(rows.values()))
+        self.touched[Change("", "", "")] = None
+        return True
+
+    async def list_nodes(self, cluster: str | None = None) -> list[Node]:
+        """Of one cluster, or all with None; by (cluster, name)."""
+        statement = select(nodes).order_by(nodes.c.cluster, nodes.c.name)
+        if cluster is not None:
+            statement = statement.where(nodes.c.cluster == cluster)
+        return [codec.node_from_row(row._mapping) for row in await self._all(statement)]
+
+    async def load_usage(self) -> dict[str, float]:
+        """Faded GPU-seconds by workspace, as of `usage_at`; empty before the first `save_usage`."""
+        statement = select(scheduler_state.c.value).where(scheduler_state.c.name == _USAGE)
+        row = await self._first(statement)
+        return {} if row is None else codec.usage_from_json(row.value)
+
+    async def usage_at(self) -> datetime | None:
+        """The moment that the usage speaks of; None before the first `save_usage`."""
+        row = await self._first(select(scheduler_state.c.at).where(scheduler_state.c.name == _USAGE))
+        return None if row is None else codec.from_micros(row.at)
+
+    async def save_usage(self, usage: Mapping[str, float], at: datetime) -> None:
+        """Replace the usage of all workspaces."""
+        changes = {"value": codec.to_json(dict(usage)), "at": codec.to_micros(at)}
+        statement = self._database.insert(scheduler_state).values(name=_USAGE, **changes)
+        await self._run(statement.on_conflict_do_update(index_elements=["name"], set_=changes))
+
+    # Templates and bindings
+
+    async def insert_template(self, template: GprTemplate) -> None:
+        """Raises AlreadyExists."""
+        statement = self._database.insert(gpr_templates).values(codec.template_to_row(template))
+        if not await self._count(statement.on_conflict_do_nothing(index_elements=["name"])):
+            raise AlreadyExists(
+                f"GPR template {template.name} exists already", reason="GprTemplateExists", field="name"
+            )
+
+    async def update_template(self, template: GprTemplate) -> None:
+        """Replace everything but the name. Raises NotFound."""
+        body = codec.template_to_row(template)["body"]
+        statement = update(gpr_templates).where(gpr_templates.c.name == template.name).values(body=body)
+        if not await self._count(statement):
+            raise _no_template(template.name)
+
+    async def get_template(self, name: str) -> GprTemplate:
+        """Raises NotFound."""
+        row = await self._first(select(gpr_templates).where(gpr_templates.c.name == name))
+        if row is None:
+            raise _no_template(name)
+        return codec.template_from_row(row._mapping)
+
+    async def list_templates(self) -> list[GprTemplate]:
+        """All, by name."""
+        rows = await self._all(select(gpr_templates).order_by(gpr_templates.c.name))
+        return [codec.template_from_row(row._mapping) for row in rows]
+
+    async def delete_template(self, name: str) -> None:
+        """Deleting what is gone is harmless; bindings that name it go on naming it."""
+        await self._run(delete(gpr_templates).where(gpr_templates.c.name == name))
+
+    async def insert_binding(self, binding: GprTemplateBinding) -> None:
+        """Raises AlreadyExists when the workspace has one, NotFound for an unknown workspace."""
+        statement = self._database.insert(gpr_template_bindings).values(codec.binding_to_row(binding))
+        try:
+            inserted = await self._count(statement.on_conflict_do_nothing(index_elements=["workspace"]))
+        except Conflict as error:
+            raise _no_workspace(binding.workspace) from error
+        if not inserted:
+            raise AlreadyExists(
+                f"workspace {binding.workspace} has a GPR template binding already",
+                reason="GprTemplateBindingExists",
+                field="workspaceName",
+                next_action="Change it, or delete it first.",
+            )
+
+    async def update_binding(self, binding: GprTemplateBinding) -> None:
+        """Replace everything but the workspace. Raises NotFound."""
+        columns = gpr_template_bindings.c
+        statement = update(gpr_template_bindings).where(columns.workspace == binding.workspace)
+        if not await self._count(statement.values(body=codec.binding_to_row(binding)["body"])):
+            raise _no_binding(binding.workspace)
+
+    async def get_binding(self, workspace: str) -> GprTemplateBinding:
+        """Raises NotFound."""
+        statement = select(gpr_template_bindings).where(gpr_template_bindings.c.workspace == workspace)
+        row = await self._first(statement)
+        if row is None:
+            raise _no_binding(workspace)
+        return codec.binding_from_row(row._mapping)
+
+    async def list_bindings(self) -> list[GprTemplateBinding]:
+        """All, by workspace."""
+        rows = await self._all(select(gpr_template_bindings).order_by(gpr_template_bindings.c.workspace))
+        return [codec.binding_from_row(row._mapping) for row in rows]
+
+    async def delete_binding(self, workspace: str) -> None:
+        """Deleting what is gone is harmless."""
+        columns = gpr_template_bindings.c
+        await self._run(delete(gpr_template_bindings).where(columns.workspace == workspace))
+
     # Events
 
     async def append_event(self, event: Event) -> int:
@@ -469,8 +793,9 @@ class Tx:
         assert key is not None
         seq = int(key[0])
         self.appended.append(seq)
-        if event.endpoint_uid:
-            self.touched[Change(event.workspace, event.endpoint, event.endpoint_uid)] = None
+        if event.endpoint_uid or event.gpu_request_id:
+            change = Change(event.workspace, event.endpoint, event.endpoint_uid, event.gpu_request_id)
+            self.touched[change] = None
         return seq
 
     async def list_events(
@@ -495,6 +820,35 @@ class Tx:
         rows = await self._all(statement.limit(max(0, min(limit, EVENTS_PAGE_MAX))))
         return [codec.event_from_row(row._mapping) for row in rows]
 
+    async def list_audit(
+        self,
+        *,
+        actor: str = "",
+        workspace: str | None = None,
+        kind: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        after_seq: int = 0,
+        limit: int = EVENTS_PAGE_MAX,
+        newest_first: bool = False,
+    ) -> list[Event]:
+        """By number, at most `EVENTS_PAGE_MAX`; what is None or "" does not filter.
+
+        `since` is the first moment that counts, `until` the first that does not.
+        """
+        columns = events.c
+        order = columns.seq.desc() if newest_first else columns.seq
+        statement = select(events).where(columns.seq > after_seq).order_by(order)
+        for column, wanted in ((columns.actor, actor), (columns.workspace, workspace), (columns.kind, kind)):
+            if wanted:
+                statement = statement.where(column == wanted)
+        if since is not None:
+            statement = statement.where(columns.at >= codec.to_micros(since))
+        if until is not None:
+            statement = statement.where(columns.at < codec.to_micros(until))
+        rows = await self._all(statement.limit(max(0, min(limit, EVENTS_PAGE_MAX))))
+        return [codec.event_from_row(row._mapping) for row in rows]
+
     async def last_event_seq(self) -> int:
         """The newest event's number; 0 when there is none."""
         row = await self._first(_LAST_SEQ)
@@ -503,7 +857,10 @@ class Tx:
     async def changes_after(self, seq: int, limit: int) -> list[tuple[int, Change]]:
         """Numbers of the events after `seq` with what they are about, in order."""
         rows = await self._all(_CHANGES_AFTER, {"seq": seq, "limit": limit})
-        return [(row.seq, Change(row.workspace, row.endpoint, row.endpoint_uid)) for row in rows]
+        return [
+            (row.seq, Change(row.workspace, row.endpoint, row.endpoint_uid, row.gpu_request_id))
+            for row in rows
+        ]
 
     async def prune_events(self, kept_max: int = EVENTS_KEPT_MAX) -> int:
         """Delete the oldest events but `kept_max`; returns how many went."""
@@ -566,6 +923,10 @@ class Tx:
     def _touch(self, endpoint: InferenceEndpoint) -> None:
         self.touched[Change(endpoint.workspace, endpoint.name, endpoint.uid)] = None
 
+    def _touch_gpu_request(self, request: GpuRequest) -> None:
+        change = Change(request.workspace, request.endpoint_name, request.endpoint_uid, request.id)
+        self.touched[change] = None
+
     async def _run(
         self, statement: Executable, parameters: Mapping[str, Any] | None = None
     ) -> CursorResult[Any]:
@@ -590,6 +951,24 @@ def _no_workspace(name: str) -> NotFound:
     return NotFound(f"workspace {name} does not exist", reason="WorkspaceNotFound", field="workspace")
 
 
+def _no_gpu_request(request_id: str) -> NotFound:
+    return NotFound(f"there is no GPU request {request_id}", reason="GprNotFound", field="gprId")
+
+
+def _no_template(name: str) -> NotFound:
+    return NotFound(
+        f"GPR template {name} does not exist", reason="GprTemplateNotFound", field="gprTemplateName"
+    )
+
+
+def _no_binding(workspace: str) -> NotFound:
+    return NotFound(
+        f"workspace {workspace} has no GPR template binding",
+        reason="GprTemplateBindingNotFound",
+        field="gprTemplateBindingName",
+    )
+
+
 def _stale(uid: str, version: int) -> StaleVersion:
     return StaleVersion(f"endpoint {uid} is no longer at version {version}")
 
@@ -597,9 +976,13 @@ def _stale(uid: str, version: int) -> StaleVersion:
 # Asked on hot paths, so built once.
 _KEY_BY_DIGEST = select(api_keys).where(api_keys.c.digest == bindparam("digest"))
 _ENDPOINT_BY_UID = select(endpoints).where(endpoints.c.uid == bindparam("uid"))
+_GPU_REQUEST = tuple(column for column in gpu_requests.c if column.name != "wait")
+_GPU_REQUEST_BY_ID = select(*_GPU_REQUEST).where(gpu_requests.c.id == bindparam("id"))
 _LAST_SEQ = select(func.max(events.c.seq).label("seq"))
 _CHANGES_AFTER = (
-    select(events.c.seq, events.c.workspace, events.c.endpoint, events.c.endpoint_uid)
+    select(
+        events.c.seq, events.c.workspace, events.c.endpoint, events.c.endpoint_uid, events.c.gpu_request_id
+    )
     .where(events.c.seq > bindparam("seq"))
     .order_by(events.c.seq)
     .limit(bindparam("limit"))
