@@ -33,6 +33,7 @@ from inferplane.engines.port import (
 )
 
 FIRST_PID = 1000
+NOTE = "simulated: no model server is behind this endpoint, and predictions are answered with 503"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +93,23 @@ class _World:
 
 
 class SimulatedEngine:
-    """Implements `engines.port.Engine`. `scripts` go by endpoint name; see `script_for`."""
+    """Implements `engines.port.Engine`. `scripts` go by endpoint name; see `script_for`.
 
-    def __init__(self, clock: Clock, scripts: Mapping[str, Script] | None = None) -> None:
+    `usual` is the script of every other endpoint. `address` is where all servers are said to answer;
+    without one each has its own, behind which nothing is.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        scripts: Mapping[str, Script] | None = None,
+        *,
+        usual: Script | None = None,
+        address: str = "",
+    ) -> None:
         self._clock = clock
+        self._usual = usual or Script()
+        self._address = address
         self._scripts = dict(scripts or {})
         self._worlds: dict[str, _World] = {}
         self._wake: Callable[[str], None] = _nobody
@@ -151,7 +165,7 @@ class SimulatedEngine:
     async def apply(self, target: Target, action: Action) -> None:
         """Take one step. Raises EngineError as scripted, or when the step cannot be taken."""
         endpoint = target.endpoint
-        script = self._scripts.get(endpoint.name, Script())
+        script = self._scripts.get(endpoint.name, self._usual)
         world = self._worlds.get(endpoint.uid)
         if world is None:
             if isinstance(action, Release | StopReplica):
@@ -201,7 +215,7 @@ class SimulatedEngine:
             found = True
             run = runs[-2] if previous else runs[-1]
             ended = self._end_of(world.script, run) if world is not None else None
-            lines = [f"run {run.number} started", *([ended.message] if ended is not None else [])]
+            lines = [f"run {run.number} started ({NOTE})", *([ended.message] if ended is not None else [])]
             for text in lines[-tail_lines:] if tail_lines > 0 else ():
                 yield LogLine(known.name, text)
         if not found:
@@ -209,7 +223,7 @@ class SimulatedEngine:
 
     async def preflight(self, target: Target) -> tuple[Check, ...]:
         """What the script says, or that all is well."""
-        checks = self._scripts.get(target.endpoint.name, Script()).checks
+        checks = self._scripts.get(target.endpoint.name, self._usual).checks
         return checks or (Check("storage", True, None, "the model is there"),)
 
     # --- steps ------------------------------------------------------------------------------------
@@ -308,7 +322,7 @@ class SimulatedEngine:
         seen = Replica(
             replica,
             ReplicaState.STARTING,
-            address=f"unix:/simulated/{replica.endpoint_uid}-{replica.name}.sock",
+            address=self._address or f"unix:/simulated/{replica.endpoint_uid}-{replica.name}.sock",
             started_at=run.started_at,
         )
         ended = self._end_of(script, run)
@@ -329,7 +343,7 @@ class SimulatedEngine:
             seen,
             state=ReplicaState.UNRESPONSIVE if hangs else ReplicaState.READY,
             ready_at=run.started_at + timedelta(seconds=ready_after),
-            model=ModelInfo(example='{"instances":[[1]]}'),
+            model=ModelInfo(example='{"instances":[[1]]}', note=NOTE),
         )
 
 
