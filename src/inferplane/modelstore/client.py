@@ -14,7 +14,7 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import httpx
 
@@ -28,9 +28,16 @@ USER_AGENT = "inferplane-modelstore"
 class HttpClients:
     """Makes clients; keeps only the certificates, which are slow to load, and bounds look-ups."""
 
-    def __init__(self, environment: Mapping[str, str], limits: StoreLimits) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        limits: StoreLimits,
+        resolves: Callable[[str], bool] | None = None,
+    ) -> None:
+        """`resolves` tells whether a host's name is known; it blocks. The system's resolver by default."""
         self._environment = environment
         self._limits = limits
+        self._resolves = resolves or _resolves
         self._context: ssl.SSLContext | None = None
         self._lookups = asyncio.Semaphore(limits.lookups_at_once)
 
@@ -44,13 +51,10 @@ class HttpClients:
         """
         if _is_address(host) or any(proxy_for(self._environment, scheme) for scheme in ("http", "https")):
             return
-        async with self._lookups:
-            try:
-                async with asyncio.timeout(self._limits.lookup_seconds):
-                    found = await _look_up(host)
-            except TimeoutError:
-                found = False
-        if not found:
+        await self._lookups.acquire()
+        answer = self._look_up(host)
+        await asyncio.wait({answer}, timeout=self._limits.lookup_seconds)
+        if not answer.done() or not answer.result():
             raise FetchFailed(
                 ReasonCode.HOST_NOT_FOUND, f"the host {host} of {shown} cannot be found", transient=True
             )
@@ -67,6 +71,30 @@ class HttpClients:
             timeout=httpx.Timeout(limits.read_seconds, connect=limits.connect_seconds, pool=None),
             headers={"user-agent": USER_AGENT},
         )
+
+    def _look_up(self, host: str) -> asyncio.Future[bool]:
+        """Whether the name resolves, told later. The place among the look-ups at once is held until the
+        thread has ended, however long nobody has waited for it: places bound threads. The thread is a
+        daemon, so that a hanging resolver holds up no exit.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bool] = loop.create_future()
+
+        def tell(found: bool) -> None:
+            self._lookups.release()
+            if not answer.done():
+                answer.set_result(found)
+
+        def ask() -> None:
+            found = False
+            try:
+                found = self._resolves(host)
+            finally:
+                with contextlib.suppress(RuntimeError):  # the loop is closed; nobody waits any more
+                    loop.call_soon_threadsafe(tell, found)
+
+        threading.Thread(target=ask, name="modelstore-lookup", daemon=True).start()
+        return answer
 
     def _certificates(self) -> ssl.SSLContext:
         if self._context is None:
@@ -88,26 +116,12 @@ class HttpClients:
         return mounts
 
 
-async def _look_up(host: str) -> bool:
-    """Whether the name resolves. The thread is a daemon, so that a hanging resolver holds up no exit."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[bool] = loop.create_future()
-
-    def tell(found: bool) -> None:
-        if not answer.done():
-            answer.set_result(found)
-
-    def ask() -> None:
-        try:
-            socket.getaddrinfo(host, None)
-            found = True
-        except (OSError, UnicodeError):
-            found = False
-        with contextlib.suppress(RuntimeError):  # the loop is closed; nobody waits any more
-            loop.call_soon_threadsafe(tell, found)
-
-    threading.Thread(target=ask, name="modelstore-lookup", daemon=True).start()
-    return await answer
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return False
+    return True
 
 
 def _is_address(host: str) -> bool:

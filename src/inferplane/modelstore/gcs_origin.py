@@ -19,7 +19,7 @@ from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.storage_uri import StorageUri
 from inferplane.modelstore.failure import FetchFailed, from_http_error, from_status
 from inferplane.modelstore.json_answer import get_json, text_of
-from inferplane.modelstore.origin import Address, Clock, Listing, RemoteObject, safe_name
+from inferplane.modelstore.origin import Address, Clock, Listing, RemoteObject, endpoint_of, safe_name
 
 CREDENTIALS = (
     "GOOGLE_SERVICE_ACCOUNT",
@@ -45,9 +45,12 @@ class GcsOrigin:
         self._uri = uri
         self._client = client
         self._clock = clock
-        endpoint = settings.get("STORAGE_EMULATOR_HOST", "").rstrip("/") or ENDPOINT
-        self._endpoint = endpoint if "://" in endpoint else f"http://{endpoint}"
+        endpoint = settings.get("STORAGE_EMULATOR_HOST", "") or ENDPOINT
+        self._endpoint = endpoint_of(endpoint, "STORAGE_EMULATOR_HOST", scheme="http")
         self._account = _account(settings)
+        self._token_endpoint = endpoint_of(
+            self._account.get("token_uri") or TOKEN_ENDPOINT, "token_uri of the service account"
+        )
         self._token = ""
         self._token_until = 0.0
 
@@ -144,7 +147,7 @@ class GcsOrigin:
 
     async def _fetch_token(self) -> None:
         """Exchange a statement signed with the account's key for a token."""
-        address = self._account.get("token_uri") or TOKEN_ENDPOINT
+        address = self._token_endpoint
         shown = f"the token service for {self.shown}"
         host = urlsplit(address).hostname or ""
         form = {

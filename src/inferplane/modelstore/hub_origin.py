@@ -16,7 +16,7 @@ from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.storage_uri import StorageUri
 from inferplane.modelstore.failure import FetchFailed
 from inferplane.modelstore.json_answer import get_json, text_of
-from inferplane.modelstore.origin import Address, Listing, RemoteObject, safe_name
+from inferplane.modelstore.origin import Address, Listing, RemoteObject, endpoint_of, safe_name
 
 CREDENTIALS = ("HF_TOKEN", "HF_ENDPOINT")
 ENDPOINT = "https://huggingface.co"
@@ -32,8 +32,7 @@ class HubOrigin:
     def __init__(self, uri: StorageUri, settings: Mapping[str, str], client: httpx.AsyncClient) -> None:
         self._uri = uri
         self._client = client
-        endpoint = settings.get("HF_ENDPOINT", "").rstrip("/") or ENDPOINT
-        self._endpoint = endpoint if "://" in endpoint else f"https://{endpoint}"
+        self._endpoint = endpoint_of(settings.get("HF_ENDPOINT", "") or ENDPOINT, "HF_ENDPOINT")
         token = settings.get("HF_TOKEN", "").strip()
         if not token.isprintable() or not token.isascii():
             raise FetchFailed(ReasonCode.STORAGE_UNAUTHORIZED, "HF_TOKEN holds characters that no token has")

@@ -34,7 +34,6 @@ class StoreLimits:
     fetches_per_host: int = 16
     objects_at_once: int = 4
     objects_max: int = 10_000
-    listing_bytes_max: int = 64 * MIB
     write_bytes: int = MIB
     write_seconds: float = 0.5
     notify_seconds: float = 0.2

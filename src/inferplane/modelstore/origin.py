@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from inferplane.domain.reasons import ReasonCode
 from inferplane.modelstore.failure import FetchFailed
@@ -21,6 +23,15 @@ Clock = Callable[[], datetime]
 
 NAME_BYTES_MAX = 255
 PATH_BYTES_MAX = 2048
+ADDRESS_CHARACTERS_MAX = 2048
+
+_ADDRESS = re.compile(
+    r"https?://"
+    r"(?:[A-Za-z0-9._~!$&'()*+,;=:%\-]*@)?"  # a user and a password
+    r"(?:[A-Za-z0-9_][A-Za-z0-9_.\-]{0,252}|\[[0-9A-Fa-f:.]+\])"
+    r"(?::[0-9]{1,5})?"
+    rf"(?:/[!-\"$->@-~]{{0,{ADDRESS_CHARACTERS_MAX}}})?"  # a path, without ? and #
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +114,25 @@ class Origin(Protocol):
 
     async def address(self, found: RemoteObject) -> Address:
         """How to GET an object that `look` has found. Raises FetchFailed."""
+
+
+def endpoint_of(text: str, name: str, *, scheme: str = "https") -> str:
+    """The address of a storage's service as somebody has set it in `name`, without a slash behind;
+    `scheme` is the one meant when none is given. Raises FetchFailed (ModelNotFound) for what is no
+    address; what was set is not repeated, because it may hold a password.
+    """
+    address = text.strip().rstrip("/")
+    if "://" not in address:
+        address = f"{scheme}://{address}"
+    try:
+        usable = bool(_ADDRESS.fullmatch(address)) and urlsplit(address).port != 0
+    except ValueError:  # a port above 65535, or brackets without an IPv6 address in them
+        usable = False
+    if not usable:
+        raise FetchFailed(
+            ReasonCode.MODEL_NOT_FOUND, f"what is set in {name} is not an address such as https://host:9000"
+        )
+    return address
 
 
 def safe_name(name: str) -> str:

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.storage_uri import StorageUri
 from inferplane.modelstore.failure import FetchFailed, from_status
-from inferplane.modelstore.origin import Address, Listing, RemoteObject, safe_name
+from inferplane.modelstore.origin import Address, Listing, RemoteObject, endpoint_of, safe_name
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -38,6 +38,7 @@ OBJECTS_MAX = 10_000
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,80})</Code>")
 _REGION = re.compile(r"<Region>([a-z0-9\-]{1,40})</Region>")
+_REGION_NAME = re.compile(r"[A-Za-z0-9_\-]{1,64}", re.ASCII)
 _UNKNOWN_KEYS = {
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
@@ -52,16 +53,17 @@ class S3Origin:
     """A key, or every key under a prefix, in an S3 bucket."""
 
     def __init__(self, uri: StorageUri, settings: Mapping[str, str]) -> None:
+        """Raises FetchFailed for a region or an endpoint that cannot be one."""
         self._uri = uri
         self._settings = settings
         anonymous = settings.get("awsAnonymousCredential", "").lower() in {"true", "1", "yes"}
         self._keys = (settings.get("AWS_ACCESS_KEY_ID", ""), settings.get("AWS_SECRET_ACCESS_KEY", ""))
         self._anonymous = anonymous or not all(self._keys)
         self._region = settings.get("AWS_DEFAULT_REGION") or settings.get("AWS_REGION") or ""
-        endpoint = settings.get("AWS_ENDPOINT_URL", "").rstrip("/")
-        if endpoint and not endpoint.startswith(("http://", "https://")):
-            endpoint = f"https://{endpoint}"
-        self._endpoint = endpoint
+        if self._region and not _REGION_NAME.fullmatch(self._region):
+            raise FetchFailed(ReasonCode.MODEL_NOT_FOUND, "what is set in AWS_REGION is not a region's name")
+        endpoint = settings.get("AWS_ENDPOINT_URL", "")
+        self._endpoint = endpoint_of(endpoint, "AWS_ENDPOINT_URL") if endpoint else ""
         self._redirected = False
 
     @property
@@ -92,7 +94,7 @@ class S3Origin:
 
         try:
             return Address(await obstore.sign_async(self._store(), "GET", found.key, SIGNED_FOR))
-        except Exception as error:
+        except Exception as error:  # obstore's errors have no family but this; `_failure` tells them apart
             raise self._failure(error) from error
 
     async def _list(self) -> Listing:
@@ -103,7 +105,7 @@ class S3Origin:
                 head = await self._store().head_async(key)
             except FileNotFoundError:
                 pass
-            except Exception as error:
+            except Exception as error:  # as above: obstore's errors have no family of their own
                 refused = self._failure(error)
                 if refused.status not in {301, 400, 403}:
                     raise refused from error
@@ -125,7 +127,7 @@ class S3Origin:
                 _check_count(len(objects), self.shown)
         except FetchFailed:
             raise
-        except Exception as error:
+        except Exception as error:  # as above: obstore's errors have no family of their own
             raise self._failure(error) from error
         if not objects:
             raise refused or FetchFailed(

@@ -250,7 +250,7 @@ class ModelStore:
             self._failed(fetching, failure)
         except asyncio.CancelledError:
             raise
-        except Exception as error:
+        except Exception as error:  # a bug must not leave endpoints waiting for ever; it is logged whole
             log.exception("a fetch failed unexpectedly", uri=fetching.wanted.uri.shown)
             self._failed(
                 fetching,
@@ -409,7 +409,7 @@ class ModelStore:
                 continue
             try:
                 reference.on_change()
-            except Exception:
+            except Exception:  # one listener's bug must not keep the news from the others
                 log.exception("a listener failed", uid=reference.uid)
 
     # Disk and cache.

@@ -131,7 +131,7 @@ async def transfer(
     part = Part(path)
     try:
         await asyncio.to_thread(part.open, keep=keep and ranges)
-        job = _Transfer(client, origin, found, part, ranges, limits, watch)
+        job = _Transfer(client, origin, found, part, limits, watch)
         await job.run()
         return Arrived(part.size, part.sha256)
     except OSError as error:
@@ -147,7 +147,6 @@ class _Transfer:
         origin: Origin,
         found: RemoteObject,
         part: Part,
-        ranges: bool,
         limits: StoreLimits,
         watch: Watch,
     ) -> None:
@@ -155,7 +154,6 @@ class _Transfer:
         self._origin = origin
         self._found = found
         self._part = part
-        self._ranges = ranges
         self._limits = limits
         self._watch = watch
 
