@@ -245,9 +245,9 @@ def test_what_has_no_effect_is_said() -> None:
             "name of a variable",
         ),
         (
-            _isvc(_model(env=[{"name": "A", "value": 1}])),
+            _isvc(_model(env=[{"name": "PASSWORD", "value": 4711}])),
             "rawModelSpec.spec.predictor.model.env[0].value",
-            "not text",
+            "the value of PASSWORD is not text",
         ),
         (
             _isvc(_model(resources={"limits": {"memory": "lots"}})),
