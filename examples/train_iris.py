@@ -7,7 +7,7 @@ inferplane predict sklearn-iris -d '{"instances": [[5.1, 3.5, 1.4, 0.2]]}'
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import joblib
@@ -30,4 +30,8 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "model.joblib"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", type=Path, nargs="?", default=Path("model.joblib"), help="the file to write")
+    main(parser.parse_args().path)
