@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import json
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -18,31 +20,43 @@ import string
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
 
 from inferplane.api.app import Api, create_app
+from inferplane.api.http import ApiProtocol
 from inferplane.controllers.endpoints import EndpointController
+from inferplane.controllers.inventory import DeclaredNodes, InventoryController, NodeSource
 from inferplane.controllers.runner import Runner
 from inferplane.domain.errors import InferplaneError, Unavailable
+from inferplane.domain.workspace import Cluster
 from inferplane.engines.local.engine import LocalEngine
+from inferplane.engines.local.launch import CUDA_DEVICES_VARIABLE
+from inferplane.engines.local.sockets import make_private, socket_directory
+from inferplane.engines.nvml import NvmlNodes
 from inferplane.engines.port import Engine
+from inferplane.engines.simulated import NOTE, Script, SimulatedEngine
 from inferplane.gateway.publisher import GatewayConfig, RoutePublisher
+from inferplane.gateway.traffic import TrafficMeter
 from inferplane.modelstore.store import ModelStore
 from inferplane.observability import configure_logging, get_logger
 from inferplane.services.bootstrap import ensure_installation
 from inferplane.services.context import GatewayAddress, Platform
-from inferplane.settings import LoadedSettings, Settings
+from inferplane.settings import LOCAL_CLUSTER, ClusterSettings, EngineKind, LoadedSettings, Settings
 from inferplane.store.sql import Change, Store
 from inferplane.version import VERSION
 
-LOCAL_CLUSTER = "local"
 API_BACKLOG = 2048
 API_SHUTDOWN_SECONDS = 5
+DESCRIPTORS_MAX = 65_536
+SIMULATED_SOCKET = "simulated.sock"
+# About what a small model takes, so that every state of a simulated endpoint can be seen.
+SIMULATED_SCRIPT = Script(fetch_seconds=2.0, start_seconds=0.3, load_seconds=1.0, stop_seconds=0.5)
 
 # Variables of ours that a model download may need; everything else stays out of the model store.
 STORAGE_ENVIRONMENT = (
@@ -67,6 +81,7 @@ log = get_logger("bootstrap")
 def up(loaded: LoadedSettings) -> int:
     """Run the platform in the foreground until SIGINT or SIGTERM; return the exit code."""
     configure_logging(loaded.settings.log_level)
+    _allow_many_descriptors()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve_until_signal(loaded.settings))
@@ -75,6 +90,14 @@ def up(loaded: LoadedSettings) -> int:
         if error.next_action:
             print(f"  {error.next_action}", file=sys.stderr)  # noqa: T201
         return 1
+
+
+def _allow_many_descriptors() -> None:
+    """Every connection, server and log file takes a descriptor; the usual soft limit is for small programs."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve_until_signal(settings: Settings) -> int:
@@ -109,8 +132,6 @@ class RunningPlatform:
     gateway_port: int
     store: Store
     engines: Mapping[str, Engine]
-    stop_servers: bool = True
-    parts: dict[str, Callable[[], str]] = field(default_factory=dict)
 
     @property
     def ready_line(self) -> str:
@@ -136,6 +157,7 @@ async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
 
         store = await Store.open(settings.effective_database_url)
         stack.push_async_callback(store.close)
+        await stack.enter_async_context(store.claim())
         await ensure_installation(store, settings.owner_key_path, now, new_id, cluster=LOCAL_CLUSTER)
 
         models = ModelStore(
@@ -144,11 +166,13 @@ async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
             cache_bytes_max=settings.model_cache_bytes_max,
             environment={name: os.environ[name] for name in STORAGE_ENVIRONMENT if name in os.environ},
         )
-        await models.start()
         stack.push_async_callback(models.close)
+        await models.start()
 
-        engine = LocalEngine(home=settings.home, models=models, clock=now, fork_servers=settings.fork_servers)
-        engines: dict[str, Engine] = {LOCAL_CLUSTER: engine}
+        engines = {each.name: _engine(each, settings, models) for each in settings.every_cluster}
+        await _register_clusters(store, settings.every_cluster)
+        inventory = InventoryController(store, _node_sources(settings.every_cluster), now)
+        await inventory.refresh()
 
         runner: Runner | None = None
 
@@ -166,10 +190,18 @@ async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
             ),
             on_confirmed=wake,
         )
+        # Registered first, so closed last: the gateway finishes its requests while servers still answer.
+        for engine in engines.values():
+            stack.push_async_callback(engine.close, stop_servers=True)
+            await engine.start(wake)
+        if any(each.engine is EngineKind.SIMULATED for each in settings.every_cluster):
+            await stack.enter_async_context(_serve_simulated(_simulated_socket(settings.home)))
         await publisher.start()
         stack.push_async_callback(publisher.close, stop_gateway=True)
-        await engine.start(wake)
-        stack.push_async_callback(engine.close, stop_servers=True)
+
+        traffic = TrafficMeter(publisher.admin_socket, settings.home / "gateway" / "traffic.json", now)
+        stack.push_async_callback(traffic.close)
+        await traffic.start()
 
         controller = EndpointController(store, engines, publisher, now)
         await controller.restore_routes()
@@ -178,8 +210,11 @@ async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
         stack.callback(store.subscribe(lambda change: _wake_for(change, wake)))
         await runner.start()
         stack.push_async_callback(runner.close)
-        await controller.start_janitor()
+        controller.start_janitor()
         stack.push_async_callback(controller.close)
+        inventory_runner = Runner(inventory, workers=1)
+        await inventory_runner.start()
+        stack.push_async_callback(inventory_runner.close)
 
         platform = Platform(
             store=store,
@@ -199,6 +234,44 @@ async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
         )
         await stack.enter_async_context(_serve_api(app, api_socket))
         yield RunningPlatform(settings, api_port, publisher.port, store, engines)
+
+
+def _engine(cluster: ClusterSettings, settings: Settings, models: ModelStore) -> Engine:
+    """What runs this cluster's model servers. Clusters of this machine share its models, nothing else."""
+    if cluster.engine is EngineKind.SIMULATED:
+        return SimulatedEngine(
+            now, usual=SIMULATED_SCRIPT, address=f"unix:{_simulated_socket(settings.home)}"
+        )
+    own = cluster.name == LOCAL_CLUSTER
+    return LocalEngine(
+        home=settings.home if own else settings.home / "clusters" / cluster.name,
+        models=models,
+        clock=now,
+        fork_servers=settings.fork_servers,
+    )
+
+
+def _node_sources(clusters: tuple[ClusterSettings, ...]) -> dict[str, NodeSource]:
+    """Where nodes are learned from: the declaration if there is one; for this machine else its driver."""
+    sources: dict[str, NodeSource] = {each.name: DeclaredNodes(each.nodes()) for each in clusters}
+    for each in clusters:
+        if each.name == LOCAL_CLUSTER and not each.node:
+            sources[each.name] = NvmlNodes(
+                each.name, socket.gethostname(), allowed=os.environ.get(CUDA_DEVICES_VARIABLE)
+            )
+    return sources
+
+
+async def _register_clusters(store: Store, clusters: tuple[ClusterSettings, ...]) -> None:
+    """Make known what the configuration declares; what it declares no longer stays, without an engine."""
+    async with store.transaction() as tx:
+        known = {each.name: each for each in await tx.list_clusters()}
+        for cluster in clusters:
+            before = known.get(cluster.name)
+            if before is None:
+                await tx.put_cluster(Cluster(cluster.name, cluster.engine.value, now()))
+            elif before.engine != cluster.engine.value:
+                await tx.put_cluster(replace(before, engine=cluster.engine.value))
 
 
 def _wake_for(change: Change, wake: Callable[[str], None]) -> None:
@@ -257,6 +330,33 @@ def _loopback(host: str) -> str:
     return "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host  # noqa: S104 - a comparison, nothing is bound
 
 
+def _simulated_socket(home: Path) -> Path:
+    return socket_directory(home) / SIMULATED_SOCKET
+
+
+async def _answer_simulated(scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+    """What stands behind every simulated endpoint: an answer that says so."""
+    if scope["type"] != "http":
+        return
+    while (await receive()).get("more_body"):
+        pass
+    body = json.dumps({"error": NOTE, "reason": "Simulated"}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@asynccontextmanager
+async def _serve_simulated(path: Path) -> AsyncIterator[None]:
+    """Answer for simulated endpoints at a socket in the folder that only its owner may enter."""
+    make_private(path.parent)
+    async with _serving(_answer_simulated, uds=str(path)):
+        yield
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it stays as long as anything else is in it
+        path.parent.rmdir()
+
+
 class _Server(uvicorn.Server):
     """uvicorn without signal handlers of its own: signals belong to `up`."""
 
@@ -267,17 +367,31 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def _serve_api(app: Api, listener: socket.socket) -> AsyncIterator[None]:
+    async with _serving(app, listener, before_end=app.end_streams):
+        yield
+
+
+@asynccontextmanager
+async def _serving(
+    app: Any,
+    listener: socket.socket | None = None,
+    *,
+    uds: str | None = None,
+    before_end: Callable[[], None] = lambda: None,
+) -> AsyncIterator[None]:
+    """Serve on a given listener, or at a unix socket of this path."""
     config = uvicorn.Config(
         app,
+        uds=uds,
         log_level="warning",
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=API_SHUTDOWN_SECONDS,
         server_header=False,
-        http="httptools",
+        http=ApiProtocol,
     )
     server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
+    task = asyncio.create_task(server.serve(sockets=None if listener is None else [listener]))
     while not server.started:
         await asyncio.sleep(0.005)
         if task.done():
@@ -286,6 +400,6 @@ async def _serve_api(app: Api, listener: socket.socket) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        app.end_streams()
+        before_end()
         server.should_exit = True
         await task

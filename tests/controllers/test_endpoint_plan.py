@@ -176,7 +176,7 @@ def test_a_hung_server_is_taken_out_of_the_routes_before_it_is_stopped() -> None
     step = plan(endpoint, hung, routed, at(5))
     assert (step.actions, step.routes and step.routes.upstreams) == ((), ())
     step = plan(settle(endpoint, step), hung, step.routes, at(6))
-    assert [type(action) for action in step.actions] == [StopReplica]
+    assert step.actions == (StopReplica(ReplicaId(UID, 1, 0), grace_seconds=2.0),)
     ended = Observation(PRESENT, (replica(ReplicaState.EXITED, ended=crash(7)),))
     step = plan(settle(endpoint, step), ended, None, at(7))
     assert word(endpoint, step) == (PublicStatus.FAILED, ReasonCode.UNRESPONSIVE)

@@ -68,6 +68,8 @@ async def test_a_lost_file_gets_a_new_key(store: Store, tmp_path: Path) -> None:
         assert fresh != first
         assert await role_of(store, fresh) is Role.OWNER
         assert path.read_text().strip() == fresh
+        async with store.read() as tx:
+            assert len(await tx.list_api_keys(None)) == 1, "what the lost file held opens nothing"
 
 
 async def test_a_new_database_takes_over_the_key_of_the_file(store: Store, tmp_path: Path) -> None:

@@ -125,9 +125,15 @@ async def follow(
     waiting: asyncio.Queue[LogLine | InferplaneError | None] = asyncio.Queue(LOG_LINES_AHEAD_MAX)
     reader = asyncio.create_task(_read_into(waiting, lines))
     ended = asyncio.create_task(streams.ended.wait())
+    loop = asyncio.get_running_loop()
+    ask_again_at = loop.time() + platform.limits.heartbeat_seconds
     try:
         with streams.counted():
             while True:
+                if loop.time() >= ask_again_at:  # by the clock: a busy log has no silence to ask in
+                    if not await still_allowed():
+                        return
+                    ask_again_at = loop.time() + platform.limits.heartbeat_seconds
                 getting = asyncio.create_task(waiting.get())
                 try:
                     await asyncio.wait(
@@ -141,8 +147,6 @@ async def follow(
                 if ended.done() and entry is HEARTBEAT:
                     return
                 if isinstance(entry, bytes):
-                    if not await still_allowed():
-                        return
                     yield entry
                 elif isinstance(entry, LogLine):
                     yield event(LOG_LINE, LogLineItem(entry.replica, entry.text))

@@ -46,6 +46,7 @@ SLOW_RETRY_FIRST_SECONDS = 60.0
 SLOW_RETRY_MAX_SECONDS = 600.0
 STABLE_AFTER_SECONDS = 60.0
 STOP_GRACE_EXTRA_SECONDS = 5.0
+HUNG_GRACE_SECONDS = 2.0  # what no longer answers its health check finishes no request either
 LOOK_AGAIN_SECONDS = 1.0
 LOOK_SOON_SECONDS = 0.05
 
@@ -158,7 +159,7 @@ def _stops(
     routed = _routed(confirmed)
     grace = endpoint.spec.limits.timeout_seconds + STOP_GRACE_EXTRA_SECONDS
     return [
-        StopReplica(replica.id, grace)
+        StopReplica(replica.id, HUNG_GRACE_SECONDS if replica.state is ReplicaState.UNRESPONSIVE else grace)
         for replica in replicas
         if replica.state is not ReplicaState.STOPPING and replica.id.name not in routed
     ]

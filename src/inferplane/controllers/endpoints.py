@@ -156,9 +156,8 @@ class EndpointController:
 
     # --- what no endpoint owns ---------------------------------------------------------------------
 
-    async def start_janitor(self) -> None:
+    def start_janitor(self) -> None:
         """Clear away what engines hold for endpoints that the store does not know, now and regularly."""
-        await self.sweep_orphans()
         self._janitor = asyncio.create_task(self._sweep_forever())
 
     async def close(self) -> None:
@@ -175,15 +174,18 @@ class EndpointController:
             known = set(await self.keys())
             for uid in sorted(owned - known):
                 log.warning("clearing away what no endpoint owns", cluster=cluster, uid=uid)
-                await engine.release_orphan(uid)
+                try:
+                    await engine.release_orphan(uid)
+                except EngineError as error:  # the others go; the next sweep tries this one again
+                    log.warning("an orphan stays for now", cluster=cluster, uid=uid, error=error.message)
 
     async def _sweep_forever(self) -> None:
         while True:
-            await asyncio.sleep(JANITOR_SECONDS)
             try:
                 await self.sweep_orphans()
             except Exception:  # one failed sweep must not end the janitor; the next one tries again
                 log.exception("sweep failed")
+            await asyncio.sleep(JANITOR_SECONDS)
 
 
 def _event(endpoint: InferenceEndpoint, event: PlannedEvent, now: datetime) -> Event:

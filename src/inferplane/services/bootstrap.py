@@ -29,6 +29,7 @@ from inferplane.services.api_keys import (
 from inferplane.store.sql import Store
 
 OWNER_KEY_NAME = "owner"
+BOOTSTRAP = "bootstrap"
 DEFAULT_WORKSPACE = "default"
 LOCAL_ENGINE = "local"
 KEY_FILE_MODE = 0o600
@@ -67,8 +68,8 @@ async def ensure_owner_key(store: Store, path: Path, clock: Clock, new_id: NewId
             if known is not None and known.role is Role.OWNER and known.expires_at > now:
                 _protect(path)
                 return value
-            if known is not None or await tx.list_api_keys(None):
-                value = ""  # expired, or deleted by somebody: it must not come back to life
+            if known is not None or await tx.last_event_seq():
+                value = ""  # expired, or deleted by somebody: in a used database it must not come back
         fresh = not value
         value = value or KEY_PREFIX + new_id(KEY_RANDOM_CHARACTERS)
         key_id = new_id(KEY_ID_CHARACTERS)
@@ -76,9 +77,13 @@ async def ensure_owner_key(store: Store, path: Path, clock: Clock, new_id: NewId
             # Written before the commit: a crash in between leaves a file that the next start replaces,
             # never a key in the database that nobody has.
             _write(path, value)
+        for old in await tx.list_api_keys(None):
+            # What a lost file held must not go on opening everything.
+            if old.created_by == BOOTSTRAP and old.role is Role.OWNER:
+                await tx.delete_api_key(old.id)
         await tx.add_api_key(_record(value, key_id, digest_of(secrets, value), now))
         await tx.append_event(
-            Event(now, "OwnerKeyCreated", "the installation's Owner key was made", "bootstrap")
+            Event(now, "OwnerKeyCreated", "the installation's Owner key was made", BOOTSTRAP)
         )
     _protect(path)
     return value
@@ -105,7 +110,7 @@ async def ensure_local_cluster(
         except AlreadyExists:
             return
         await tx.append_event(
-            Event(now, "WorkspaceCreated", f"workspace {workspace} was made", "bootstrap", workspace)
+            Event(now, "WorkspaceCreated", f"workspace {workspace} was made", BOOTSTRAP, workspace)
         )
 
 
@@ -119,7 +124,7 @@ def _record(value: str, key_id: str, digest: str, now: datetime) -> ApiKey:
         workspace="",
         created_at=now,
         expires_at=now + timedelta(days=VALIDITY_DAYS_MAX),
-        created_by="bootstrap",
+        created_by=BOOTSTRAP,
         description="made at the first start",
         validity=f"{VALIDITY_DAYS_MAX}d",
     )

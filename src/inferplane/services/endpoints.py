@@ -400,10 +400,12 @@ async def list_events(
     size = _bounded(limit, limits.event_items_default, limits.event_items_max)
     async with platform.store.read() as tx:
         uid = None
+        since = None
         if name:
             uid = (await _get(tx, workspace, name, cluster)).uid
         else:
-            await tx.get_workspace(workspace)
+            # A workspace of the same name that was deleted earlier belonged to somebody else.
+            since = (await tx.get_workspace(workspace)).created_at
         newest_first = after is None
         events = await tx.list_events(
             workspace=workspace,
@@ -412,9 +414,10 @@ async def list_events(
             limit=size,
             newest_first=newest_first,
         )
-    if newest_first:
-        return EventPage(events[::-1], "")
-    return EventPage(events, str(events[-1].seq) if len(events) == size else "")
+    following = str(events[-1].seq) if len(events) == size and not newest_first else ""
+    if since is not None:
+        events = [each for each in events if each.at >= since]
+    return EventPage(events[::-1] if newest_first else events, following)
 
 
 async def logs(

@@ -155,6 +155,28 @@ def test_a_watch_ends_with_the_key(world: World, owner: Client, team: str) -> No
         assert all(kind == "" for kind, _ in events.rest())
 
 
+def test_a_followed_log_that_is_never_silent_ends_with_the_key_too(
+    world: World, owner: Client, team: str
+) -> None:
+    name, uid = with_log(world, team, LogLine("r1-0", "old"))
+    viewer = world.client("Viewer", team)
+    gone = threading.Event()
+
+    def chatter() -> None:
+        while not gone.is_set():
+            world.do(world.engine.more[uid].put(LogLine("r1-0", "again")))
+            gone.wait(0.01)
+
+    printer = threading.Thread(target=chatter)
+    with viewer.stream(f"{ENDPOINT}/logs", endpoint=name, follow="true") as events:
+        assert events.next_event()[0] == "LINE"
+        printer.start()
+        owner("DELETE", "/api/v1/api-key", {"apiKey": viewer.key}).ok()
+        assert {kind for kind, _ in events.rest()} <= {"LINE", ""}
+    gone.set()
+    printer.join()
+
+
 def test_nothing_is_left_when_watchers_go(world: World, owner: Client, team: str) -> None:
     def open_streams() -> float:
         lines = world.http.get("/metrics").text.splitlines()

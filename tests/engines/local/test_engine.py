@@ -117,6 +117,25 @@ async def test_an_exit_code_and_a_signal_are_evidence(engine: LocalEngine) -> No
     assert (aborted.exit.exit_code, aborted.exit.signal) == (None, "SIGABRT")
 
 
+async def test_an_end_without_readable_evidence_is_told_all_the_same(engine: LocalEngine, home: Path) -> None:
+    one = endpoint()
+    replica = await start_until_ready(engine, one)
+    assert replica.pid is not None
+    log = home / "replicas" / one.uid / replica.id.name / "server.log"
+    log.unlink()
+    log.mkdir()
+    os.kill(replica.pid, signal.SIGKILL)
+    ended = await wait_for_state(engine, replica.id, EXITED)
+    assert ended.exit is not None
+    assert ended.exit.message
+    log.rmdir()
+
+
+async def test_a_stray_file_among_the_folders_is_nobodys_endpoint(engine: LocalEngine, home: Path) -> None:
+    (home / "replicas" / "notes").write_text("not an endpoint")
+    assert await engine.owned() == frozenset()
+
+
 async def test_a_kill_from_outside_is_suspected_to_be_the_kernels(engine: LocalEngine) -> None:
     replica = await start_until_ready(engine, endpoint())
     assert replica.pid is not None

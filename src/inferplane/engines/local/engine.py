@@ -25,7 +25,6 @@ import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -96,6 +95,7 @@ from inferplane.engines.port import (
     Target,
 )
 from inferplane.observability import get_logger
+from inferplane.version import VERSION
 
 log = get_logger("engine")
 
@@ -152,7 +152,7 @@ class LocalEngine:
             formats=tuple(name for name, package in PACKAGES.items() if find_spec(package) is not None),
             otherwise=fresh,
             limits=self._limits,
-            version=_installed_version(),
+            version=VERSION,
         )
 
     # --- life -------------------------------------------------------------------------------------
@@ -205,8 +205,11 @@ class LocalEngine:
         before = len(self._servers)
         for uid in self._folders():
             for replica in self._replicas_of(uid):
-                if is_locked(self._paths(replica).lock):
-                    self._server(replica)
+                try:
+                    if is_locked(self._paths(replica).lock):
+                        self._server(replica)
+                except (OSError, EngineError) as error:  # the others are adopted; observing it tries again
+                    log.warning("cannot adopt a server yet", uid=uid, replica=replica.name, error=str(error))
         return len(self._servers) - before
 
     async def _end_all(self, replicas: tuple[ReplicaId, ...], grace_seconds: float, *, quiet: bool) -> None:
@@ -558,8 +561,8 @@ class LocalEngine:
             for server in tuple(self._servers.values()):
                 try:
                     server.sweep()
-                except OSError as error:  # of one server's files; the others are looked after all the same
-                    log.warning("sweep failed", replica=server.intent.replica.name, error=str(error))
+                except Exception:  # of one server; the others, and the next sweep, must go on
+                    log.exception("sweep failed", replica=server.intent.replica.name)
 
     # --- names ------------------------------------------------------------------------------------
 
@@ -579,7 +582,11 @@ class LocalEngine:
 
     def _folders(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
-            return sorted(entry.name for entry in self._replicas.iterdir() if self._is_uid(entry.name))
+            return sorted(
+                entry.name
+                for entry in self._replicas.iterdir()
+                if self._is_uid(entry.name) and entry.is_dir()
+            )
         return []
 
     def _replicas_of(self, uid: str) -> list[ReplicaId]:
@@ -609,13 +616,6 @@ def _living(replica: ReplicaId, intent: Intent, server: RunningServer) -> Replic
 def _source(target: Target) -> ModelSource:
     model = target.endpoint.spec.model
     return ModelSource(model.storage_uri, model.digest, target.secret)
-
-
-def _installed_version() -> str:
-    """The platform's version; "" when it runs without having been installed."""
-    with contextlib.suppress(PackageNotFoundError):
-        return version("inferplane")
-    return ""
 
 
 def _take_note(task: asyncio.Task[None]) -> None:

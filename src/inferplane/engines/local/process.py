@@ -176,10 +176,10 @@ class ProcessWatch:
     """
 
     def __init__(self, record: ProcessRecord, on_end: Callable[[], None]) -> None:
-        """Raises ProcessGone when the process is not there."""
+        """Raises ProcessGone when the process is not there, OSError when it cannot be watched."""
         try:
             self._pidfd = os.pidfd_open(record.pid)
-        except OSError as error:
+        except ProcessLookupError as error:
             raise ProcessGone(f"process {record.pid} is gone") from error
         # Asked after the pidfd was opened: from here on the number cannot change hands unnoticed.
         if not is_same_process(record):
@@ -199,7 +199,11 @@ class ProcessWatch:
     @property
     def has_ended(self) -> bool:
         """Whether the process has ended, asked of the kernel."""
-        return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])
+        if self._pidfd < 0:
+            return True
+        poll = select.poll()  # not `select`, which knows no descriptor above 1023
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to this process; no matter if it has ended."""

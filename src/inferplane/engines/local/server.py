@@ -164,17 +164,30 @@ class RunningServer:
             self._explaining = self._loop.create_task(self._explain())
 
     async def _explain(self) -> None:
-        """Leave no helper of the server behind, find out how it ended, write that down, tell."""
+        """Leave no helper of the server behind, find out how it ended, write that down, tell.
+
+        Whatever goes wrong on the way, the end itself is told: others wait for it.
+        """
+        try:
+            self.exit = await self._find_out()
+        except (
+            Exception
+        ) as error:  # no evidence (out of descriptors, a broken log) is no reason to stay silent
+            log.exception("cannot explain an end", replica=str(self.paths.directory))
+            self.exit = Exit(self._around.clock(), message=f"how it ended could not be found out: {error}")
+        finally:
+            self._watch.close()
+            self.explained.set()
+            self._around.changed(self.intent.replica.endpoint_uid)
+
+    async def _find_out(self) -> Exit:
         self._watch.kill_group()
         code = self._watch.reap()
         if code is None and self._watch.record.forked:
             code = await self._code_from_fork_server()
         await self._free_lock()
         oom = kernel_oom_kills() > self._oom_kills
-        self.exit = record_end(self.paths, code, self._around, stop=self._stop, short_of_memory=oom)
-        self._watch.close()
-        self.explained.set()
-        self._around.changed(self.intent.replica.endpoint_uid)
+        return record_end(self.paths, code, self._around, stop=self._stop, short_of_memory=oom)
 
     async def _code_from_fork_server(self) -> int | None:
         """The fork server reaps its children and leaves their exit codes in their folders."""

@@ -200,10 +200,11 @@ class ForkLauncher:
         while True:
             try:
                 watch = await self._find_or_start()
-            except (OSError, ValueError, TimeoutError, ProcessGone, EngineError) as error:
-                log.warning("there is no fork server; servers start in new interpreters", error=str(error))
+            except Exception as error:  # whatever it is: without this loop no start would be decided any more
+                log.warning("there is no fork server; servers start in new interpreters", error=repr(error))
                 self._decided.set()
-                await self._kill()
+                with contextlib.suppress(OSError):
+                    await self._kill()
             else:
                 self._ready.set()
                 self._decided.set()
