@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from inferplane.engines.port import Clock, Engine
+from inferplane.scheduler import Switches
 from inferplane.store.sql import Store
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -53,6 +54,8 @@ class Limits:
     manifest_bytes_max: int = 128 * 1024
     page_items_default: int = 500
     page_items_max: int = 1000
+    gpu_requests_listed_max: int = 10_000
+    templates_max: int = 1_000
     event_items_default: int = 200
     event_items_max: int = 1000
     log_lines_default: int = 200
@@ -69,7 +72,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """Everything a verb may reach. `engines` is keyed by cluster name; `new_id(n)` gives n of a-z0-9."""
+    """Everything a verb may reach. `engines` is keyed by cluster name; `new_id(n)` gives n of a-z0-9.
+
+    `scheduling` holds the switches that the admission controller runs with, so that estimates agree.
+    """
 
     store: Store
     engines: Mapping[str, Engine]
@@ -77,3 +83,4 @@ class Platform:
     gateway: GatewayAddress
     new_id: Callable[[int], str]
     limits: Limits = field(default_factory=Limits)
+    scheduling: Switches = Switches()
