@@ -281,3 +281,19 @@ def test_a_caller_who_leaves_in_the_middle_does_no_harm(serving: Serving) -> Non
             client.connect(path)
             client.sendall(part)
     assert server.predict([SETOSA]).json() == {"predictions": [0]}
+
+
+@pytest.mark.parametrize("request_bytes", [b"BREW / HTTP/1.1\r\n\r\n", b"\0\0\r\n\r\n"])
+def test_what_is_no_http_gets_an_error_as_all_others_do(serving: Serving, request_bytes: bytes) -> None:
+    server = serving("iris")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(server.config["address"].removeprefix("unix:"))
+        client.sendall(request_bytes)
+        answer = b""
+        while chunk := client.recv(65536):
+            answer += chunk
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    assert "not HTTP" in json.loads(body)["error"]

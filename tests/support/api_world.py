@@ -28,6 +28,7 @@ import pytest
 import uvicorn
 
 from inferplane.api.app import Api, create_app
+from inferplane.api.http import ApiProtocol
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (
     EndpointStatus,
@@ -324,7 +325,7 @@ class World:
             self.app,
             log_level="error",
             lifespan="off",
-            http="httptools",
+            http=ApiProtocol,
             timeout_graceful_shutdown=5,
         )
         self.server = uvicorn.Server(config)

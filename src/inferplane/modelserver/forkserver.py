@@ -72,6 +72,7 @@ COMMON_MODULES = (
     "uvicorn.protocols.http.httptools_impl",
     "inferplane.modelserver.app",
     "inferplane.modelserver.batcher",
+    "inferplane.modelserver.http",
     "inferplane.modelserver.main",
 )
 #: What typical models of a format are made of. onnxruntime is missing on purpose: see above.

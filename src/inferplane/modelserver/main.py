@@ -103,13 +103,14 @@ async def _run(config: ServerConfig, status: StatusWriter, listener: socket.sock
 
     from inferplane.modelserver.app import App, Serving
     from inferplane.modelserver.batcher import Batcher, BatchLimits, BatchStats
+    from inferplane.modelserver.http import ModelProtocol
 
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     app = App(config)
-    server = _server(uvicorn, app)
+    server = _server(uvicorn, app, ModelProtocol)
     await server.startup(sockets=[listener])
     status.write(ServerState.LOADING)
     log.info("loading %s model %s from %s", config.format, config.name, config.path)
@@ -144,11 +145,11 @@ async def _run(config: ServerConfig, status: StatusWriter, listener: socket.sock
     return EXIT_OK
 
 
-def _server(uvicorn: Any, app: Any) -> Any:
+def _server(uvicorn: Any, app: Any, protocol: type[asyncio.Protocol]) -> Any:
     """A uvicorn server whose start and end are ours: its own loop would poll ten times a second."""
     uvicorn_config = uvicorn.Config(
         app,
-        http="httptools",
+        http=protocol,
         ws="none",
         lifespan="off",
         interface="asgi3",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -199,9 +200,24 @@ def test_bad_query_parameters_are_422(owner: Client, team: str) -> None:
     owner("GET", f"{place}&x=" + "y" * 10_000).is_error(422, "INVALID", "TooLong")
 
 
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"BREW /coffee HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\0\xa5",
+        b"GET / HTTP/9.9\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_gets_the_envelope_too(world: World, request_bytes: bytes) -> None:
+    status, body = world.raw(request_bytes)
+    answer = json.loads(body)
+    assert status == answer["statusCode"] == 400
+    assert answer["status"] == answer["error"]["errorKey"] == "INVALID"
+    assert answer["error"]["reason"] == "MalformedRequest"
+
+
 def test_nothing_but_http_is_spoken(world: World) -> None:
-    status, _ = world.raw(b"BREW /coffee HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    assert status in {400, 404, 405}
     status, _ = world.raw(
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
