@@ -176,6 +176,49 @@ async def test_a_model_that_is_not_batchable_computes_one_request_at_a_time() ->
     assert gate.calls == [[0], [1], [2]]
 
 
+async def test_a_caller_who_leaves_frees_its_place_at_once() -> None:
+    gate = Gate()
+    async with batching(gate, BatchLimits(max_batch_rows=10, queue_rows_max=3)) as batcher:
+        first = await first_is_computing(batcher, gate)
+        gone, stays = await submitted(batcher, work(1, 2), work(3))
+        gone.cancel()
+        await asyncio.wait([gone])
+        assert batcher.queued_rows == 1
+        (late,) = await submitted(batcher, work(4, 5))
+        gate.open.set()
+        await asyncio.gather(first, stays, late)
+    assert gate.calls == [[0], [3, 4, 5]]
+
+
+class Key(str):
+    """A key that counts comparisons and hashes, by which a batch is found."""
+
+    __slots__ = ()
+    looks = 0
+
+    def __hash__(self) -> int:
+        Key.looks += 1
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        Key.looks += 1
+        return super().__eq__(other)
+
+
+async def test_finding_a_batch_does_not_look_at_all_that_wait() -> None:
+    """Counted, not timed: each request's key is looked at a few times in its life, not once a batch."""
+    gate = Gate()
+    many = 1000
+    limits = BatchLimits(max_batch_rows=4, queue_rows_max=many)
+    async with batching(gate, limits) as batcher:
+        first = await first_is_computing(batcher, gate)
+        rest = await submitted(batcher, *(work(n, outputs=(Key(f"y{n % 5}"),)) for n in range(many)))
+        Key.looks = 0
+        gate.open.set()
+        await asyncio.gather(first, *rest)
+    assert Key.looks <= 20 * many
+
+
 async def test_a_delay_lets_a_first_request_wait_for_company() -> None:
     gate = Gate()
     gate.open.set()

@@ -17,9 +17,10 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -70,7 +71,9 @@ class Batcher:
         self._batchable = batchable
         self._stats = stats or BatchStats()
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[_Entry] = deque()
+        # In order of arrival, and by what can share a call: a batch is found without a look at the rest.
+        self._waiting: OrderedDict[_Entry, None] = OrderedDict()
+        self._alike: dict[Hashable, OrderedDict[_Entry, None]] = {}
         self._waiting_rows = 0
         self._busy_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -93,11 +96,14 @@ class Batcher:
         if self._waiting and self._waiting_rows + work.rows > self._limits.queue_rows_max:
             raise NotProcessed("too many requests are waiting for this model; try again in a moment")
         entry = _Entry(work, _key(work), self._loop.create_future())
-        self._waiting.append(entry)
-        self._waiting_rows += work.rows
+        self._append(entry)
         if self._busy_since is None:
             self._start_or_wait()
-        return await entry.answer
+        try:
+            return await entry.answer
+        finally:
+            if entry in self._waiting:  # the caller went away: its place is free at once
+                self._remove(entry)
 
     def close(self) -> None:
         """Let the worker end after its present batch. What still waits is cancelled."""
@@ -105,6 +111,7 @@ class Batcher:
         for entry in self._waiting:
             entry.answer.cancel()
         self._waiting.clear()
+        self._alike.clear()
         self._waiting_rows = 0
 
     def _start_or_wait(self) -> None:
@@ -124,27 +131,49 @@ class Batcher:
             self._busy_since = self._loop.time()
             self._batches.put(batch)
 
+    def _append(self, entry: _Entry) -> None:
+        self._waiting[entry] = None
+        self._waiting_rows += entry.work.rows
+        if self._batchable:
+            self._alike.setdefault(entry.key, OrderedDict())[entry] = None
+
+    def _remove(self, entry: _Entry) -> None:
+        del self._waiting[entry]
+        self._waiting_rows -= entry.work.rows
+        if self._batchable:
+            alike = self._alike[entry.key]
+            del alike[entry]
+            if not alike:
+                del self._alike[entry.key]
+
     def _gather(self) -> list[_Entry]:
-        """Take the longest-waiting entry and those behind it that fit with it, in order."""
+        """Take the longest-waiting entry and those like it behind it that fit with it, in order.
+
+        Looks at no more entries than a full batch could hold, however many wait.
+        """
         batch: list[_Entry] = []
-        kept: deque[_Entry] = deque()
         rows = 0
-        while self._waiting:
-            entry = self._waiting.popleft()
-            if entry.answer.done():  # its caller went away
-                self._waiting_rows -= entry.work.rows
-            elif not batch or (
-                self._batchable
-                and entry.key == batch[0].key
-                and rows + entry.work.rows <= self._limits.max_batch_rows
-            ):
+        for entry in self._next_ones():
+            if not batch or rows + entry.work.rows <= self._limits.max_batch_rows:
+                self._remove(entry)
                 batch.append(entry)
                 rows += entry.work.rows
-                self._waiting_rows -= entry.work.rows
-            else:
-                kept.append(entry)
-        self._waiting = kept
+            if rows >= self._limits.max_batch_rows:
+                break
         return batch
+
+    def _next_ones(self) -> list[_Entry]:
+        """The longest-waiting entry, and those that can share a call with it."""
+        while self._waiting:
+            first = next(iter(self._waiting))
+            if first.answer.done():  # its caller went away a moment ago
+                self._remove(first)
+            elif self._batchable:
+                alike = islice(self._alike[first.key], self._limits.max_batch_rows)
+                return [entry for entry in alike if not entry.answer.done()]
+            else:
+                return [first]
+        return []
 
     def _finish(self, batch: list[_Entry], results: list[_Result]) -> None:
         self._busy_since = None
