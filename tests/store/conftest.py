@@ -16,6 +16,7 @@ import pytest_asyncio
 from inferplane.domain.access import ApiKey, Role
 from inferplane.domain.endpoint import EndpointSpec, InferenceEndpoint, ModelSpec
 from inferplane.domain.events import Event
+from inferplane.domain.gpu_request import GpuRequest, Selection
 from inferplane.domain.workspace import Workspace
 from inferplane.store.sql import Store
 
@@ -69,6 +70,25 @@ class Make:
             generation=1,
             created_at=self.now,
             created_by="owner",
+        )
+
+    def gpu_request(
+        self,
+        request_id: str = "gpr-00000001-0001",
+        *,
+        workspace: str = "default",
+        endpoint: str = "",
+        seconds: float = 0,
+    ) -> GpuRequest:
+        return GpuRequest(
+            id=request_id,
+            name=f"name of {request_id}",
+            workspace=workspace,
+            selection=Selection("local", gpu_shape="A100", instance_type="big", memory_gb=80),
+            created_at=self.at(seconds),
+            queued_at=self.at(seconds),
+            endpoint_uid=f"{endpoint}-{workspace}-local" if endpoint else "",
+            endpoint_name=endpoint,
         )
 
     def event(self, kind: str = "EndpointCreated", endpoint: InferenceEndpoint | None = None) -> Event:

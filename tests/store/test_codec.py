@@ -263,6 +263,7 @@ models = st.builds(
     inputs=st.lists(objects, max_size=2).map(tuple),
     outputs=st.lists(objects, max_size=2).map(tuple),
     protocols=lines,
+    note=texts,
 )
 replicas = st.builds(
     Replica,
@@ -424,7 +425,7 @@ def test_the_strategies_above_speak_of_every_field() -> None:
         kind.__name__: sorted({field.name for field in fields(kind)} - names) for kind, names in seen.items()
     }
     assert {name: lost for name, lost in missing.items() if lost} == {}
-    assert len(seen) == 24  # every kind of value that is stored as JSON was drawn
+    assert len(seen) == 25  # every kind of value that is stored as JSON was drawn
 
 
 @thorough

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from inferplane.domain.endpoint import EndpointStatus
+from inferplane.domain.events import Event
 from inferplane.domain.reasons import ReasonCode
 from inferplane.store.sql import Change, Store
 
@@ -87,6 +88,39 @@ async def test_pruning_keeps_the_newest_and_never_reuses_a_number(store: Store, 
     assert await store.prune_events(events_max=0) == 3
     async with store.transaction() as tx:
         assert await tx.append_event(make.event("next")) > last
+
+
+async def test_the_audit_log_answers_who_did_what_when(store: Store, make: Any) -> None:
+    async with store.transaction() as tx:
+        for number in range(6):
+            await tx.append_event(
+                Event(
+                    at=make.at(number),
+                    kind="PolicyChanged" if number % 2 else "GprReleased",
+                    message="m",
+                    actor="ann" if number < 4 else "bob",
+                    workspace="default" if number < 3 else "other",
+                    data={"before": {"maxGPRs": number}, "after": {"maxGPRs": None}},
+                    gpu_request_id="" if number % 2 else f"gpr-{number}",
+                )
+            )
+    async with store.read() as tx:
+        everything = await tx.list_audit()
+        assert [event.at for event in everything] == [make.at(number) for number in range(6)]
+        assert everything[3].data == {"before": {"maxGPRs": 3}, "after": {"maxGPRs": None}}
+        assert [event.gpu_request_id for event in everything] == ["gpr-0", "", "gpr-2", "", "gpr-4", ""]
+
+        async def numbers(**wanted: Any) -> list[int]:
+            return [everything.index(event) for event in await tx.list_audit(**wanted)]
+
+        assert await numbers(actor="ann") == [0, 1, 2, 3]
+        assert await numbers(actor="ann", kind="PolicyChanged") == [1, 3]
+        assert await numbers(workspace="other") == [3, 4, 5]
+        assert await numbers(since=make.at(2), until=make.at(4)) == [2, 3]
+        assert await numbers(after_seq=everything[1].seq, limit=2) == [2, 3]
+        assert await numbers(newest_first=True, limit=2) == [5, 4]
+        assert await numbers(limit=-1) == []
+        assert await numbers(actor="x' OR '1'='1") == []
 
 
 async def test_subscribers_hear_after_the_commit_and_only_then(store: Store, make: Any) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, inspect
 
 from inferplane.domain.errors import Unavailable
 from inferplane.store import dialect, schema
@@ -53,6 +54,30 @@ def test_head_is_the_newest_migration_and_revisions_sort() -> None:
     assert script.get_heads() == [schema.HEAD]
     assert revisions == sorted(revisions, reverse=True)
     assert all(re.fullmatch(r"\d{4}", revision) for revision in revisions)
+
+
+async def test_what_the_first_version_stored_is_there_after_the_upgrade(database_url: str, make: Any) -> None:
+    """Events written before anybody spoke of GPUs are about no GPU request."""
+    await _migrate(database_url, "0001")
+    await _execute(
+        database_url,
+        "INSERT INTO workspaces VALUES ('old', '[\"local\"]', '[]', '', '', 1000000)",
+        "INSERT INTO events (at, kind, message, actor, workspace, endpoint, endpoint_uid, reason, data)"
+        " VALUES (1000000, 'WorkspaceCreated', 'm', 'a', 'old', '', '', '', '{}')",
+    )
+    store = await Store.open(database_url)
+    try:
+        # The version before goes on writing for a while: without the new column.
+        await _execute(
+            database_url,
+            "INSERT INTO events (at, kind, message, actor, workspace, endpoint, endpoint_uid, reason, data)"
+            " VALUES (2000000, 'WorkspaceChanged', 'm', 'a', 'old', '', '', '', '{}')",
+        )
+        async with store.transaction() as tx:
+            assert [event.gpu_request_id for event in await tx.list_events("old")] == ["", ""]
+            await tx.insert_gpu_request(make.gpu_request(workspace="old"))
+    finally:
+        await store.close()
 
 
 async def test_many_open_an_empty_database_at_once(database_url: str, make: Any) -> None:
@@ -131,8 +156,22 @@ def _type_differs(_context: object, _found: object, _wanted: object, found: Any,
     return None
 
 
-async def _execute(url: str, statement: str) -> None:
+async def _execute(url: str, *statements: str) -> None:
     database = await dialect.connect(url)
     async with database.begin_write(durable=True) as connection:
-        await connection.execute(text(statement))
+        for statement in statements:
+            await connection.exec_driver_sql(statement)
+    await database.close()
+
+
+async def _migrate(url: str, revision: str) -> None:
+    def migrate(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+    database = await dialect.connect(url)
+    async with database.begin_write(durable=True) as connection:
+        await connection.run_sync(migrate)
     await database.close()
