@@ -27,7 +27,7 @@ from inferplane.domain.gpu_request import (
 from inferplane.domain.inventory import Gpu, Node, NodeHealth
 from inferplane.domain.wait_note import WaitNote
 from inferplane.domain.workspace import WorkspacePolicy
-from inferplane.store.sql import Change, Store
+from inferplane.store.sql import STATEMENT_KEYS_MAX, Change, Store
 
 Until = Callable[..., Any]
 GRANT = Grant("local", (("node-0", (0, 1)), ("node-1", (3,))), "A100", "big", 80)
@@ -135,6 +135,13 @@ async def test_what_is_said_of_a_wait_does_not_disturb_its_writers(store: Store,
         assert await tx.wait_notes(["two", "gone"]) == {"two": replace(note, position=None)}
     # Only the endpoint's controller has something to do; who writes notes is not woken by them.
     assert heard == [Change("default", "iris", other.endpoint_uid)]
+    async with store.transaction(durable=False) as tx:
+        await tx.save_wait_note("two", replace(note, position=None, at=make.at(5)))
+        assert (await tx.wait_notes(["two"]))["two"].at == make.at(5)
+    assert len(heard) == 1  # the same was said again
+    async with store.transaction(durable=False) as tx:
+        await tx.save_wait_note("two", replace(note, position=2))
+    assert len(heard) == 2
     async with store.transaction() as tx:
         await tx.save_wait_note("two", None)
         assert list(await tx.wait_notes()) == ["one"]
@@ -149,6 +156,20 @@ async def test_what_is_said_of_a_wait_does_not_disturb_its_writers(store: Store,
 
 def _evicted(request: GpuRequest, make: Any) -> GpuRequest:
     return ended(draining(request, ProvisioningStatus.EVICTED, make.now), make.now)
+
+
+async def test_many_waits_are_noted_at_once(store: Store, make: Any) -> None:
+    requests = [make.gpu_request(f"gpr-{number:04}") for number in range(STATEMENT_KEYS_MAX + 2)]
+    await _begin(store, make, *requests)
+    notes = {
+        request.id: WaitNote(number, "said", None, "", make.now) for number, request in enumerate(requests)
+    }
+    async with store.transaction(durable=False) as tx:
+        await tx.save_wait_notes(notes)
+    async with store.read() as tx:
+        assert await tx.wait_notes() == notes
+        assert await tx.wait_notes(notes) == notes
+        assert await tx.wait_notes([]) == {}
 
 
 async def test_a_workspace_with_requests_that_have_not_ended_stays(store: Store, make: Any) -> None:

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import Executable, Row, bindparam, delete, func, insert, or_, select, tuple_, update
@@ -60,6 +61,7 @@ POLL_EVENTS_MAX = 1000  # in one look; the rest follows at the next
 EVENTS_KEPT_MAX = 200_000
 ANSWERS_KEPT_MAX = 10_000
 ENDED_GPU_REQUESTS_KEPT_MAX = 50_000
+STATEMENT_KEYS_MAX = 500
 PRUNE_INTERVAL_SECONDS = 600.0
 EVENTS_PAGE_MAX = 1000
 INSTALLATION_SECRET_BYTES = 32
@@ -599,21 +601,22 @@ class Tx:
     async def save_wait_notes(self, notes: Mapping[str, WaitNote | None]) -> None:
         """Note what is said about these requests' waits.
 
-        Leaves their versions alone, and requests that are gone or do not wait. It is announced as a
-        change of the request's endpoint only, and not at all for a request of its own: whoever writes
-        notes wakes on changes of requests.
+        Leaves their versions alone, and requests that are gone or do not wait. Where something else is
+        said than before, the request's endpoint is announced as changed; a request of its own is not:
+        whoever writes notes wakes on changes of requests.
         """
         columns = gpu_requests.c
-        for request_id, note in notes.items():
-            statement = (
-                update(gpu_requests)
-                .where(columns.id == request_id, columns.status == ProvisioningStatus.QUEUED.value)
-                .values(wait=None if note is None else codec.wait_note_to_json(note))
-                .returning(columns.workspace, columns.endpoint_name, columns.endpoint_uid)
+        told = select(
+            columns.id, columns.workspace, columns.endpoint_name, columns.endpoint_uid, columns.wait
+        ).where(columns.status == ProvisioningStatus.QUEUED.value)
+        for ids in _batched(notes, STATEMENT_KEYS_MAX):
+            rows = await self._all(told.where(columns.id.in_(ids)).order_by(columns.id))
+            for row in rows:
+                if row.endpoint_uid and _says_else(row.wait, notes[row.id]):
+                    self.touched[Change(row.workspace, row.endpoint_name, row.endpoint_uid)] = None
+            await self._many(
+                _SAVE_WAIT, [{"request": row.id, "note": _note_text(notes[row.id])} for row in rows]
             )
-            row = (await self._run(statement)).first()
-            if row is not None and row.endpoint_uid:
-                self.touched[Change(row.workspace, row.endpoint_name, row.endpoint_uid)] = None
 
     async def wait_notes(self, request_ids: Iterable[str] | None = None) -> dict[str, WaitNote]:
         """What was last said about each request that waits; None asks for all of them."""
@@ -621,12 +624,14 @@ class Tx:
         statement = select(columns.id, columns.wait).where(
             columns.live == 1, columns.status == ProvisioningStatus.QUEUED.value, columns.wait.is_not(None)
         )
-        if request_ids is not None:
-            statement = statement.where(columns.id.in_(list(request_ids)))
-        found = {
-            row.id: codec.wait_note_from_json(row.wait)
-            for row in await self._all(statement.order_by(columns.id))
-        }
+        statement = statement.order_by(columns.id)
+        if request_ids is None:
+            rows = await self._all(statement)
+        else:
+            rows = []
+            for ids in _batched(request_ids, STATEMENT_KEYS_MAX):
+                rows += await self._all(statement.where(columns.id.in_(ids)))
+        found = {row.id: codec.wait_note_from_json(row.wait) for row in rows}
         return {request_id: note for request_id, note in found.items() if note is not None}
 
     async def prune_gpu_requests(self, kept_max: int = ENDED_GPU_REQUESTS_KEPT_MAX) -> int:
@@ -678,9 +683,7 @@ class Tx:
         if {name: row["body"] for name, row in rows.items()} == known:
             return False
         await self._run(delete(nodes).where(nodes.c.cluster == cluster))
-        if rows:
-            with translated():
-                await self._connection.execute(insert(nodes), list(rows.values()))
+        await self._many(insert(nodes), list(rows.values()))
         self.touched[Change("", "", "")] = None
         return True
 
@@ -918,7 +921,7 @@ class Tx:
         assert row is not None
         return bytes(row.value)
 
-    # The three ways to the database
+    # The ways to the database
 
     def _touch(self, endpoint: InferenceEndpoint) -> None:
         self.touched[Change(endpoint.workspace, endpoint.name, endpoint.uid)] = None
@@ -943,12 +946,36 @@ class Tx:
     ) -> list[Row[Any]]:
         return list((await self._run(statement, parameters)).all())
 
+    async def _many(self, statement: Executable, parameters: list[dict[str, Any]]) -> None:
+        if parameters:
+            with translated():
+                await self._connection.execute(statement, parameters)
+
     async def _count(self, statement: Executable) -> int:
         return (await self._run(statement)).rowcount
 
 
 def _no_workspace(name: str) -> NotFound:
     return NotFound(f"workspace {name} does not exist", reason="WorkspaceNotFound", field="workspace")
+
+
+def _batched(keys: Iterable[str], size: int) -> Iterator[list[str]]:
+    """The keys in lists of at most `size`: databases take a limited number of parameters."""
+    rest = iter(keys)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _note_text(note: WaitNote | None) -> str | None:
+    return None if note is None else codec.wait_note_to_json(note)
+
+
+def _says_else(stored: str | None, note: WaitNote | None) -> bool:
+    """Whether anything but the moment of saying it is new."""
+    before = None if stored is None else codec.wait_note_from_json(stored)
+    if before is None or note is None:
+        return before is not note
+    return replace(before, at=note.at) != note
 
 
 def _no_gpu_request(request_id: str) -> NotFound:
@@ -978,6 +1005,13 @@ _KEY_BY_DIGEST = select(api_keys).where(api_keys.c.digest == bindparam("digest")
 _ENDPOINT_BY_UID = select(endpoints).where(endpoints.c.uid == bindparam("uid"))
 _GPU_REQUEST = tuple(column for column in gpu_requests.c if column.name != "wait")
 _GPU_REQUEST_BY_ID = select(*_GPU_REQUEST).where(gpu_requests.c.id == bindparam("id"))
+_SAVE_WAIT = (
+    update(gpu_requests)
+    .where(
+        gpu_requests.c.id == bindparam("request"), gpu_requests.c.status == ProvisioningStatus.QUEUED.value
+    )
+    .values(wait=bindparam("note"))
+)
 _LAST_SEQ = select(func.max(events.c.seq).label("seq"))
 _CHANGES_AFTER = (
     select(
