@@ -1,4 +1,4 @@
-"""Who is calling: `Authorization: Bearer <token>` → the key behind it, looked up anew each time."""
+"""Who is calling: `Authorization: Bearer <token>` → the key behind it, looked up each time."""
 
 from __future__ import annotations
 

@@ -2,28 +2,30 @@
 
 Keys are long and random, so a keyed digest is enough to store and costs microseconds to check:
 callers exchange their key before every call. A token is a JWT that names its key; whoever shows it
-is looked up again each time, so deleting a key ends its tokens at once.
+is looked up again each time, so deleting a key ends its tokens at once. The look-up may be one of a
+moment ago (`key_memory`), but never one from before a deletion in this process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import jwt
 
 from inferplane.domain.access import ApiKey, Caller, Role, Verb
-from inferplane.domain.errors import Invalid, NotFound, QuotaExceeded, Unauthenticated
+from inferplane.domain.errors import Conflict, Invalid, NotFound, QuotaExceeded, Unauthenticated
 from inferplane.domain.events import Event
 from inferplane.domain.quantity import parse_duration
 from inferplane.services.context import Platform
 from inferplane.services.findings import Findings, check_optional_text, check_text
-from inferplane.services.idempotency import Ticket, once, recall, remember
-from inferplane.store.sql import Store
+from inferplane.services.idempotency import IDEMPOTENCY_KEY_HEADER, Ticket, once, recall, remember
+from inferplane.store.sql import Store, Tx
 
 KEY_PREFIX = "ipk_"
 KEY_RANDOM_CHARACTERS = 43
@@ -72,8 +74,12 @@ async def exchange(platform: Platform, secrets: Secrets, key: str) -> tuple[str,
     found = None
     if len(key) <= KEY_CHARACTERS_MAX:
         digest = digest_of(secrets, key)
-        async with platform.store.read() as tx:
-            found = await tx.find_api_key(digest)
+        found, mark = platform.keys.recall(digest), platform.keys.mark
+        if found is None:
+            async with platform.store.read() as tx:
+                found = await tx.find_api_key(digest)
+            if found is not None:
+                platform.keys.keep(digest, found, mark)
     now = platform.clock()
     record = _alive(found, now)
     claims: dict[str, Any] = {"sub": record.id, "iat": int(now.timestamp()), "exp": _expiry(now)}
@@ -90,11 +96,14 @@ async def identify(platform: Platform, secrets: Secrets, token: str) -> ApiKey:
             reason="TokenExpired",
             next_action="Exchange the API key for a new token at /api/v1/auth.",
         )
-    async with platform.store.read() as tx:
-        try:
-            found = await tx.get_api_key(claims["sub"])
-        except NotFound:
-            found = None
+    key_id = claims["sub"]
+    found, mark = platform.keys.recall(key_id), platform.keys.mark
+    if found is None:
+        async with platform.store.read() as tx:
+            with contextlib.suppress(NotFound):
+                found = await tx.get_api_key(key_id)
+        if found is not None:
+            platform.keys.keep(key_id, found, mark)
     return _alive(found, now)
 
 
@@ -120,6 +129,7 @@ async def note_use(platform: Platform, key: ApiKey) -> None:
         return
     async with platform.store.transaction(durable=False) as tx:
         await tx.touch_api_key(key.id, now)
+    platform.keys.replace(replace(key, last_used_at=now))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +166,7 @@ async def _create(
         key_id = answered or platform.new_id(KEY_ID_CHARACTERS)
         value = _derived(secrets, caller, ticket, key_id) if ticket else _fresh(platform)
         if answered is not None:
+            await _check_still_there(tx, key_id)
             return value
         record = ApiKey(
             id=key_id,
@@ -194,6 +205,19 @@ async def _create(
     return value
 
 
+async def _check_still_there(tx: Tx, key_id: str) -> None:
+    """Raise Conflict when the key that this request once made is gone: its value would open nothing."""
+    try:
+        await tx.get_api_key(key_id)
+    except NotFound as error:
+        raise Conflict(
+            "the key that was made for this idempotency key has been deleted",
+            reason="ApiKeyDeleted",
+            field=IDEMPOTENCY_KEY_HEADER,
+            next_action="Send the request with a new idempotency key to make a new API key.",
+        ) from error
+
+
 async def list_keys(platform: Platform, caller: Caller, workspace: str = "") -> list[ApiKey]:
     """All keys, or those of one workspace. Raises NotFound for an unknown workspace."""
     caller.require(Verb.MANAGE_KEYS)
@@ -207,19 +231,22 @@ async def delete(platform: Platform, secrets: Secrets, caller: Caller, key_or_id
     """Delete a key by its value or id; its tokens end at once. Raises NotFound."""
     caller.require(Verb.MANAGE_KEYS)
     text = key_or_id.strip()[:KEY_CHARACTERS_MAX]
-    async with platform.store.transaction() as tx:
-        record = await tx.find_api_key(digest_of(secrets, text)) or await tx.get_api_key(text)
-        await tx.delete_api_key(record.id)
-        await tx.append_event(
-            Event(
-                at=platform.clock(),
-                kind="ApiKeyDeleted",
-                message=f"key {record.name} was deleted",
-                actor=caller.key_name,
-                workspace=record.workspace,
-                data={"id": record.id},
+    try:
+        async with platform.store.transaction() as tx:
+            record = await tx.find_api_key(digest_of(secrets, text)) or await tx.get_api_key(text)
+            await tx.delete_api_key(record.id)
+            await tx.append_event(
+                Event(
+                    at=platform.clock(),
+                    kind="ApiKeyDeleted",
+                    message=f"key {record.name} was deleted",
+                    actor=caller.key_name,
+                    workspace=record.workspace,
+                    data={"id": record.id},
+                )
             )
-        )
+    finally:  # however it ended: a commit of which the answer was lost is one too
+        platform.keys.forget()
 
 
 def expiry_of(validity: str, now: datetime, field: str = "validity") -> datetime:

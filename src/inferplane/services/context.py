@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from inferplane.engines.port import Clock, Engine
 from inferplane.scheduler import Switches
+from inferplane.services.key_memory import KeyMemory
 from inferplane.store.sql import Store
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -75,6 +76,7 @@ class Platform:
     """Everything a verb may reach. `engines` is keyed by cluster name; `new_id(n)` gives n of a-z0-9.
 
     `scheduling` holds the switches that the admission controller runs with, so that estimates agree.
+    `keys` holds API keys that were read a moment ago; whoever deletes a key tells it.
     """
 
     store: Store
@@ -84,3 +86,4 @@ class Platform:
     new_id: Callable[[int], str]
     limits: Limits = field(default_factory=Limits)
     scheduling: Switches = Switches()
+    keys: KeyMemory = field(default_factory=KeyMemory)

@@ -129,19 +129,26 @@ async def delete(platform: Platform, caller: Caller, name: str, *, force: bool) 
         for endpoint in active:
             await endpoints.request_deletion(platform, caller, endpoint.uid)
         await _until_empty(platform, name)
-    async with platform.store.transaction() as tx:
-        await tx.get_workspace(name)
-        left = await tx.list_endpoints(name)
-        if left:
-            raise _in_the_way(name, left, "They are being undone; repeat the request in a moment.")
-        for key in await tx.list_api_keys(name):
-            await tx.delete_api_key(key.id)  # or it would open a later workspace of the same name
-        await tx.delete_workspace(name)
-        await tx.append_event(
-            Event(
-                platform.clock(), "WorkspaceDeleted", f"workspace {name} was deleted", caller.key_name, name
+    try:
+        async with platform.store.transaction() as tx:
+            await tx.get_workspace(name)
+            left = await tx.list_endpoints(name)
+            if left:
+                raise _in_the_way(name, left, "They are being undone; repeat the request in a moment.")
+            for key in await tx.list_api_keys(name):
+                await tx.delete_api_key(key.id)  # or it would open a later workspace of the same name
+            await tx.delete_workspace(name)
+            await tx.append_event(
+                Event(
+                    platform.clock(),
+                    "WorkspaceDeleted",
+                    f"workspace {name} was deleted",
+                    caller.key_name,
+                    name,
+                )
             )
-        )
+    finally:  # however it ended: a commit of which the answer was lost is one too
+        platform.keys.forget()
 
 
 async def kube_config(platform: Platform, caller: Caller, name: str, cluster: str = "") -> str:

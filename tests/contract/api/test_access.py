@@ -199,3 +199,20 @@ def test_a_repeated_create_gives_the_same_key(owner: Client, world: World) -> No
         409, "CONFLICT", "IdempotencyKeyReused"
     )
     Client(world, first["apiKey"])("GET", PROBE).ok()
+
+
+def test_a_repeated_create_does_not_hand_out_a_key_that_was_deleted(owner: Client, world: World) -> None:
+    headers = {"Idempotency-Key": world.name("k")}
+    body = {"name": "x", "role": "Owner", "validity": "1d"}
+    made = owner("POST", KEY, body, headers=headers).data["apiKey"]
+    owner("DELETE", KEY, {"apiKey": made}).ok()
+    owner("POST", KEY, body, headers=headers).is_error(409, "CONFLICT", "ApiKeyDeleted")
+
+
+def test_a_key_goes_with_its_workspace_at_once(owner: Client, world: World) -> None:
+    team = world.workspace()
+    client = world.client("Editor", team)
+    client("GET", PROBE).ok()
+    owner("DELETE", "/api/v1/slice-workspace", {"workspaceName": team}).ok()
+    client("GET", PROBE).is_error(401, "UNAUTHENTICATED")
+    checked(world.http.post(AUTH, json={"apiKey": client.key})).is_error(401, "UNAUTHENTICATED")
