@@ -53,6 +53,7 @@ from inferplane.version import VERSION
 
 API_BACKLOG = 2048
 API_SHUTDOWN_SECONDS = 5
+ANY_HOST = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, nothing is bound to it here
 DESCRIPTORS_MAX = 65_536
 SIMULATED_SOCKET = "simulated.sock"
 # About what a small model takes, so that every state of a simulated endpoint can be seen.
@@ -135,11 +136,15 @@ class RunningPlatform:
 
     @property
     def ready_line(self) -> str:
-        """One line, the same each time, for people and scripts."""
-        host = self.settings.advertised_host
+        """One line, the same each time, for people and scripts.
+
+        The API is named by the address it listens on, unless that is every address of the machine.
+        """
+        advertised = self.settings.advertised_host
+        api = advertised if self.settings.api_host in ANY_HOST else self.settings.api_host
         return (
-            f"inferplane is ready: api http://{host}:{self.api_port} "
-            f"gateway http://{host}:{self.gateway_port} home {self.settings.home}"
+            f"inferplane is ready: api http://{_in_url(api)}:{self.api_port} "
+            f"gateway http://{_in_url(advertised)}:{self.gateway_port} home {self.settings.home}"
         )
 
 
@@ -222,7 +227,6 @@ async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
             clock=now,
             gateway=GatewayAddress(
                 scheme="http",
-                host=settings.gateway_host,
                 port=publisher.port,
                 domain=settings.domain,
                 advertised_host=settings.advertised_host,
@@ -240,7 +244,10 @@ def _engine(cluster: ClusterSettings, settings: Settings, models: ModelStore) ->
     """What runs this cluster's model servers. Clusters of this machine share its models, nothing else."""
     if cluster.engine is EngineKind.SIMULATED:
         return SimulatedEngine(
-            now, usual=SIMULATED_SCRIPT, address=f"unix:{_simulated_socket(settings.home)}"
+            now,
+            usual=SIMULATED_SCRIPT,
+            address=f"unix:{_simulated_socket(settings.home)}",
+            later=asyncio.get_running_loop().call_later,
         )
     own = cluster.name == LOCAL_CLUSTER
     return LocalEngine(
@@ -327,7 +334,11 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _loopback(host: str) -> str:
-    return "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host  # noqa: S104 - a comparison, nothing is bound
+    return "127.0.0.1" if host in ANY_HOST else host
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _simulated_socket(home: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -120,3 +121,26 @@ async def test_refused_steps_change_nothing_and_are_not_listed(clock: Clock) -> 
     await start(engine)
     assert engine.steps == [(ONE.uid, FetchModel()), (ONE.uid, StartReplica(ID))]
     assert engine.running() == (ID,)
+
+
+async def test_what_time_brings_about_is_announced_by_whoever_keeps_the_time(clock: Clock) -> None:
+    due: list[tuple[float, Callable[[], None]]] = []
+    wakes: list[str] = []
+    engine = SimulatedEngine(
+        clock,
+        usual=Script(fetch_seconds=5, start_seconds=1, load_seconds=2, stop_seconds=9),
+        later=lambda seconds, call: due.append((seconds, call)),
+    )
+    await engine.start(wakes.append)
+    await engine.apply(target(ONE), FetchModel())
+    clock.move(6)
+    await engine.apply(target(ONE), StartReplica(ID))
+    await engine.apply(target(ONE), StopReplica(ID, 4))
+    assert [round(seconds) for seconds, _ in due] == [5, 1, 3, 4]
+    wakes.clear()
+    for _, call in due:
+        call()
+    assert wakes == [ONE.uid] * 4
+    await engine.close(stop_servers=True)
+    due[0][1]()
+    assert len(wakes) == 4, "after the close nothing is announced"

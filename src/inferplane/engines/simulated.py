@@ -33,6 +33,7 @@ from inferplane.engines.port import (
 )
 
 FIRST_PID = 1000
+LATER_SLACK_SECONDS = 0.01  # two clocks never agree to the microsecond
 NOTE = "simulated: no model server is behind this endpoint, and predictions are answered with 503"
 
 
@@ -96,7 +97,8 @@ class SimulatedEngine:
     """Implements `engines.port.Engine`. `scripts` go by endpoint name; see `script_for`.
 
     `usual` is the script of every other endpoint. `address` is where all servers are said to answer;
-    without one each has its own, behind which nothing is.
+    without one each has its own, behind which nothing is. `later(seconds, call)` calls when so many
+    seconds of the clock are over, to announce what time alone brings about; without it nobody does.
     """
 
     def __init__(
@@ -106,10 +108,12 @@ class SimulatedEngine:
         *,
         usual: Script | None = None,
         address: str = "",
+        later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         self._clock = clock
         self._usual = usual or Script()
         self._address = address
+        self._later = later
         self._scripts = dict(scripts or {})
         self._worlds: dict[str, _World] = {}
         self._wake: Callable[[str], None] = _nobody
@@ -186,7 +190,7 @@ class SimulatedEngine:
             case Release():
                 self._release(endpoint.uid)
         self.steps.append((endpoint.uid, action))
-        self._wake(endpoint.uid)
+        self._announce(endpoint.uid, action, script)
 
     async def owned(self) -> frozenset[str]:
         """Every endpoint of which something exists here."""
@@ -225,6 +229,22 @@ class SimulatedEngine:
         """What the script says, or that all is well."""
         checks = self._scripts.get(target.endpoint.name, self._usual).checks
         return checks or (Check("storage", True, None, "the model is there"),)
+
+    def _announce(self, uid: str, action: Action, script: Script) -> None:
+        """Now, and when what the step began is going to show."""
+        self._wake(uid)
+        if self._later is None:
+            return
+        moments: tuple[float, ...] = ()
+        match action:
+            case FetchModel():
+                moments = (script.fetch_seconds,)
+            case StartReplica():
+                moments = (script.start_seconds, script.start_seconds + script.load_seconds)
+            case StopReplica(_, grace_seconds):
+                moments = (min(script.stop_seconds, grace_seconds),)
+        for seconds in moments:
+            self._later(seconds + LATER_SLACK_SECONDS, lambda: self._wake(uid))
 
     # --- steps ------------------------------------------------------------------------------------
 
