@@ -39,11 +39,11 @@ def with_example(example: str) -> InferenceEndpoint:
 @pytest.mark.parametrize(
     ("gateway", "url", "record"),
     [
-        (GatewayAddress("http", "", 80, "example.com", "192.168.1.130"), "http://192.168.1.130", "A"),
-        (GatewayAddress("https", "", 443, "example.com", "192.168.1.130"), "https://192.168.1.130", "A"),
-        (GatewayAddress("http", "", 443, "example.com", "10.0.0.1"), "http://10.0.0.1:443", "A"),
-        (GatewayAddress("http", "", 7080, "example.com", "::1"), "http://[::1]:7080", "AAAA"),
-        (GatewayAddress("http", "", 7080, "example.com", "gateway.lan"), "http://gateway.lan:7080", "CNAME"),
+        (GatewayAddress("http", 80, "example.com", "192.168.1.130"), "http://192.168.1.130", "A"),
+        (GatewayAddress("https", 443, "example.com", "192.168.1.130"), "https://192.168.1.130", "A"),
+        (GatewayAddress("http", 443, "example.com", "10.0.0.1"), "http://10.0.0.1:443", "A"),
+        (GatewayAddress("http", 7080, "example.com", "::1"), "http://[::1]:7080", "AAAA"),
+        (GatewayAddress("http", 7080, "example.com", "gateway.lan"), "http://gateway.lan:7080", "CNAME"),
     ],
 )
 def test_addresses(gateway: GatewayAddress, url: str, record: str) -> None:
@@ -57,7 +57,7 @@ def test_addresses(gateway: GatewayAddress, url: str, record: str) -> None:
 
 
 def test_an_example_too_long_for_a_command_line_is_left_out() -> None:
-    gateway = GatewayAddress("http", "", 80, "localhost", "127.0.0.1")
+    gateway = GatewayAddress("http", 80, "localhost", "127.0.0.1")
     short, long = with_example("[1]"), with_example("[" + "1," * 40_000 + "1]")
     assert views.try_command(short, gateway, by_path=False)[-1] == "-d '[1]'"
     assert views.try_command(long, gateway, by_path=False)[-1] == "-d '{\"instances\": []}'"

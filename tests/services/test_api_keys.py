@@ -46,7 +46,7 @@ class World:
             store=cast("Store", store),
             engines={},
             clock=lambda: NOW + timedelta(seconds=self.seconds),
-            gateway=GatewayAddress("http", "127.0.0.1", 7080, "localhost", "127.0.0.1"),
+            gateway=GatewayAddress("http", 7080, "localhost", "127.0.0.1"),
             new_id=lambda length: "a" * length,
             keys=KeyMemory(lambda: self.seconds),
         )

@@ -310,7 +310,7 @@ class World:
             store=self.store,
             engines={"local": self.engine},
             clock=self.now,
-            gateway=GatewayAddress("http", "127.0.0.1", 7080, "localhost", "127.0.0.1"),
+            gateway=GatewayAddress("http", 7080, "localhost", "127.0.0.1"),
             new_id=new_id,
             limits=self.limits,
         )

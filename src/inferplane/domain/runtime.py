@@ -30,15 +30,14 @@ class ModelFormat:
     """A model format that the local engine can serve.
 
     `file_suffixes` are the endings a model file of this format has, in lower case with the dot.
-    `extra` is the optional dependency to install (`pip install 'inferplane[<extra>]'`). `platform`
-    is what V2 metadata calls it. `versions` are the major versions a manifest may ask for.
+    `extra` is the optional dependency to install (`pip install 'inferplane[<extra>]'`). `versions`
+    are the major versions a manifest may ask for.
     """
 
     name: str
     file_suffixes: tuple[str, ...]
     extra: str
     protocols: tuple[str, ...] = ("v1", "v2")
-    platform: str = ""
     versions: tuple[str, ...] = ()
 
 
@@ -47,10 +46,10 @@ def _by_name(*formats: ModelFormat) -> Mapping[str, ModelFormat]:
 
 
 FORMATS: Mapping[str, ModelFormat] = _by_name(
-    ModelFormat("sklearn", (".joblib", ".pkl", ".pickle"), "sklearn", platform="sklearn_pickle", versions=("0", "1")),
-    ModelFormat("xgboost", (".json", ".ubj", ".bst"), "xgboost", platform="xgboost_booster", versions=("1", "2", "3")),
-    ModelFormat("lightgbm", (".txt", ".bst"), "lightgbm", platform="lightgbm_booster", versions=("2", "3", "4")),
-    ModelFormat("onnx", (".onnx",), "onnx", platform="onnx_onnxv1", versions=("1",)),
+    ModelFormat("sklearn", (".joblib", ".pkl", ".pickle"), "sklearn", versions=("0", "1")),
+    ModelFormat("xgboost", (".json", ".ubj", ".bst"), "xgboost", versions=("1", "2", "3")),
+    ModelFormat("lightgbm", (".txt", ".bst"), "lightgbm", versions=("2", "3", "4")),
+    ModelFormat("onnx", (".onnx",), "onnx", versions=("1",)),
 )  # fmt: skip
 
 # Formats with a runtime on clusters with engine kserve only, and what serves them there.

@@ -18,7 +18,6 @@ class GatewayAddress:
     """Where predictions go. `advertised_host` is what a client connects to, `domain` what names end in."""
 
     scheme: str
-    host: str
     port: int
     domain: str
     advertised_host: str
