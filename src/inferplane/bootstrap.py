@@ -39,7 +39,7 @@ from inferplane.engines.local.engine import LocalEngine
 from inferplane.engines.local.launch import CUDA_DEVICES_VARIABLE
 from inferplane.engines.local.sockets import make_private, socket_directory
 from inferplane.engines.nvml import NvmlNodes
-from inferplane.engines.port import Engine
+from inferplane.engines.port import Clock, Engine
 from inferplane.engines.simulated import NOTE, Script, SimulatedEngine
 from inferplane.gateway.publisher import GatewayConfig, RoutePublisher
 from inferplane.gateway.traffic import TrafficMeter
@@ -149,11 +149,14 @@ class RunningPlatform:
 
 
 @asynccontextmanager
-async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
+async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterator[RunningPlatform]:
     """Bring everything up in order, and take it down in the opposite order.
 
+    `speed` lets the platform's clock go that much faster, for demonstrations. What is real (downloads,
+    model servers of this machine) keeps real time, so it is for simulated clusters and a home of its own.
     Raises Unavailable when the home is in use by another platform or a port by a stranger.
     """
+    clock = clock_at(speed)
     async with AsyncExitStack() as stack:
         _claim_home(settings.home, stack)
         api_socket = _bind(settings.api_host, settings.api_port)
@@ -163,7 +166,7 @@ async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
         store = await Store.open(settings.effective_database_url)
         stack.push_async_callback(store.close)
         await stack.enter_async_context(store.claim())
-        await ensure_installation(store, settings.owner_key_path, now, new_id, cluster=LOCAL_CLUSTER)
+        await ensure_installation(store, settings.owner_key_path, clock, new_id, cluster=LOCAL_CLUSTER)
 
         models = ModelStore(
             settings.home / "models",
@@ -174,9 +177,11 @@ async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
         stack.push_async_callback(models.close)
         await models.start()
 
-        engines = {each.name: _engine(each, settings, models) for each in settings.every_cluster}
-        await _register_clusters(store, settings.every_cluster)
-        inventory = InventoryController(store, _node_sources(settings.every_cluster), now)
+        engines = {
+            each.name: _engine(each, settings, models, clock, speed) for each in settings.every_cluster
+        }
+        await _register_clusters(store, settings.every_cluster, clock)
+        inventory = InventoryController(store, _node_sources(settings.every_cluster), clock)
         await inventory.refresh()
 
         runner: Runner | None = None
@@ -204,14 +209,14 @@ async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
         await publisher.start()
         stack.push_async_callback(publisher.close, stop_gateway=True)
 
-        traffic = TrafficMeter(publisher.admin_socket, settings.home / "gateway" / "traffic.json", now)
+        traffic = TrafficMeter(publisher.admin_socket, settings.home / "gateway" / "traffic.json", clock)
         stack.push_async_callback(traffic.close)
         await traffic.start()
 
-        controller = EndpointController(store, engines, publisher, now)
+        controller = EndpointController(store, engines, publisher, clock)
         await controller.restore_routes()
         publisher.open()
-        runner = Runner(controller)
+        runner = Runner(controller, speed=speed)
         stack.callback(store.subscribe(lambda change: _wake_for(change, wake)))
         await runner.start()
         stack.push_async_callback(runner.close)
@@ -224,7 +229,7 @@ async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
         platform = Platform(
             store=store,
             engines=engines,
-            clock=now,
+            clock=clock,
             gateway=GatewayAddress(
                 scheme="http",
                 port=publisher.port,
@@ -240,14 +245,25 @@ async def run_platform(settings: Settings) -> AsyncIterator[RunningPlatform]:
         yield RunningPlatform(settings, api_port, publisher.port, store, engines)
 
 
-def _engine(cluster: ClusterSettings, settings: Settings, models: ModelStore) -> Engine:
+def clock_at(speed: float) -> Clock:
+    """The clock, going `speed` times as fast from now on."""
+    if speed == 1.0:
+        return now
+    began = now()
+    return lambda: began + (now() - began) * speed
+
+
+def _engine(
+    cluster: ClusterSettings, settings: Settings, models: ModelStore, clock: Clock, speed: float
+) -> Engine:
     """What runs this cluster's model servers. Clusters of this machine share its models, nothing else."""
     if cluster.engine is EngineKind.SIMULATED:
+        loop = asyncio.get_running_loop()
         return SimulatedEngine(
-            now,
+            clock,
             usual=SIMULATED_SCRIPT,
             address=f"unix:{_simulated_socket(settings.home)}",
-            later=asyncio.get_running_loop().call_later,
+            later=lambda seconds, call: loop.call_later(seconds / speed, call),
         )
     own = cluster.name == LOCAL_CLUSTER
     return LocalEngine(
@@ -269,14 +285,14 @@ def _node_sources(clusters: tuple[ClusterSettings, ...]) -> dict[str, NodeSource
     return sources
 
 
-async def _register_clusters(store: Store, clusters: tuple[ClusterSettings, ...]) -> None:
+async def _register_clusters(store: Store, clusters: tuple[ClusterSettings, ...], clock: Clock) -> None:
     """Make known what the configuration declares; what it declares no longer stays, without an engine."""
     async with store.transaction() as tx:
         known = {each.name: each for each in await tx.list_clusters()}
         for cluster in clusters:
             before = known.get(cluster.name)
             if before is None:
-                await tx.put_cluster(Cluster(cluster.name, cluster.engine.value, now()))
+                await tx.put_cluster(Cluster(cluster.name, cluster.engine.value, clock()))
             elif before.engine != cluster.engine.value:
                 await tx.put_cluster(replace(before, engine=cluster.engine.value))
 

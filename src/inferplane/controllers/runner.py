@@ -35,10 +35,15 @@ class Controller(Protocol):
 
 
 class Runner:
-    """Runs one controller until `close`."""
+    """Runs one controller until `close`.
 
-    def __init__(self, controller: Controller, *, workers: int = WORKERS) -> None:
+    `speed` is how many seconds of the controller's clock go by in a real one: what it asks to be woken
+    after is divided by it. Our own pauses, between tries and between regular looks, stay real.
+    """
+
+    def __init__(self, controller: Controller, *, workers: int = WORKERS, speed: float = 1.0) -> None:
         self._controller = controller
+        self._speed = speed
         self._workers = workers
         self._queue = WorkQueue(asyncio.get_running_loop().time)
         self._tasks: list[asyncio.Task[None]] = []
@@ -80,7 +85,7 @@ class Runner:
         else:
             self._queue.forget_failures(key)
             if again_after is not None:
-                self._queue.put_after(key, again_after)
+                self._queue.put_after(key, again_after / self._speed)
 
     async def _resync(self) -> None:
         pause = RESYNC_SECONDS
