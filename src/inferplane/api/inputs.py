@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from inferplane.domain.errors import Invalid
 from inferplane.services.api_keys import KeyDraft
-from inferplane.services.endpoint_drafts import EndpointDraft, GpuDraft, ModelDraft
+from inferplane.services.endpoint_drafts import EndpointDraft, ModelDraft
+from inferplane.services.gpu_drafts import GpuDraft
 from inferplane.services.workspaces import WorkspaceDraft
 from inferplane.wire.access import CreateApiKey
 from inferplane.wire.endpoints import (
@@ -106,4 +107,21 @@ def _gpu(body: GpuSpecBody | str | None) -> GpuDraft | None:
             field="gpuSpec",
             next_action="Leave it out to run on CPU.",
         )
-    return None if body == GpuSpecBody() else GpuDraft(body.gpu_shape or "")
+    if body == GpuSpecBody():
+        return None
+    return GpuDraft(
+        auto_cluster=bool(body.enable_auto_cluster_selection),
+        auto_gpu=bool(body.enable_auto_gpu_selection),
+        gpu_shape=(body.gpu_shape or "").strip(),
+        instance_type=(body.instance_type or "").strip(),
+        memory_gb=body.memory_per_gpu,
+        gpus_per_node=body.number_of_gpus,
+        nodes=body.number_of_gpu_nodes,
+        exit_duration=body.exit_duration or None,
+        priority=body.priority,
+        idle_timeout=body.idle_time_out_duration,
+        enforce_idle=body.enforce_idle_time_out,
+        enable_eviction=bool(body.enable_eviction),
+        requeue_on_failure=bool(body.requeue_on_failure),
+        auto_renew=body.auto_renew,
+    )

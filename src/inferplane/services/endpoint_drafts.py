@@ -38,6 +38,7 @@ from inferplane.domain.quantity import parse_cpu, parse_memory
 from inferplane.domain.runtime import FORMATS, PROTOCOLS, canonical_format
 from inferplane.domain.storage_uri import parse_storage_uri
 from inferplane.services.findings import Findings
+from inferplane.services.gpu_drafts import GpuDraft
 
 SECRETS_MAX = 50
 SECRET_CHARACTERS_MAX = 64 * 1024
@@ -68,13 +69,6 @@ class ModelDraft:
     memory: str | int | None = None
     digest: str | None = None
     start_timeout_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GpuDraft:
-    """A `gpuSpec` that asks for GPUs; only what is needed to say where there are none."""
-
-    shape: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +133,9 @@ def understand(draft: EndpointDraft, *, manifest_bytes_max: int) -> Wish:
     findings.raise_any()
     assert scaling is not None and limits is not None  # noqa: PT018 - or raise_any had raised
     if draft.gpu is not None:
-        wish = replace(wish, wants_gpus=True, gpu_field="gpuSpec.gpuShape" if draft.gpu.shape else "gpuSpec")
+        wish = replace(
+            wish, wants_gpus=True, gpu_field="gpuSpec.gpuShape" if draft.gpu.gpu_shape else "gpuSpec"
+        )
     return replace(wish, spec=replace(wish.spec, scaling=scaling, limits=limits))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from inferplane.domain.access import Caller, Role, Verb
-from inferplane.domain.endpoint import InferenceEndpoint, PublicStatus, public_state
+from inferplane.domain.endpoint import GpuSpec, InferenceEndpoint, PublicStatus, public_state
 from inferplane.domain.errors import (
     AlreadyExists,
     Conflict,
@@ -30,9 +30,11 @@ from inferplane.domain.runtime import LOCAL_ENGINE, select_runtime
 from inferplane.domain.storage_uri import parse_storage_uri, redacted, require_local
 from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.engines.port import EngineError, LogLine, Target
+from inferplane.services import endpoint_gpus
 from inferplane.services.context import Platform
 from inferplane.services.endpoint_drafts import EndpointDraft, Wish, understand
 from inferplane.services.idempotency import Ticket, once, recall, remember
+from inferplane.services.trail import difference, entry, facts
 from inferplane.store.sql import Tx
 
 UID_DIGITS = 12
@@ -40,6 +42,7 @@ UPDATE_ATTEMPTS_MAX = 8
 """Compare-and-set lost to a controller's status write: read again, so many times."""
 
 T = TypeVar("T")
+Also = Callable[[Tx, InferenceEndpoint], Awaitable[bool]]
 
 
 # Create
@@ -62,27 +65,37 @@ async def _create(
     platform: Platform, caller: Caller, draft: EndpointDraft, wish: Wish, ticket: Ticket | None
 ) -> str:
     now = platform.clock()
+    async with platform.store.read() as tx:
+        if (answer := await recall(tx, caller, ticket)) is not None:
+            return answer  # before the clusters are compared, which takes a while
+    chosen = await endpoint_gpus.soonest_cluster(platform, draft)
     async with platform.store.transaction() as tx:
         if (answer := await recall(tx, caller, ticket)) is not None:
             return answer
-        cluster = await _resolve_cluster(tx, draft)
+        cluster = await _resolve_cluster(tx, draft, chosen)
+        gpu = await endpoint_gpus.gpu_spec_for(tx, platform, draft, wish, cluster)
         check_servable(wish, cluster)
-        await _check_quota(tx, platform)
-        endpoint = _endpoint(platform, caller, draft, wish, cluster)
+        await _check_quota(tx, platform, draft.workspace)
+        endpoint = _endpoint(platform, caller, draft, wish, cluster, gpu)
         try:
             await tx.insert_endpoint(endpoint, wish.secret)
         except AlreadyExists:
             raise await _taken(tx, endpoint) from None
         await remember(tx, caller, ticket, endpoint.name, now)
+        if not endpoint.spec.stopped:
+            await endpoint_gpus.ask(tx, platform, caller, endpoint)
         await tx.append_event(
-            _event(
-                platform,
+            entry(
+                now,
                 caller,
-                endpoint,
                 "EndpointCreated",
                 f"{endpoint.spec.model.format} model from {redacted(endpoint.spec.model.storage_uri) or 'the manifest'}"
                 f" on cluster {endpoint.cluster}",
+                workspace=endpoint.workspace,
+                endpoint=endpoint.name,
+                endpoint_uid=endpoint.uid,
                 reason=ReasonCode.ACCEPTED,
+                after=facts(_told(endpoint)),
                 data={"warnings": list(wish.warnings)} if wish.warnings else {},
             )
         )
@@ -107,15 +120,22 @@ async def preflight(platform: Platform, caller: Caller, draft: EndpointDraft) ->
     """
     caller.require(Verb.WRITE_ENDPOINT, draft.workspace)
     wish = understand(draft, manifest_bytes_max=platform.limits.manifest_bytes_max)
+    gpu_finding, chosen, gpu = await _gpu_finding(platform, draft, wish)
     async with platform.store.read() as tx:
-        cluster = await _resolve_cluster(tx, draft)
-        endpoint = _endpoint(platform, caller, draft, wish, cluster)
+        cluster = await _resolve_cluster(tx, draft, chosen)
+        endpoint = _endpoint(platform, caller, draft, wish, cluster, gpu)
         findings = [
             await _finding("name", _check_free(tx, endpoint), f"the name {endpoint.name} is free"),
-            await _finding("quota", _check_quota(tx, platform), "within the limits"),
+            await _finding("quota", _check_quota(tx, platform, draft.workspace), "within the limits"),
         ]
+        if gpu is not None and gpu_finding.ok:
+            trial = endpoint_gpus.check_spec(tx, endpoint, gpu, platform)
+            gpu_finding = await _finding("gpu", trial, "")
+    if gpu is not None and gpu_finding.ok:
+        sentence = await endpoint_gpus.wait_sentence(platform, endpoint, gpu)
+        gpu_finding = replace(gpu_finding, message=sentence)
+    findings.append(gpu_finding)
     for check, function, good in (
-        ("gpu", _check_gpus, "runs on CPU"),
         ("scheme", _check_scheme, "the cluster can fetch from this kind of storage"),
         ("runtime", _check_runtime, f"a runtime of the cluster serves {wish.spec.model.format}"),
     ):
@@ -129,6 +149,24 @@ async def preflight(platform: Platform, caller: Caller, draft: EndpointDraft) ->
         for warning in wish.warnings
     ]
     return findings
+
+
+async def _gpu_finding(
+    platform: Platform, draft: EndpointDraft, wish: Wish
+) -> tuple[Finding, str, GpuSpec | None]:
+    """What is to be said of its GPUs, the cluster they would come from, and what would be asked for."""
+    try:
+        chosen = await endpoint_gpus.soonest_cluster(platform, draft)
+    except (Invalid, QuotaExceeded) as error:
+        chosen = next(iter(draft.cluster_precedence), "")
+        return Finding("gpu", False, error.reason, error.message, error.next_action), chosen, None
+    async with platform.store.read() as tx:
+        cluster = await _resolve_cluster(tx, draft, chosen)
+        try:
+            gpu = await endpoint_gpus.gpu_spec_for(tx, platform, draft, wish, cluster)
+        except (Invalid, QuotaExceeded) as error:
+            return Finding("gpu", False, error.reason, error.message, error.next_action), chosen, None
+    return Finding("gpu", True, "", "runs on CPU", ""), chosen, gpu
 
 
 async def _engine_findings(platform: Platform, endpoint: InferenceEndpoint, wish: Wish) -> list[Finding]:
@@ -162,7 +200,7 @@ async def _engine_findings(platform: Platform, endpoint: InferenceEndpoint, wish
 async def _finding(check: str, trial: Awaitable[None], good: str) -> Finding:
     try:
         await trial
-    except (AlreadyExists, QuotaExceeded) as error:
+    except (AlreadyExists, Invalid, QuotaExceeded) as error:
         return Finding(check, False, error.reason, error.message, error.next_action)
     return Finding(check, True, "", good, "")
 
@@ -178,20 +216,9 @@ def _finding_now(
 
 
 def check_servable(wish: Wish, cluster: Cluster) -> None:
-    """Raise Invalid when this cluster can never serve the wish: storage, runtime, GPUs."""
-    _check_gpus(wish, cluster)
+    """Raise Invalid when this cluster can never serve the wish: storage, runtime."""
     _check_scheme(wish, cluster)
     _check_runtime(wish, cluster)
-
-
-def _check_gpus(wish: Wish, cluster: Cluster) -> None:
-    if wish.wants_gpus:
-        raise Invalid(
-            f"cluster {cluster.name} has no GPUs",
-            reason=ReasonCode.NO_SUCH_SHAPE.value,
-            field=wish.gpu_field,
-            next_action="Leave gpuSpec out (or give null) to run on CPU, or name a cluster that has GPUs.",
-        )
 
 
 def _check_scheme(wish: Wish, cluster: Cluster) -> None:
@@ -205,7 +232,15 @@ def _check_runtime(wish: Wish, cluster: Cluster) -> None:
     select_runtime(wish.spec.model, cluster.engine, field=wish.format_field)
 
 
-async def _check_quota(tx: Tx, platform: Platform) -> None:
+async def _check_quota(tx: Tx, platform: Platform, workspace: str) -> None:
+    most = (await tx.get_policy(workspace)).max_endpoints
+    if most is not None and len(await tx.list_endpoints(workspace, limit=most + 1)) >= most:
+        raise QuotaExceeded(
+            f"workspace {workspace} may have {most} endpoints, and has them",
+            reason=ReasonCode.QUOTA_EXCEEDED.value,
+            field="endpointName",
+            next_action="Delete endpoints that nobody uses, or ask an Owner to change the workspace's policy.",
+        )
     if len(await tx.endpoint_uids()) >= platform.limits.endpoints_max:
         raise QuotaExceeded(
             f"this installation has {platform.limits.endpoints_max} endpoints, which is its limit",
@@ -234,14 +269,17 @@ async def _taken(tx: Tx, endpoint: InferenceEndpoint) -> AlreadyExists:
     )
 
 
-async def _resolve_cluster(tx: Tx, draft: EndpointDraft) -> Cluster:
-    """The named cluster, else the first of the preferred ones, else the workspace's only one."""
+async def _resolve_cluster(tx: Tx, draft: EndpointDraft, chosen: str = "") -> Cluster:
+    """The named cluster, else the one `chosen` for its GPUs, else the first of the preferred ones, else
+    the workspace's only one."""
     workspace = await tx.get_workspace(draft.workspace)
     clusters = {each.name: each for each in await tx.list_clusters() if each.name in workspace.clusters}
     if draft.cluster:
         if draft.cluster not in clusters:
             raise _not_a_cluster(workspace, draft.cluster, "clusterName")
         return clusters[draft.cluster]
+    if chosen in clusters:
+        return clusters[chosen]
     for preferred in draft.cluster_precedence:
         if preferred in clusters:
             return clusters[preferred]
@@ -253,7 +291,8 @@ async def _resolve_cluster(tx: Tx, draft: EndpointDraft) -> Cluster:
         f"workspace {workspace.name} has {len(clusters)} clusters, so the cluster must be named",
         reason="Missing",
         field="clusterName",
-        next_action=f"Name one of {', '.join(workspace.clusters)}, or give clusterPrecedence.",
+        next_action=f"Name one of {', '.join(workspace.clusters)}, or give clusterPrecedence"
+        f"{', or enableAutoClusterSelection in gpuSpec' if draft.gpu is not None else ''}.",
     )
 
 
@@ -267,10 +306,15 @@ def _not_a_cluster(workspace: Workspace, name: str, path: str) -> Invalid:
 
 
 def _endpoint(
-    platform: Platform, caller: Caller, draft: EndpointDraft, wish: Wish, cluster: Cluster
+    platform: Platform,
+    caller: Caller,
+    draft: EndpointDraft,
+    wish: Wish,
+    cluster: Cluster,
+    gpu: GpuSpec | None,
 ) -> InferenceEndpoint:
     now = platform.clock()
-    spec = wish.spec
+    spec = replace(wish.spec, gpu=gpu)
     if spec.stopped:  # asked for in the manifest
         spec = replace(spec, stopped_by=caller.key_name, stopped_at=now)
     return InferenceEndpoint(
@@ -498,7 +542,11 @@ async def stop(platform: Platform, caller: Caller, workspace: str, name: str, cl
 
 
 async def start(platform: Platform, caller: Caller, workspace: str, name: str, cluster: str = "") -> str:
-    """Undo `stop`; returns the name. Harmless when it is not stopped."""
+    """Undo `stop`; returns the name. Harmless when it is not stopped.
+
+    An endpoint on GPUs asks for new ones, also where it was not stopped but has lost its own for good.
+    Raises QuotaExceeded, Invalid where it may not ask for them any more.
+    """
     caller.require(Verb.WRITE_ENDPOINT, workspace)
 
     def mark(endpoint: InferenceEndpoint) -> InferenceEndpoint | None:
@@ -508,8 +556,17 @@ async def start(platform: Platform, caller: Caller, workspace: str, name: str, c
         spec = replace(endpoint.spec, stopped=False, stopped_by="", stopped_at=None)
         return replace(endpoint, spec=spec, generation=endpoint.generation + 1)
 
+    async def ask_again(tx: Tx, endpoint: InferenceEndpoint) -> bool:
+        return await endpoint_gpus.ask_again(tx, platform, caller, endpoint)
+
     return await _change_named(
-        platform, caller, (workspace, name, cluster), mark, "EndpointStartRequested", "start was asked for"
+        platform,
+        caller,
+        (workspace, name, cluster),
+        mark,
+        "EndpointStartRequested",
+        "start was asked for",
+        ask_again,
     )
 
 
@@ -530,10 +587,11 @@ async def _change_named(
     mark: Callable[[InferenceEndpoint], InferenceEndpoint | None],
     kind: str,
     message: str,
+    also: Also | None = None,
 ) -> str:
     async with platform.store.read() as tx:
         endpoint = await _get(tx, *place)
-    await _change(platform, caller, endpoint.uid, mark, kind, message)
+    await _change(platform, caller, endpoint.uid, mark, kind, message, also)
     return endpoint.name
 
 
@@ -544,20 +602,37 @@ async def _change(
     mark: Callable[[InferenceEndpoint], InferenceEndpoint | None],
     kind: str,
     message: str,
+    also: Also | None = None,
 ) -> None:
     """Apply `mark` to the newest row and say so in an event; None from `mark` changes nothing.
 
+    `also` does what belongs to the change in the same transaction, and says whether it did anything.
     A row that is gone by now is left alone: what was wanted of it no longer matters.
     """
     for _ in range(UPDATE_ATTEMPTS_MAX):
         try:
             async with platform.store.transaction() as tx:
                 present = await tx.get_endpoint_by_uid(uid)
-                changed = mark(present) if present is not None else None
-                if changed is None:
+                if present is None:
                     return
-                await tx.update_endpoint_spec(changed)
-                await tx.append_event(_event(platform, caller, changed, kind, message))
+                changed = mark(present)
+                if changed is not None:
+                    await tx.update_endpoint_spec(changed)
+                done = also is not None and await also(tx, changed or present)
+                if changed is not None or done:
+                    before, after = difference(_told(present), _told(changed or present))
+                    event = entry(
+                        platform.clock(),
+                        caller,
+                        kind,
+                        message,
+                        workspace=present.workspace,
+                        endpoint=present.name,
+                        endpoint_uid=present.uid,
+                        before=before,
+                        after=after,
+                    )
+                    await tx.append_event(event)
                 return
         except StaleVersion:
             continue
@@ -590,26 +665,31 @@ async def _get(tx: Tx, workspace: str, name: str, cluster: str) -> InferenceEndp
     return await tx.get_endpoint(workspace, name, cluster)
 
 
-def _event(
-    platform: Platform,
-    caller: Caller,
-    endpoint: InferenceEndpoint,
-    kind: str,
-    message: str,
-    *,
-    reason: ReasonCode | None = None,
-    data: dict[str, object] | None = None,
-) -> Event:
-    return Event(
-        at=platform.clock(),
-        kind=kind,
-        message=message,
-        actor=caller.key_name,
-        workspace=endpoint.workspace,
-        endpoint=endpoint.name,
-        endpoint_uid=endpoint.uid,
-        reason=reason,
-        data=data or {},
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the audit log keeps of an endpoint: never its secret, arguments or environment."""
+
+    format: str
+    storage_uri: str
+    cluster: str
+    min_replicas: int
+    max_replicas: int
+    stopped: bool
+    deletion_requested: bool
+    gpu: GpuSpec | None
+
+
+def _told(endpoint: InferenceEndpoint) -> _Told:
+    spec = endpoint.spec
+    return _Told(
+        format=spec.model.format,
+        storage_uri=redacted(spec.model.storage_uri),
+        cluster=endpoint.cluster,
+        min_replicas=spec.scaling.min_replicas,
+        max_replicas=spec.scaling.max_replicas,
+        stopped=spec.stopped,
+        deletion_requested=endpoint.deletion_requested_at is not None,
+        gpu=spec.gpu,
     )
 
 
