@@ -11,8 +11,6 @@ DOMAIN_DEFAULT = "localhost"
 API_ADDRESS_DEFAULT = "127.0.0.1:7070"
 WORKERS_DEFAULT = 2
 HEAP_BYTES_MAX_DEFAULT = 2 * 1024**3
-# The kernel's `sun_path` takes 108 bytes, the last of which ends the string.
-SOCKET_PATH_BYTES_MAX = 107
 
 
 @dataclass(frozen=True, slots=True)

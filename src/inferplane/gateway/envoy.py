@@ -35,8 +35,9 @@ from typing import Any
 
 from inferplane.domain.errors import Invalid
 from inferplane.domain.reasons import ReasonCode
-from inferplane.gateway.config import SOCKET_PATH_BYTES_MAX, Address, GatewayConfig, parse_address
+from inferplane.gateway.config import Address, GatewayConfig, parse_address
 from inferplane.gateway.route_table import EndpointRoutes, RouteTable, Upstream
+from inferplane.private_folders import SOCKET_PATH_BYTES_MAX
 
 LISTENER_FILE = "listener.json"
 UPSTREAMS_FILE = "upstreams.json"

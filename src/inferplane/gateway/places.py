@@ -1,20 +1,15 @@
-"""Where the gateway keeps what, and how to fit a unix socket's path into the kernel's limit."""
+"""Where the gateway keeps what."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from inferplane.domain.errors import Unavailable
-from inferplane.gateway.config import SOCKET_PATH_BYTES_MAX
+from inferplane.private_folders import PRIVATE_FOLDER_MODE, make_private, socket_folder
 
 ADMIN_SOCKET = "admin.sock"
-PRIVATE_FOLDER_MODE = 0o700
 PRIVATE_FILE_MODE = 0o600
 
 
@@ -65,10 +60,13 @@ def make_places(directory: Path) -> Places:
     """Create the gateway's folders, closed to others. Raises Unavailable with the folder and the cause."""
     places = Places(directory, directory / ADMIN_SOCKET)
     try:
+        sockets = socket_folder(directory, len(ADMIN_SOCKET))
         for folder in (directory, places.files, places.new):
             folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER_MODE)
         directory.chmod(PRIVATE_FOLDER_MODE)
-        return Places(directory, short_socket_folder(directory, len(ADMIN_SOCKET)) / ADMIN_SOCKET)
+        if sockets != directory:
+            make_private(sockets)
+        return Places(directory, sockets / ADMIN_SOCKET)
     except OSError as error:
         raise Unavailable(
             f"the gateway's folder {directory} cannot be used: {error.strerror}",
@@ -83,23 +81,3 @@ def remove_socket_folder(places: Places) -> None:
         places.admin_socket.unlink(missing_ok=True)
         if places.admin_socket.parent != places.directory:
             places.admin_socket.parent.rmdir()
-
-
-def short_socket_folder(folder: Path, name_bytes: int) -> Path:
-    """`folder` itself if sockets with names of up to `name_bytes` fit into it, else a short stand-in.
-
-    The stand-in lies in the system's temporary folder, is named after a digest of `folder` and this
-    user, so that the next run finds it, and is refused if it belongs to somebody else: anybody may
-    create names there. Raises OSError.
-    """
-    if len(os.fsencode(folder)) + 1 + name_bytes <= SOCKET_PATH_BYTES_MAX:
-        return folder
-    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    short = Path(tempfile.gettempdir()) / f"inferplane-{os.geteuid()}-{digest}"
-    short.mkdir(mode=PRIVATE_FOLDER_MODE, exist_ok=True)
-    found = short.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise PermissionError(1, f"{short} belongs to somebody else", str(short))
-    if stat.S_IMODE(found.st_mode) != PRIVATE_FOLDER_MODE:
-        short.chmod(PRIVATE_FOLDER_MODE)
-    return short

@@ -1,16 +1,14 @@
 """One Envoy process: found or started, watched, stopped.
 
 Envoy outlives the control plane on purpose: predictions go on while that is restarted. Whether it
-lives is asked of the kernel, not of a pid file: the starter locks a file and Envoy inherits the
-lock, which ends with the process however that ends. So an Envoy of an earlier run is found without
-guessing, and a second one cannot be started beside it.
+lives is asked of the kernel, not of a pid file: Envoy inherits a lock (`inferplane.locks`). So an
+Envoy of an earlier run is found without guessing, and a second one cannot be started beside it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -22,6 +20,7 @@ from pathlib import Path
 
 from inferplane.domain.errors import Unavailable
 from inferplane.gateway.places import PRIVATE_FILE_MODE, Places
+from inferplane.locks import acquire_lock, is_locked, lock_holders
 
 LOG_BYTES_MAX = 4 * 1024 * 1024
 LOG_BYTES_KEPT = 256 * 1024
@@ -50,17 +49,13 @@ class EnvoyProcess:
 
     def alive(self) -> bool:
         """Whether an Envoy of this folder lives, whoever started it."""
-        held = _lock(self._places.lock)
-        if held is None:
-            return True
-        os.close(held)
-        return False
+        return is_locked(self._places.lock)
 
     def find(self) -> str | None:
         """Look for a living Envoy; return what it was started with (`start`), None when there is none."""
         if not self.alive():
             return None
-        self._pid = _holder(self._places.lock)
+        self._pid = self._holder()
         try:
             return str(json.loads(self._places.running.read_text(encoding="utf-8"))["identity"])
         except (OSError, ValueError, LookupError, TypeError):
@@ -71,7 +66,7 @@ class EnvoyProcess:
 
         Raises Unavailable when one already lives, or when the program cannot be started.
         """
-        held = _lock(self._places.lock)
+        held = acquire_lock(self._places.lock)
         if held is None:
             raise Unavailable("another gateway already runs in this folder", reason="HomeInUse")
         try:
@@ -125,7 +120,7 @@ class EnvoyProcess:
         for number, seconds in ((signal.SIGTERM, TERMINATE_SECONDS_MAX), (signal.SIGKILL, KILL_SECONDS_MAX)):
             if not self.alive():
                 break
-            pid = _holder(self._places.lock)
+            pid = self._holder()
             if pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
@@ -157,6 +152,10 @@ class EnvoyProcess:
         words = _COMPLAINT.sub("", last)
         # Envoy shows the whole offending message first and says at the end what is wrong with it.
         return words if len(words) <= LAST_WORDS_MAX else f"{words[:60]} … {words[60 - LAST_WORDS_MAX :]}"
+
+    def _holder(self) -> int:
+        """The process that lives, 0 if none is found."""
+        return next(iter(lock_holders(self._places.lock)), 0)
 
     async def _until_released(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -190,31 +189,6 @@ class EnvoyProcess:
 _ENTRY_START = re.compile(r"^(?=\[\d{4}-\d\d-\d\d )", re.MULTILINE)
 _COMPLAINT = re.compile(r"\[[^]]*\]\[\d+\]\[(warning|error|critical)\]\[\w+\] (\[[^]]*\] )?")
 _TRACE = re.compile(r"\[(backtrace|envoy_bug)\]")
-
-
-def _lock(path: Path) -> int | None:
-    """Lock the file and return its descriptor, or None when a living process holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE_MODE)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _holder(path: Path) -> int:
-    """The process that keeps the file open, 0 if none is found. Ours never keeps it open."""
-    wanted = path.stat()
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                for descriptor in (process / "fd").iterdir():
-                    with contextlib.suppress(OSError):
-                        found = descriptor.stat()
-                        if (found.st_ino, found.st_dev) == (wanted.st_ino, wanted.st_dev):
-                            return int(process.name)
-    return 0
 
 
 async def _until_gone(pid: int, seconds: float) -> None:

@@ -27,9 +27,9 @@ from inferplane.domain.endpoint import Replica, ReplicaState
 from inferplane.engines.local.engine import LocalEngine
 from inferplane.engines.local.launch import server_environment
 from inferplane.engines.local.launchers import FreshLauncher
-from inferplane.engines.local.process import lock_holders
 from inferplane.engines.local.zygote import FORK_SERVER_PROGRAM, ForkLauncher
 from inferplane.engines.port import FetchModel, StartReplica
+from inferplane.locks import lock_holders
 
 READY, EXITED = ReplicaState.READY, ReplicaState.EXITED
 MakeForking = Callable[..., LocalEngine]

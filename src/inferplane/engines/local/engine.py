@@ -57,13 +57,7 @@ from inferplane.engines.local.preflight import (
     check_runtime,
     check_scheme,
 )
-from inferplane.engines.local.process import (
-    ProcessGone,
-    acquire_lock,
-    is_locked,
-    kill_holders,
-    machine_memory_bytes,
-)
+from inferplane.engines.local.process import ProcessGone, kill_holders, machine_memory_bytes
 from inferplane.engines.local.records import (
     read_ended,
     read_intent,
@@ -94,6 +88,7 @@ from inferplane.engines.port import (
     StopReplica,
     Target,
 )
+from inferplane.locks import acquire_lock, is_locked
 from inferplane.observability import get_logger
 from inferplane.version import VERSION
 
@@ -310,6 +305,11 @@ class LocalEngine:
             quiet = read_intent(server.paths.intent) is None
             if server.exit is not None and not quiet and not server.paths.ended.exists():
                 self._unwritten[replica] = server.exit
+
+    def gpus_of(self, uid: str) -> tuple[int, ...]:
+        """Indexes of the GPUs that the endpoint's servers were started with."""
+        intents = (read_intent(self._paths(replica).intent) for replica in self._replicas_of(uid))
+        return visible_gpus([each for intent in intents if intent is not None for each in intent.gpus])
 
     async def owned(self) -> frozenset[str]:
         """Every endpoint of which a folder or a model is here."""

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from inferplane.domain.endpoint import InferenceEndpoint, ReplicaId, Resources
+from inferplane.private_folders import fits_sockets
 
-# sun_path holds 108 bytes including the closing zero.
-SOCKET_PATH_BYTES_MAX = 107
 # `<uid>-r<revision>-<index>.sock` with room for long revisions; `notify.sock` is shorter.
 SOCKET_NAME_BYTES_MAX = 40
 NOTIFY_SOCKET_NAME = "notify.sock"
@@ -205,7 +204,7 @@ def parse_replica_name(uid: str, name: str) -> ReplicaId | None:
 
 def fits_socket(directory: Path) -> bool:
     """Whether every socket we make in `directory` has a path that the kernel accepts."""
-    return len(bytes(directory)) + 1 + SOCKET_NAME_BYTES_MAX <= SOCKET_PATH_BYTES_MAX
+    return fits_sockets(directory, SOCKET_NAME_BYTES_MAX)
 
 
 def thread_count(resources: Resources, cores: int) -> int:

@@ -1,17 +1,16 @@
 """One model server as a process: its lock, its identity, its end, its memory.
 
 A process number alone is a poor name: numbers are used again. Three things make it a good one.
-The *lock*: whoever starts a server locks a file and lets the server inherit the open file, so the
-kernel itself says whether any process of that replica lives, and refuses a second start. The
-*start time* that the kernel keeps for each process tells an old number from a new process with it.
-The *pidfd* names the process itself: a signal through it cannot hit a stranger.
+The *lock* that a server inherits (`inferplane.locks`) says whether any process of that replica lives,
+and refuses a second start. The *start time* that the kernel keeps for each process tells an old
+number from a new process with it. The *pidfd* names the process itself: a signal through it cannot
+hit a stranger.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import resource
 import select
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from inferplane.engines.local.launch import LaunchRequest
 from inferplane.engines.local.records import ProcessRecord
+from inferplane.locks import lock_holders
 
 PROC = Path("/proc")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -31,65 +31,6 @@ _STAT_STATE = 0
 
 class ProcessGone(Exception):
     """The process is not there (any more), or its number now belongs to another."""
-
-
-# --- the lock -------------------------------------------------------------------------------------
-
-
-def acquire_lock(path: Path) -> int | None:
-    """Open and lock the file; return the descriptor, or None when a living process holds it.
-
-    The lock belongs to the open file, which the server inherits: closing our descriptor after the
-    start leaves the server its lock. Raises OSError.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock. Asking takes a shared lock for a moment."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def lock_holders(path: Path) -> tuple[int, ...]:
-    """Processes that have the lock file open, from the kernel's tables; ours is left out.
-
-    Slow (it looks at every process), and needed only when a note of the process is missing.
-    """
-    try:
-        wanted = path.stat()
-    except OSError:
-        return ()
-    holders = []
-    for entry in PROC.iterdir():
-        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            for link in (entry / "fd").iterdir():
-                with contextlib.suppress(OSError):
-                    found = link.stat()
-                    if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
-                        holders.append(int(entry.name))
-                        break
-    return tuple(sorted(holders))
 
 
 # --- identity -------------------------------------------------------------------------------------

@@ -21,11 +21,9 @@ from inferplane.engines.local.logfile import rotate, tail
 from inferplane.engines.local.process import (
     ProcessGone,
     ProcessWatch,
-    is_locked,
     is_same_process,
     kernel_oom_kills,
     kill_holders,
-    lock_holders,
     memory_bytes,
     start_ticks,
 )
@@ -45,6 +43,7 @@ from inferplane.engines.local.records import (
     write_stop,
 )
 from inferplane.engines.port import Clock
+from inferplane.locks import is_locked, lock_holders
 from inferplane.observability import get_logger
 
 log = get_logger("engine")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import os
 import socket
-import stat
-import tempfile
 from pathlib import Path
 
-from inferplane.engines.local.launch import NOTIFY_SOCKET_NAME, fits_socket
+from inferplane import private_folders
+from inferplane.engines.local.launch import NOTIFY_SOCKET_NAME, SOCKET_NAME_BYTES_MAX
 from inferplane.engines.port import EngineError
 
 _DATAGRAM_BYTES_MAX = 256
@@ -20,24 +17,15 @@ _DATAGRAMS_AT_ONCE_MAX = 1000
 
 def socket_directory(home: Path) -> Path:
     """`<home>/s` if socket paths in it are short enough, else a folder derived from the home's path."""
-    inside = home / "s"
-    if fits_socket(inside):
-        return inside
-    digest = hashlib.sha256(bytes(home)).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"inferplane-{digest}"
+    return private_folders.socket_folder(home / "s", SOCKET_NAME_BYTES_MAX)
 
 
 def make_private(directory: Path) -> None:
     """Make a folder only its owner may enter. Raises EngineError if a stranger got there first."""
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = directory.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise EngineError(f"{directory} is not a folder of this user; it must not be used for sockets")
-        if stat.S_IMODE(found.st_mode) != 0o700:
-            directory.chmod(0o700)
+        private_folders.make_private(directory)
     except OSError as error:
-        raise EngineError(f"cannot make the folder {directory}: {error.strerror}") from error
+        raise EngineError(f"cannot use the folder {directory}: {error.strerror}") from error
 
 
 class Hints:

@@ -32,16 +32,14 @@ from inferplane.engines.local.logfile import rotate
 from inferplane.engines.local.process import (
     ProcessGone,
     ProcessWatch,
-    acquire_lock,
-    is_locked,
     kill_holders,
     limit,
-    lock_holders,
     spawn,
     start_ticks,
 )
 from inferplane.engines.local.records import ProcessRecord
 from inferplane.engines.port import EngineError
+from inferplane.locks import acquire_lock, is_locked, lock_holders
 from inferplane.observability import get_logger
 
 log = get_logger("engine")
@@ -200,7 +198,7 @@ class ForkLauncher:
         while True:
             try:
                 watch = await self._find_or_start()
-            except Exception as error:  # whatever it is: without this loop no start would be decided any more
+            except Exception as error:  # noqa: BLE001 - whatever it is: without this loop no start is decided any more
                 log.warning("there is no fork server; servers start in new interpreters", error=repr(error))
                 self._decided.set()
                 with contextlib.suppress(OSError):
