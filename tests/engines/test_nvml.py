@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 
 from inferplane.engines.nvml import (
     Device,
+    DeviceMeter,
     NvmlNodes,
     Reading,
     load_library,
@@ -159,3 +161,31 @@ async def test_the_source_reads_anew_each_time_and_explains_an_empty_machine() -
     assert ([node.name for node in nodes], problem) == (["host"], "")
     blind = NvmlNodes("local", "host", allowed="", read=lambda: Reading((A100,)))
     assert await blind.nodes() == ((), "CUDA_VISIBLE_DEVICES= leaves the platform no GPU")
+
+
+async def test_a_gpu_at_work_is_seen_and_one_at_rest_says_nothing() -> None:
+    first = datetime(2026, 1, 1, tzinfo=UTC)
+    second = first + timedelta(minutes=1)
+    times = iter((first, second))
+    readings = iter(
+        [Reading((A100, T4)), Reading((replace(A100, busy_percent=7), replace(T4, busy_percent=0)))]
+    )
+    meter = DeviceMeter(lambda: next(times), read=lambda: next(readings))
+    assert await meter.look()
+    assert (meter.busy_at((0,)), meter.busy_at((2,))) == (None, first)
+    assert await meter.look()
+    assert (meter.busy_at((0,)), meter.busy_at((2,)), meter.busy_at((0, 2))) == (second, first, second)
+    assert meter.busy_at(()) is None
+
+
+async def test_without_gpus_nobody_looks_twice() -> None:
+    looks: list[None] = []
+
+    def read() -> Reading:
+        looks.append(None)
+        return Reading(problem="no driver")
+
+    meter = DeviceMeter(lambda: datetime(2026, 1, 1, tzinfo=UTC), read=read, poll_seconds=0)
+    await meter.start()
+    await meter.close()
+    assert len(looks) == 1

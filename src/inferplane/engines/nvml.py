@@ -13,19 +13,25 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import import_module
 from typing import Any
 
 from inferplane.domain.inventory import Gpu, Node, NodeHealth
 from inferplane.domain.names import NAME_CHARACTERS_MAX
+from inferplane.engines.port import Clock
+from inferplane.observability import get_logger
 
 INSTANCE_TYPE = "local"
 GPU_EXTRA = "inferplane[gpu]"
 DEVICES_MAX = 100
+METER_SECONDS = 5.0
 _GIBIBYTE = 1024**3
 _HOST_CHARACTERS_MAX = NAME_CHARACTERS_MAX - 4  # room for a number
+
+log = get_logger("engines.nvml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +179,7 @@ class NvmlNodes:
         self._cluster = cluster
         self._host = host
         self._allowed = allowed
-        self._read = read or _read_with(load_library)
+        self._read = read or read_this_machine
 
     async def nodes(self) -> tuple[tuple[Node, ...], str]:
         """What there is, and why there is nothing ("" if there is something)."""
@@ -185,5 +191,58 @@ class NvmlNodes:
         return nodes_of(self._cluster, self._host, devices), problem
 
 
-def _read_with(load: Callable[[], Any | None]) -> Callable[[], Reading]:
-    return lambda: read_devices(load())
+class DeviceMeter:
+    """When each GPU was last seen at work, from the driver's utilisation, looked at every few seconds.
+
+    What it does not see (no driver, a device that does not count) it says nothing about: requests
+    through the gateway are then all there is to go by.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        read: Callable[[], Reading] | None = None,
+        poll_seconds: float = METER_SECONDS,
+    ) -> None:
+        self._clock = clock
+        self._read = read or read_this_machine
+        self._poll_seconds = poll_seconds
+        self._busy_at: dict[int, datetime] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look once, and then regularly if there is anything to look at."""
+        if await self.look():
+            self._task = asyncio.create_task(self._look_forever())
+
+    async def close(self) -> None:
+        """Stop looking."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def busy_at(self, indexes: Iterable[int]) -> datetime | None:
+        """When one of these GPUs was last seen at work; None if never."""
+        return max((self._busy_at[index] for index in indexes if index in self._busy_at), default=None)
+
+    async def look(self) -> bool:
+        """One look; whether there are devices."""
+        reading = await asyncio.to_thread(self._read)
+        now = self._clock()
+        self._busy_at |= {each.index: now for each in reading.devices if each.busy_percent}
+        return bool(reading.devices)
+
+    async def _look_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            try:
+                await self.look()
+            except Exception:  # one failed look must not end the meter; the next one tries again
+                log.exception("cannot measure GPUs")
+
+
+def read_this_machine() -> Reading:
+    """Ask this machine's driver, if the library for it is installed."""
+    return read_devices(load_library())

@@ -306,3 +306,5 @@ async def test_granted_gpus_are_all_that_a_server_sees(engine: LocalEngine) -> N
     lines = [line.text async for line in engine.logs(one.uid)]
     environment = json.loads(next(line for line in lines if line.startswith("{")))
     assert environment["CUDA_VISIBLE_DEVICES"] == "1,3"
+    assert engine.gpus_of(one.uid) == (1, 3)
+    assert engine.gpus_of("ffffffffffff") == ()
