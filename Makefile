@@ -10,7 +10,7 @@ SOURCES := src tests $(wildcard bench) $(wildcard examples) $(wildcard docs)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart dev format format-check lint types imports test check lock docs clean distclean
+.PHONY: help install quickstart demo-gpus dev format format-check lint types imports test check lock docs clean distclean
 
 help: ## Show this list
 	@echo "usage: make TARGET [PYTHON=python3.12] [ONCE=1]"
@@ -24,6 +24,9 @@ install: $(VENV)/.installed ## Make .venv with the command inferplane, from the 
 
 quickstart: install ## Start the platform, deploy a model, predict (ONCE=1: then tear everything down)
 	@$(BIN)/inferplane quickstart $(if $(filter-out 0 no false,$(ONCE)),--once)
+
+demo-gpus: install ## Start three simulated clusters and play a morning of GPU requests at 60x speed
+	@$(BIN)/python examples/demo_gpus.py $(ARGS)
 
 # --- For developers --------------------------------------------------------------------------
 
