@@ -81,6 +81,7 @@ PAGES: Mapping[str, tuple[str, str]] = {
 }
 
 _SLASHES = re.compile("/{2,}")
+_PATH_NAME = re.compile(r"\{(\w+)\}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._\-]{1,64}", re.ASCII)
 
 log = get_logger("api")
@@ -184,7 +185,7 @@ def _handler(route: Route, tools: Tools) -> HTTPRouteHandler:
                 method=scope["method"],
                 path=route.path,
                 headers=headers,
-                query=query_of(scope),
+                query=query_of(scope) | _path_values(scope),
                 body=await body_of(
                     request.receive, headers, limits.request_bytes_max, limits.request_seconds_max
                 )
@@ -201,7 +202,10 @@ def _handler(route: Route, tools: Tools) -> HTTPRouteHandler:
         return cast("ASGIApp", Answer(success(result)))
 
     return HTTPRouteHandler(
-        route.path, http_method=cast("Any", list(route.methods)), status_code=200, name=route.handler.__name__
+        _PATH_NAME.sub(r"{\1:str}", route.path),
+        http_method=cast("Any", list(route.methods)),
+        status_code=200,
+        name=route.handler.__name__,
     )(handle)
 
 
@@ -264,7 +268,7 @@ def _routing_answer(error: HTTPException, request_id: str, path: str) -> Answer:
 
 
 def _method_not_allowed(request_id: str, path: str) -> Answer:
-    allowed = ", ".join(method for route in ROUTES if route.path == path for method in route.methods)
+    allowed = ", ".join(method for route in ROUTES if _is_at(route, path) for method in route.methods)
     body = failure(
         405,
         ErrorKey.INVALID,
@@ -274,6 +278,19 @@ def _method_not_allowed(request_id: str, path: str) -> Answer:
         request_id=request_id,
     )
     return Answer(body, 405, headers={"Allow": allowed} if allowed else {})
+
+
+def _is_at(route: Route, path: str) -> bool:
+    pattern = "[^/]+".join(re.escape(part) for part in _PATH_NAME.sub("\0", route.path).split("\0"))
+    return re.fullmatch(pattern, path) is not None
+
+
+def _path_values(scope: Scope) -> dict[str, str]:
+    """What the path itself names, as if it were in the query. Raises Invalid."""
+    values = {name.lower(): str(value).strip() for name, value in scope.get("path_params", {}).items()}
+    if any("\x00" in value for value in values.values()):
+        raise Invalid("the path holds a NUL character", reason="InvalidText")
+    return values
 
 
 def _bug(request_id: str) -> Answer:

@@ -35,6 +35,8 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "cluster": ("clusterName",),
     "modelName": ("model",),
     "after": ("continue",),
+    "gprTemplateName": ("name",),
+    "gprTemplateBindingName": ("name", "workspaceName", "workspace", "sliceName"),
 }
 
 S = TypeVar("S", bound=msgspec.Struct)

@@ -6,6 +6,9 @@ from inferplane.domain.errors import Invalid
 from inferplane.services.api_keys import KeyDraft
 from inferplane.services.endpoint_drafts import EndpointDraft, ModelDraft
 from inferplane.services.gpu_drafts import GpuDraft
+from inferplane.services.gpu_requests import GpuChange
+from inferplane.services.policies import PolicyDraft
+from inferplane.services.templates import BindingDraft, BoundClusterDraft, TemplateDraft
 from inferplane.services.workspaces import WorkspaceDraft
 from inferplane.wire.access import CreateApiKey
 from inferplane.wire.endpoints import (
@@ -17,6 +20,8 @@ from inferplane.wire.endpoints import (
     ModelResources,
     ModelSpecBody,
 )
+from inferplane.wire.gpus import BindingBody, CreateGpr, TemplateBody, UpdateGpr
+from inferplane.wire.policies import GpuConstraintsBody, PolicyBody
 from inferplane.wire.workspaces import UpdateWorkspace, WriteWorkspace
 
 NO_GPU_WORDS = frozenset({"", "none", "null"})
@@ -67,6 +72,93 @@ def endpoint_draft(body: CreateEndpoint) -> EndpointDraft:
         scale_to_zero_after=scaling.scale_to_zero_after,
         max_request_bytes=size,
         timeout_seconds=timeout,
+    )
+
+
+def gpr_draft(body: CreateGpr) -> GpuDraft:
+    """What a GPR is asked to be."""
+    return GpuDraft(
+        cluster=(body.cluster_name or "").strip(),
+        preferred_clusters=tuple(body.preferred_clusters or ()),
+        auto_cluster=bool(body.enable_auto_cluster_selection),
+        auto_gpu=bool(body.enable_auto_gpu_selection),
+        gpu_shape=(body.gpu_shape or "").strip(),
+        instance_type=(body.instance_type or "").strip(),
+        memory_gb=body.memory_per_gpu,
+        gpus_per_node=body.number_of_gpus,
+        nodes=body.number_of_gpu_nodes,
+        exit_duration=body.exit_duration,
+        priority=body.priority,
+        idle_timeout=body.idle_time_out_duration,
+        enforce_idle=body.enforce_idle_time_out,
+        enable_eviction=bool(body.enable_eviction),
+        requeue_on_failure=bool(body.requeue_on_failure),
+        multi_node=bool(body.multi_node),
+        dedicated_nodes=bool(body.dedicated_nodes),
+        enable_rdma=bool(body.enable_rdma),
+        enable_secondary_network=bool(body.enable_secondary_network),
+    )
+
+
+def gpr_change(body: UpdateGpr) -> GpuChange:
+    """What shall change of a GPR."""
+    return GpuChange(body.gpr_name, body.priority, body.exit_duration, bool(body.early_release))
+
+
+def template_draft(body: TemplateBody) -> TemplateDraft:
+    """What a template is asked to be."""
+    return TemplateDraft(
+        name=body.name,
+        wish=GpuDraft(
+            cluster=(body.cluster_name or "").strip(),
+            gpu_shape=(body.gpu_shape or "").strip(),
+            instance_type=(body.instance_type or "").strip(),
+            memory_gb=body.memory_per_gpu,
+            gpus_per_node=body.number_of_gpus,
+            nodes=body.number_of_gpu_nodes,
+            exit_duration=body.exit_duration,
+            priority=body.priority,
+            idle_timeout=body.idle_time_out_duration,
+            enforce_idle=body.enforce_idle_time_out,
+        ),
+        enable_eviction=body.enable_eviction,
+        requeue_on_failure=body.requeue_on_failure,
+    )
+
+
+def binding_draft(body: BindingBody) -> BindingDraft:
+    """What a binding is asked to be."""
+    clusters = body.clusters
+    return BindingDraft(
+        workspace=body.workspace_name,
+        clusters=None
+        if clusters is None
+        else tuple(
+            BoundClusterDraft(each.cluster_name, each.default_template_name, tuple(each.templates or ()))
+            for each in clusters
+        ),
+        enable_auto_gpr=body.enable_auto_gpr,
+    )
+
+
+def policy_draft(body: PolicyBody) -> PolicyDraft:
+    """What shall change of a policy: bounds on single GPRs stand on their own or in their group."""
+    group = body.global_gpu_constraints or GpuConstraintsBody()
+    shapes = group.gpu_shapes if body.gpu_shapes is None else body.gpu_shapes
+    return PolicyDraft(
+        priority_range=body.priority_range,
+        max_requests=body.max_gprs,
+        max_queued=body.max_queued_gprs,
+        max_exit_duration=body.max_exit_duration_per_gpr,
+        gpu_shapes=None if shapes is None else tuple(shapes),
+        max_gpus_per_request=group.max_gpu_per_gpr if body.max_gpu_per_gpr is None else body.max_gpu_per_gpr,
+        max_memory_gb_per_request=group.max_memory_per_gpr
+        if body.max_memory_per_gpr is None
+        else body.max_memory_per_gpr,
+        max_endpoints=body.max_inference_endpoints,
+        requeue_on_failure=body.requeue_on_failure,
+        auto_eviction=body.enable_auto_eviction,
+        enforce_idle_timeout=body.enforce_idle_time_out,
     )
 
 

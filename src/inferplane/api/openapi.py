@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from inferplane.wire.envelope import ErrorBody
 OPENAPI_VERSION = "3.1.0"
 REFERENCE = "#/components/schemas/{name}"
 ERROR_SCHEMA = "Failure"
+
+_PATH_NAME = re.compile(r"\{(\w+)\}")
 
 
 def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
@@ -54,11 +57,16 @@ def _operation(route: Route, method: str, by_shape: dict[type[msgspec.Struct], A
             },
         },
     }
-    if route.query:
-        operation["parameters"] = [
-            {"name": name, "in": "query", "description": words, "schema": {"type": "string"}}
-            for name, words in route.query.items()
-        ]
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _PATH_NAME.findall(route.path)
+    ]
+    parameters += [
+        {"name": name, "in": "query", "description": words, "schema": {"type": "string"}}
+        for name, words in route.query.items()
+    ]
+    if parameters:
+        operation["parameters"] = parameters
     if route.body is not None:
         operation["requestBody"] = {
             "required": True,

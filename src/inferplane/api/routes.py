@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from inferplane.api import inputs, views
+from inferplane.api import gpu_views, inputs, views
 from inferplane.api.answers import Answer, EventStream
 from inferplane.api.call import Call
 from inferplane.api.metrics import CONTENT_TYPE
@@ -29,7 +29,17 @@ from inferplane.domain.errors import (
 )
 from inferplane.domain.storage_uri import redacted
 from inferplane.engines.port import EngineError
-from inferplane.services import api_keys, clusters, endpoints, workspaces
+from inferplane.services import (
+    api_keys,
+    audit,
+    clusters,
+    endpoints,
+    gpu_requests,
+    inventory,
+    policies,
+    templates,
+    workspaces,
+)
 from inferplane.services.endpoints import Filter
 from inferplane.wire import paths
 from inferplane.wire.access import (
@@ -41,6 +51,7 @@ from inferplane.wire.access import (
     CreateApiKey,
     DeleteApiKey,
 )
+from inferplane.wire.audit import AuditList
 from inferplane.wire.endpoints import (
     CreateEndpoint,
     EndpointCreated,
@@ -55,7 +66,28 @@ from inferplane.wire.endpoints import (
     LogList,
     Preflight,
 )
+from inferplane.wire.gpus import (
+    BindingBody,
+    BindingItem,
+    BindingList,
+    BindingName,
+    BindingWritten,
+    CreateGpr,
+    GprCreated,
+    GprItem,
+    GprList,
+    GprRef,
+    InventoryList,
+    ShapeList,
+    TemplateBody,
+    TemplateItem,
+    TemplateList,
+    TemplateName,
+    UpdateGpr,
+    WaitTimeList,
+)
 from inferplane.wire.platform import Health, Readiness
+from inferplane.wire.policies import PolicyBody, PolicyEnvelope, PolicyList
 from inferplane.wire.workspaces import (
     ClusterList,
     DeleteWorkspace,
@@ -179,6 +211,170 @@ async def list_clusters(call: Call) -> ClusterList:
     )
 
 
+async def list_policies(call: Call) -> PolicyList:
+    """What each workspace is allowed, for the workspaces that the caller may see."""
+    found = await policies.list_policies(call.platform, call.caller)
+    return PolicyList(tuple(gpu_views.policy_item(each) for each in found))
+
+
+async def get_policy(call: Call) -> PolicyEnvelope:
+    """What one workspace is allowed."""
+    found = await policies.get(call.platform, call.caller, call.needed("workspace"))
+    return PolicyEnvelope(gpu_views.policy_item(found))
+
+
+async def change_policy(call: Call) -> PolicyEnvelope:
+    """Change what a workspace is allowed; null leaves a field alone, -1, "" and [] take a limit away."""
+    draft = inputs.policy_draft(call.read(PolicyBody))
+    found = await policies.change(call.platform, call.caller, call.needed("workspace"), draft)
+    return PolicyEnvelope(gpu_views.policy_item(found))
+
+
+# GPUs
+
+
+async def list_inventory(call: Call) -> InventoryList:
+    """Every node with GPUs, and who holds them."""
+    return gpu_views.inventory_list(await inventory.list_nodes(call.platform, call.caller), call.caller)
+
+
+async def list_shapes(call: Call) -> ShapeList:
+    """The kinds of nodes that a workspace can ask for."""
+    found = await inventory.list_shapes(call.platform, call.caller, call.workspace())
+    return ShapeList(tuple(gpu_views.shape_item(each) for each in found))
+
+
+async def create_gpr(call: Call) -> GprCreated:
+    """Ask for GPUs; the request is queued, and explains its wait."""
+    body = call.read(CreateGpr)
+    gpr_id = await gpu_requests.create(
+        call.platform,
+        call.caller,
+        body.slice_name,
+        body.gpr_name or "",
+        inputs.gpr_draft(body),
+        call.ticket(),
+    )
+    return GprCreated(gpr_id)
+
+
+async def get_gpr(call: Call) -> GprItem:
+    """One GPU request: its place in line, what it holds, how it ended."""
+    seen = await gpu_requests.get(call.platform, call.caller, call.needed("gprId"))
+    return gpu_views.gpr_item(seen, call.platform.clock())
+
+
+async def list_gprs(call: Call) -> GprList:
+    """A workspace's GPU requests, oldest first, ended ones too."""
+    found = await gpu_requests.list_requests(call.platform, call.caller, call.workspace())
+    now = call.platform.clock()
+    return GprList(tuple(gpu_views.gpr_item(each, now) for each in found))
+
+
+async def change_gpr(call: Call) -> Nothing:
+    """Rename or reprioritise what waits, extend or release what runs."""
+    body = call.read(UpdateGpr)
+    await gpu_requests.change(call.platform, call.caller, body.gpr_id, inputs.gpr_change(body))
+    return Nothing()
+
+
+async def delete_gpr(call: Call) -> Nothing:
+    """Delete a GPU request that waits or has ended."""
+    await gpu_requests.delete(call.platform, call.caller, call.read(GprRef).gpr_id)
+    return Nothing()
+
+
+async def gpr_wait_time(call: Call) -> WaitTimeList:
+    """How long a request would wait on each kind of node that would do; nothing is stored."""
+    body = call.read(CreateGpr)
+    found = await gpu_requests.wait_times(
+        call.platform,
+        call.caller,
+        body.slice_name,
+        body.gpr_name or body.request_name or "",
+        inputs.gpr_draft(body),
+    )
+    now = call.platform.clock()
+    return WaitTimeList(tuple(gpu_views.wait_time_item(each, now) for each in found))
+
+
+async def create_template(call: Call) -> TemplateName:
+    """Prepare a GPU request under a name."""
+    draft = inputs.template_draft(call.read(TemplateBody))
+    return TemplateName(await templates.create_template(call.platform, call.caller, draft, call.ticket()))
+
+
+async def change_template(call: Call) -> TemplateName:
+    """Change a template; what is absent stays as it is."""
+    draft = inputs.template_draft(call.read(TemplateBody))
+    return TemplateName(await templates.update_template(call.platform, call.caller, draft))
+
+
+async def get_template(call: Call) -> TemplateItem:
+    """One template."""
+    name = call.needed("gprTemplateName")
+    return gpu_views.template_item(await templates.get_template(call.platform, call.caller, name))
+
+
+async def list_templates(call: Call) -> TemplateList:
+    """Templates that the caller may use."""
+    found = await templates.list_templates(call.platform, call.caller)
+    return TemplateList(tuple(gpu_views.template_item(each) for each in found))
+
+
+async def delete_template(call: Call) -> Nothing:
+    """Delete a template that no binding names."""
+    name = call.read(TemplateName).gpr_template_name
+    await templates.delete_template(call.platform, call.caller, name)
+    return Nothing()
+
+
+async def create_binding(call: Call) -> BindingWritten:
+    """Give a workspace templates by cluster, one of them the default."""
+    draft = inputs.binding_draft(call.read(BindingBody))
+    return gpu_views.binding_written(await templates.create_binding(call.platform, call.caller, draft))
+
+
+async def change_binding(call: Call) -> BindingWritten:
+    """Replace a workspace's templates, or switch auto-GPR."""
+    draft = inputs.binding_draft(call.read(BindingBody))
+    return gpu_views.binding_written(await templates.update_binding(call.platform, call.caller, draft))
+
+
+async def get_binding(call: Call) -> BindingItem:
+    """A workspace's templates, and whether each can be used."""
+    name = call.text("gprTemplateBindingName") or call.caller.workspace
+    return gpu_views.binding_item(await templates.get_binding(call.platform, call.caller, name))
+
+
+async def list_bindings(call: Call) -> BindingList:
+    """The templates of every workspace that the caller may see."""
+    found = await templates.list_bindings(call.platform, call.caller)
+    return BindingList(tuple(gpu_views.binding_item(each) for each in found))
+
+
+async def delete_binding(call: Call) -> Nothing:
+    """Take a workspace's templates away."""
+    name = call.read(BindingName).gpr_template_binding_name
+    await templates.delete_binding(call.platform, call.caller, name)
+    return Nothing()
+
+
+async def list_audit(call: Call) -> AuditList:
+    """Who did what to what, when, with which key, from what to what."""
+    wanted = audit.AuditFilter(
+        actor=call.text("actor"),
+        workspace=call.text("workspace"),
+        kind=call.text("kind"),
+        since=call.text("since"),
+        until=call.text("until"),
+    )
+    page = await audit.list_audit(
+        call.platform, call.caller, wanted, after=call.number("after"), limit=call.number("limit")
+    )
+    return AuditList(tuple(views.audit_item(each) for each in page.events), page.continue_from)
+
+
 # Inference endpoints
 
 
@@ -196,10 +392,12 @@ async def get_endpoint(call: Call) -> EndpointEnvelope | EndpointList:
     name = call.text("endpoint")
     if not name:
         return await list_endpoints(call)
-    found, secret_keys = await endpoints.describe(
-        call.platform, call.caller, call.workspace(), name, call.text("cluster")
+    found = await endpoints.describe(call.platform, call.caller, call.workspace(), name, call.text("cluster"))
+    return EndpointEnvelope(
+        views.endpoint_description(
+            found.endpoint, found.secret_keys, call.platform.gateway, found.gpu_requests
+        )
     )
-    return EndpointEnvelope(views.endpoint_description(found, secret_keys, call.platform.gateway))
 
 
 async def list_endpoints(call: Call) -> EndpointList:
@@ -280,10 +478,10 @@ async def read_logs(call: Call) -> LogList | EventStream:
 
 async def explain_endpoint(call: Call) -> Explanation:
     """What the endpoint is waiting for or why it failed, with evidence and what to do."""
-    found, _ = await endpoints.describe(
+    found = await endpoints.describe(
         call.platform, call.caller, call.workspace(), call.needed("endpoint"), call.text("cluster")
     )
-    return views.explanation(found)
+    return views.explanation(found.endpoint)
 
 
 async def watch_endpoints(call: Call) -> EventStream:
@@ -401,6 +599,16 @@ _FILTER = {
     "cluster": "only endpoints on this cluster",
     "modelName": "only models of this format",
 }
+_SLICE = {"sliceName": "name of the workspace"}
+_AUDIT = {
+    "actor": "only what was done with keys of this name, or by this part of the platform",
+    "workspace": "only what belongs to this workspace",
+    "kind": "only entries of this kind",
+    "since": "only entries from this moment on",
+    "until": "only entries before this moment",
+    "after": "only entries behind this number",
+    "limit": "items a page",
+}
 _PAGE = {"limit": "items a page", "continue": "the continue value of the page before"}
 
 ROUTES: tuple[Route, ...] = (
@@ -414,6 +622,28 @@ ROUTES: tuple[Route, ...] = (
     Route(("GET",), paths.WORKSPACE_LIST, list_workspaces, "List workspaces", data=WorkspaceList),
     Route(("POST",), paths.WORKSPACE_KUBE_CONFIG, kube_config, "Get a kubeconfig", KubeConfigRequest, Nothing),
     Route(("GET",), paths.CLUSTER_LIST, list_clusters, "List clusters", data=ClusterList),
+    Route(("GET",), paths.POLICIES, list_policies, "List workspace policies", data=PolicyList),
+    Route(("GET",), paths.POLICY, get_policy, "Get a workspace's policy", data=PolicyEnvelope),
+    Route(("PUT",), paths.POLICY, change_policy, "Change a workspace's policy", PolicyBody, PolicyEnvelope),
+    Route(("GET",), paths.INVENTORY_LIST, list_inventory, "List nodes with GPUs", data=InventoryList),
+    Route(("GET",), paths.INVENTORY, list_shapes, "List the kinds of nodes a workspace can ask for", data=ShapeList, query=_SLICE),
+    Route(("POST",), paths.GPR, create_gpr, "Ask for GPUs", CreateGpr, GprCreated),
+    Route(("GET",), paths.GPR, get_gpr, "Describe a GPU request", data=GprItem, query={"gprId": "its id"}),
+    Route(("PUT",), paths.GPR, change_gpr, "Change or release a GPU request", UpdateGpr, Nothing),
+    Route(("DELETE",), paths.GPR, delete_gpr, "Delete a GPU request", GprRef, Nothing),
+    Route(("GET",), paths.GPR_LIST, list_gprs, "List GPU requests", data=GprList, query=_SLICE),
+    Route(("POST",), paths.GPR_WAIT_TIME, gpr_wait_time, "Estimate the wait for GPUs", CreateGpr, WaitTimeList),
+    Route(("POST",), paths.TEMPLATE, create_template, "Create a GPR template", TemplateBody, TemplateName),
+    Route(("GET",), paths.TEMPLATE, get_template, "Get a GPR template", data=TemplateItem, query={"gprTemplateName": "its name"}),
+    Route(("PUT",), paths.TEMPLATE, change_template, "Change a GPR template", TemplateBody, TemplateName),
+    Route(("DELETE",), paths.TEMPLATE, delete_template, "Delete a GPR template", TemplateName, Nothing),
+    Route(("GET",), paths.TEMPLATE_LIST, list_templates, "List GPR templates", data=TemplateList),
+    Route(("POST",), paths.BINDING, create_binding, "Bind templates to a workspace", BindingBody, BindingWritten),
+    Route(("GET",), paths.BINDING, get_binding, "Get a workspace's templates", data=BindingItem, query={"gprTemplateBindingName": "the workspace's name"}),
+    Route(("PUT",), paths.BINDING, change_binding, "Change a workspace's templates", BindingBody, BindingWritten),
+    Route(("DELETE",), paths.BINDING, delete_binding, "Unbind a workspace's templates", BindingName, Nothing),
+    Route(("GET",), paths.BINDING_LIST, list_bindings, "List template bindings", data=BindingList),
+    Route(("GET",), paths.AUDIT, list_audit, "Read the audit log", data=AuditList, query=_AUDIT),
     Route(("POST",), paths.ENDPOINT, create_endpoint, "Create an inference endpoint", CreateEndpoint, EndpointCreated, {"dryRun": "true: say what would happen, store nothing"}),
     Route(("GET",), paths.ENDPOINT, get_endpoint, "Describe an inference endpoint", data=EndpointEnvelope, query=_ENDPOINT),
     Route(("DELETE",), paths.ENDPOINT, delete_endpoint, "Delete an inference endpoint", EndpointRef, EndpointDeleted),

@@ -6,10 +6,11 @@ goes through `redacted` once more here, at the last door.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from inferplane.api import gpu_views
 from inferplane.domain.access import ApiKey
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (
@@ -23,12 +24,15 @@ from inferplane.domain.endpoint import (
     public_state,
 )
 from inferplane.domain.events import Event
+from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus
 from inferplane.domain.reasons import ReasonCode, reason_of
 from inferplane.domain.storage_uri import redacted
 from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.services.context import GatewayAddress
 from inferplane.services.endpoints import Finding
+from inferplane.services.trail import AFTER, BEFORE, KEY_ID
 from inferplane.wire.access import ApiKeyItem
+from inferplane.wire.audit import AuditItem
 from inferplane.wire.endpoints import (
     AutoscalingItem,
     CheckItem,
@@ -93,15 +97,26 @@ def endpoint_item(endpoint: InferenceEndpoint, gateway: GatewayAddress) -> Endpo
         message=redacted(state.message),
         path_endpoint=_path_url(endpoint, gateway),
         replica_count=_count(endpoint),
+        queue_position=_queue_position(endpoint),
         created_at=endpoint.created_at,
         since=endpoint.status.since or endpoint.created_at,
     )
 
 
+def _queue_position(endpoint: InferenceEndpoint) -> int:
+    note = endpoint.status.gpu if endpoint.spec.gpu is not None else None
+    if note is None or note.status is not ProvisioningStatus.QUEUED:
+        return 0
+    return note.position or 0
+
+
 def endpoint_description(
-    endpoint: InferenceEndpoint, secret_keys: list[str], gateway: GatewayAddress
+    endpoint: InferenceEndpoint,
+    secret_keys: list[str],
+    gateway: GatewayAddress,
+    gpu_requests: Sequence[GpuRequest] = (),
 ) -> EndpointDescription:
-    """Everything about one endpoint."""
+    """Everything about one endpoint; `gpu_requests` are all it ever made, oldest first."""
     state = public_state(endpoint)
     spec, status = endpoint.spec, endpoint.status
     host = gateway.host_of(endpoint.workspace, endpoint.name)
@@ -117,7 +132,8 @@ def endpoint_description(
         auto_scaling_status=_auto_scaling(state),
         try_command=try_command(endpoint, gateway, by_path=False),
         dns_records=(DnsRecord(host, _record_type(gateway.advertised_host), gateway.advertised_host),),
-        gpu_requests=(),
+        gpu_requests=tuple(gpu_views.gpu_request_item(each) for each in gpu_requests),
+        gpu=gpu_views.endpoint_gpus(endpoint),
         workspace=endpoint.workspace,
         uid=endpoint.uid,
         reason=_reason(state),
@@ -260,6 +276,27 @@ def event_item(event: Event) -> EventItem:
         endpoint=event.endpoint,
         reason=event.reason.value if event.reason is not None else "",
         data=_redacted_values(dict(event.data)),
+    )
+
+
+def audit_item(event: Event) -> AuditItem:
+    """One entry. Everything that quotes a storage URI has been redacted once more."""
+    shown = event_item(event)
+    data = dict(shown.data)
+    before, after, key_id = data.pop(BEFORE, None), data.pop(AFTER, None), data.pop(KEY_ID, "")
+    return AuditItem(
+        seq=shown.seq,
+        at=shown.at,
+        actor=shown.actor,
+        kind=shown.kind,
+        message=shown.message,
+        key_id=key_id if isinstance(key_id, str) else "",
+        workspace=shown.workspace,
+        endpoint=shown.endpoint,
+        reason=shown.reason,
+        before=before if isinstance(before, dict) else None,
+        after=after if isinstance(after, dict) else None,
+        data=data,
     )
 
 

@@ -20,11 +20,11 @@ import jwt
 
 from inferplane.domain.access import ApiKey, Caller, Role, Verb
 from inferplane.domain.errors import Conflict, Invalid, NotFound, QuotaExceeded, Unauthenticated
-from inferplane.domain.events import Event
 from inferplane.domain.quantity import parse_duration
 from inferplane.services.context import Platform
 from inferplane.services.findings import Findings, check_optional_text, check_text
 from inferplane.services.idempotency import IDEMPOTENCY_KEY_HEADER, Ticket, once, recall, remember
+from inferplane.services.trail import entry
 from inferplane.store.sql import Store, Tx
 
 KEY_PREFIX = "ipk_"
@@ -193,12 +193,13 @@ async def _create(
         await tx.add_api_key(record)
         await remember(tx, caller, ticket, key_id, now)
         await tx.append_event(
-            Event(
-                at=now,
-                kind="ApiKeyCreated",
-                message=f"key {record.name} ({record.role}) was made",
-                actor=caller.key_name,
+            entry(
+                now,
+                caller,
+                "ApiKeyCreated",
+                f"key {record.name} ({record.role}) was made",
                 workspace=record.workspace,
+                after=_told(record),
                 data={"id": record.id, "role": record.role.value},
             )
         )
@@ -236,17 +237,31 @@ async def delete(platform: Platform, secrets: Secrets, caller: Caller, key_or_id
             record = await tx.find_api_key(digest_of(secrets, text)) or await tx.get_api_key(text)
             await tx.delete_api_key(record.id)
             await tx.append_event(
-                Event(
-                    at=platform.clock(),
-                    kind="ApiKeyDeleted",
-                    message=f"key {record.name} was deleted",
-                    actor=caller.key_name,
+                entry(
+                    platform.clock(),
+                    caller,
+                    "ApiKeyDeleted",
+                    f"key {record.name} was deleted",
                     workspace=record.workspace,
+                    before=_told(record),
                     data={"id": record.id},
                 )
             )
     finally:  # however it ended: a commit of which the answer was lost is one too
         platform.keys.forget()
+
+
+def _told(key: ApiKey) -> dict[str, str]:
+    """What the audit log keeps of a key: nothing of its value."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "role": key.role.value,
+        "workspace": key.workspace,
+        "userName": key.user_name,
+        "validity": key.validity,
+        "expiresAt": key.expires_at.isoformat(),
+    }
 
 
 def expiry_of(validity: str, now: datetime, field: str = "validity") -> datetime:

@@ -24,6 +24,7 @@ from inferplane.domain.errors import (
     Unavailable,
 )
 from inferplane.domain.events import Event
+from inferplane.domain.gpu_request import GpuRequest
 from inferplane.domain.names import NAMESPACE_SUFFIX_CHARACTERS, check_name, namespace_for
 from inferplane.domain.reasons import ReasonCode, reason_of
 from inferplane.domain.runtime import LOCAL_ENGINE, select_runtime
@@ -401,14 +402,27 @@ async def list_endpoints(
             position = (rows[-1].workspace, rows[-1].name, rows[-1].cluster)
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """An endpoint, the names (only the names) in its secret, and its GPU requests, oldest first."""
+
+    endpoint: InferenceEndpoint
+    secret_keys: list[str]
+    gpu_requests: list[GpuRequest]
+
+
 async def describe(
     platform: Platform, caller: Caller, workspace: str, name: str, cluster: str = ""
-) -> tuple[InferenceEndpoint, list[str]]:
-    """One endpoint, and the names (only the names) in its secret. Raises NotFound, Conflict when ambiguous."""
+) -> Described:
+    """One endpoint with what belongs to it. Raises NotFound, Conflict when ambiguous."""
     caller.require(Verb.READ_ENDPOINT, workspace)
     async with platform.store.read() as tx:
         endpoint = await _get(tx, workspace, name, cluster)
-        return endpoint, sorted(await tx.endpoint_secret(endpoint.uid))
+        return Described(
+            endpoint,
+            sorted(await tx.endpoint_secret(endpoint.uid)),
+            await tx.list_gpu_requests(endpoint_uid=endpoint.uid),
+        )
 
 
 async def by_uid(platform: Platform, uid: str) -> InferenceEndpoint | None:

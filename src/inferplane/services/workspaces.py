@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 
 from inferplane.domain.access import Caller, Verb
 from inferplane.domain.endpoint import InferenceEndpoint, public_state
-from inferplane.domain.errors import Conflict, Invalid, Problem, QuotaExceeded
-from inferplane.domain.events import Event
+from inferplane.domain.errors import Conflict, Invalid, NotFound, Problem, QuotaExceeded, StaleVersion
+from inferplane.domain.gpu_request import GpuRequest
 from inferplane.domain.names import check_name
 from inferplane.domain.workspace import Cluster, Workspace
-from inferplane.services import endpoints
+from inferplane.services import endpoints, gpu_requests
 from inferplane.services.context import Platform
 from inferplane.services.findings import Findings, check_optional_text
 from inferplane.services.idempotency import Ticket, once, recall, remember
-from inferplane.store.sql import Change
+from inferplane.services.trail import difference, entry, facts
+from inferplane.store.sql import Change, Tx
 
 CLUSTERS_MAX = 50
 NAMESPACES_MAX = 200
@@ -52,19 +53,25 @@ async def _create(platform: Platform, caller: Caller, draft: WorkspaceDraft, tic
             raise QuotaExceeded(
                 f"there are {platform.limits.workspaces_max} workspaces already", reason="TooManyWorkspaces"
             )
-        await tx.add_workspace(
-            Workspace(
-                name=draft.name,
-                clusters=_unique(draft.clusters or ()),
-                created_at=now,
-                namespaces=_unique(draft.namespaces or ()),
-                username=(draft.username or "").strip(),
-                email=(draft.email or "").strip(),
-            )
+        workspace = Workspace(
+            name=draft.name,
+            clusters=_unique(draft.clusters or ()),
+            created_at=now,
+            namespaces=_unique(draft.namespaces or ()),
+            username=(draft.username or "").strip(),
+            email=(draft.email or "").strip(),
         )
+        await tx.add_workspace(workspace)
         await remember(tx, caller, ticket, draft.name, now)
         await tx.append_event(
-            Event(now, "WorkspaceCreated", f"workspace {draft.name} was made", caller.key_name, draft.name)
+            entry(
+                now,
+                caller,
+                "WorkspaceCreated",
+                f"workspace {draft.name} was made",
+                workspace=draft.name,
+                after=facts(workspace),
+            )
         )
     return draft.name
 
@@ -90,16 +97,20 @@ async def update(platform: Platform, caller: Caller, draft: WorkspaceDraft) -> s
         _check(complete, await tx.list_clusters(), platform.limits.text_characters_max)
         lost = set(present.clusters) - set(wanted.clusters)
         stranded = [each for each in await tx.list_endpoints(draft.name) if each.cluster in lost]
-        if stranded:
-            raise _in_the_way(draft.name, stranded, "Delete them first, or keep their clusters.")
+        asking = [each for each in await _live_requests(tx, draft.name) if _cluster_of(each) in lost]
+        if stranded or asking:
+            raise _in_the_way(draft.name, stranded, asking, "Delete them first, or keep their clusters.")
         await tx.update_workspace(wanted)
+        before, after = difference(present, wanted)
         await tx.append_event(
-            Event(
+            entry(
                 platform.clock(),
+                caller,
                 "WorkspaceChanged",
                 f"workspace {draft.name} was changed",
-                caller.key_name,
-                draft.name,
+                workspace=draft.name,
+                before=before,
+                after=after,
             )
         )
     return draft.name
@@ -115,40 +126,51 @@ async def list_workspaces(platform: Platform, caller: Caller) -> list[Workspace]
 async def delete(platform: Platform, caller: Caller, name: str, *, force: bool) -> None:
     """Delete a workspace, and with it the keys that belong to it.
 
-    With endpoints in it: Conflict that lists them, unless `force`, which deletes them first and waits
-    until they are undone (Conflict if that takes longer than `force_delete_wait_seconds`; asking
+    With endpoints or GPRs in it: Conflict that lists them, unless `force`, which undoes them first and
+    waits until they are gone (Conflict if that takes longer than `force_delete_wait_seconds`; asking
     again goes on where it was). Raises NotFound.
     """
     caller.require(Verb.MANAGE_WORKSPACES)
     async with platform.store.read() as tx:
         await tx.get_workspace(name)
         active = await tx.list_endpoints(name)
-    if active and not force:
-        raise _in_the_way(name, active, "Delete them first, or repeat with force: true.")
-    if active:
-        for endpoint in active:
-            await endpoints.request_deletion(platform, caller, endpoint.uid)
+        asking = await _live_requests(tx, name)
+    if (active or asking) and not force:
+        raise _in_the_way(name, active, asking, "Delete them first, or repeat with force: true.")
+    for endpoint in active:
+        await endpoints.request_deletion(platform, caller, endpoint.uid)
+    alive = {endpoint.uid for endpoint in active}
+    for request in asking:
+        if request.endpoint_uid not in alive:  # those of endpoints are undone as part of them
+            await _release(platform, caller, request.id)
+    if active or asking:
         await _until_empty(platform, name)
     try:
-        async with platform.store.transaction() as tx:
-            await tx.get_workspace(name)
-            left = await tx.list_endpoints(name)
-            if left:
-                raise _in_the_way(name, left, "They are being undone; repeat the request in a moment.")
-            for key in await tx.list_api_keys(name):
-                await tx.delete_api_key(key.id)  # or it would open a later workspace of the same name
-            await tx.delete_workspace(name)
-            await tx.append_event(
-                Event(
-                    platform.clock(),
-                    "WorkspaceDeleted",
-                    f"workspace {name} was deleted",
-                    caller.key_name,
-                    name,
-                )
-            )
+        await _delete_empty(platform, caller, name)
     finally:  # however it ended: a commit of which the answer was lost is one too
         platform.keys.forget()
+
+
+async def _delete_empty(platform: Platform, caller: Caller, name: str) -> None:
+    """Delete what has nothing active in it (any more), and its keys. Raises NotFound, Conflict."""
+    async with platform.store.transaction() as tx:
+        present = await tx.get_workspace(name)
+        left, held = await tx.list_endpoints(name), await _live_requests(tx, name)
+        if left or held:
+            raise _in_the_way(name, left, held, "They are being undone; repeat the request in a moment.")
+        for key in await tx.list_api_keys(name):
+            await tx.delete_api_key(key.id)  # or it would open a later workspace of the same name
+        await tx.delete_workspace(name)
+        await tx.append_event(
+            entry(
+                platform.clock(),
+                caller,
+                "WorkspaceDeleted",
+                f"workspace {name} was deleted",
+                workspace=name,
+                before=facts(present),
+            )
+        )
 
 
 async def kube_config(platform: Platform, caller: Caller, name: str, cluster: str = "") -> str:
@@ -177,7 +199,7 @@ async def kube_config(platform: Platform, caller: Caller, name: str, cluster: st
 
 
 async def _until_empty(platform: Platform, name: str) -> None:
-    """Wait until the last endpoint of the workspace is gone, woken by the store; give up in time."""
+    """Wait until the workspace's last endpoint and GPR are gone, woken by the store; give up in time."""
     changed = asyncio.Event()
 
     def on_change(change: Change) -> None:
@@ -190,7 +212,7 @@ async def _until_empty(platform: Platform, name: str) -> None:
             while True:
                 changed.clear()
                 async with platform.store.read() as tx:
-                    if not await tx.list_endpoints(name, limit=1):
+                    if not await tx.list_endpoints(name, limit=1) and not await _live_requests(tx, name):
                         return
                 await changed.wait()
     except TimeoutError:
@@ -231,23 +253,62 @@ def _check(draft: WorkspaceDraft, clusters: list[Cluster], characters_max: int) 
     findings.raise_any()
 
 
-def _in_the_way(name: str, active: list[InferenceEndpoint], next_action: str) -> Conflict:
-    names = ", ".join(each.name for each in active[:LISTED_MAX])
-    more = f" and {len(active) - LISTED_MAX} more" if len(active) > LISTED_MAX else ""
+def _in_the_way(
+    name: str, active: list[InferenceEndpoint], asking: list[GpuRequest], next_action: str
+) -> Conflict:
+    what = []
+    if active:
+        what.append(f"active endpoints: {_names([each.name for each in active])}")
+    if asking:
+        what.append(f"GPRs that have not ended: {_names([each.name for each in asking])}")
+    details = [
+        Problem(
+            "endpoint",
+            "EndpointActive",
+            f"{each.name} on {each.cluster} is {public_state(each).status.value}",
+        )
+        for each in active[:LISTED_MAX]
+    ]
+    details += [
+        Problem("gpr", "GprActive", f"{each.name} ({each.id}) is {each.status.value}")
+        for each in asking[:LISTED_MAX]
+    ]
     return Conflict(
-        f"workspace {name} has active endpoints: {names}{more}",
+        f"workspace {name} has {' and '.join(what)}",
         reason="WorkspaceNotEmpty",
         field="workspaceName",
         next_action=next_action,
-        details=tuple(
-            Problem(
-                "endpoint",
-                "EndpointActive",
-                f"{each.name} on {each.cluster} is {public_state(each).status.value}",
-            )
-            for each in active[:LISTED_MAX]
-        ),
+        details=tuple(details),
     )
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED_MAX} more" if len(names) > LISTED_MAX else ""
+    return ", ".join(names[:LISTED_MAX]) + more
+
+
+async def _live_requests(tx: Tx, name: str) -> list[GpuRequest]:
+    return await tx.list_gpu_requests(workspace=name, live_only=True)
+
+
+def _cluster_of(request: GpuRequest) -> str:
+    """The cluster that a request holds GPUs of, or the only one it would go to."""
+    return request.grant.cluster if request.grant is not None else request.selection.cluster_name
+
+
+async def _release(platform: Platform, caller: Caller, gpr_id: str) -> None:
+    """End one request as its state allows; the admission controller may be faster, so it is tried again."""
+    for _ in range(gpu_requests.UPDATE_ATTEMPTS_MAX):
+        try:
+            async with platform.store.transaction() as tx:
+                await gpu_requests.release(tx, platform, caller, await tx.get_gpu_request(gpr_id))
+        except StaleVersion:
+            continue
+        except NotFound:
+            return
+        else:
+            return
+    raise gpu_requests.too_busy()
 
 
 def _unique(names: tuple[str, ...]) -> tuple[str, ...]:

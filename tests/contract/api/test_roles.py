@@ -30,6 +30,24 @@ class Step:
     query: str = ""
     body: Body | None = None
     names_workspace: bool = True
+    place: str = ""  # the path with its parts filled in
+
+
+def _gpr(team: str) -> dict[str, Any]:
+    return {
+        "gprName": "walked",
+        "sliceName": team,
+        "clusterName": "local",
+        "numberOfGPUs": 1,
+        "numberOfGPUNodes": 1,
+        "enableAutoGpuSelection": True,
+        "memoryPerGPU": 1,
+        "exitDuration": "1h",
+    }
+
+
+def _template(team: str) -> dict[str, Any]:
+    return {"name": f"{team}-t", "clusterName": "local", "exitDuration": "1h"}
 
 
 def _place(team: str) -> dict[str, str]:
@@ -54,6 +72,28 @@ WALK = (
     Step("GET", paths.WORKSPACE_LIST, Verb.READ_WORKSPACE, names_workspace=False),
     Step("POST", paths.WORKSPACE_KUBE_CONFIG, Verb.READ_WORKSPACE, body=lambda team: {"workspaceName": team}),
     Step("GET", paths.CLUSTER_LIST, Verb.READ_CLUSTERS, names_workspace=False),
+    Step("GET", paths.POLICIES, Verb.READ_WORKSPACE, names_workspace=False),
+    Step("GET", paths.POLICY, Verb.READ_WORKSPACE, place=paths.POLICIES + "/{team}"),
+    Step("PUT", paths.POLICY, Verb.MANAGE_GPUS, place=paths.POLICIES + "/{team}", body=lambda team: {"maxGPRs": 50}),
+    Step("GET", paths.INVENTORY_LIST, Verb.READ_GPUS, names_workspace=False),
+    Step("GET", paths.INVENTORY, Verb.READ_GPUS, query="sliceName={team}"),
+    Step("POST", paths.GPR, Verb.WRITE_GPUS, body=_gpr),
+    Step("GET", paths.GPR, Verb.READ_GPUS, query="gprId=gpr-12345678-1234", names_workspace=False),
+    Step("PUT", paths.GPR, Verb.READ_GPUS, body=lambda team: {"gprId": "gpr-12345678-1234", "priority": 7}, names_workspace=False),
+    Step("DELETE", paths.GPR, Verb.READ_GPUS, body=lambda team: {"gprId": "gpr-12345678-1234"}, names_workspace=False),
+    Step("GET", paths.GPR_LIST, Verb.READ_GPUS, query="sliceName={team}"),
+    Step("POST", paths.GPR_WAIT_TIME, Verb.READ_GPUS, body=_gpr),
+    Step("POST", paths.TEMPLATE, Verb.MANAGE_GPUS, body=_template, names_workspace=False),
+    Step("GET", paths.TEMPLATE, Verb.READ_WORKSPACE, query="gprTemplateName=nothing", names_workspace=False),
+    Step("PUT", paths.TEMPLATE, Verb.MANAGE_GPUS, body=_template, names_workspace=False),
+    Step("DELETE", paths.TEMPLATE, Verb.MANAGE_GPUS, body=lambda team: {"gprTemplateName": f"{team}-t"}, names_workspace=False),
+    Step("GET", paths.TEMPLATE_LIST, Verb.READ_WORKSPACE, names_workspace=False),
+    Step("POST", paths.BINDING, Verb.MANAGE_GPUS, body=lambda team: {"workspaceName": team, "clusters": []}, names_workspace=False),
+    Step("GET", paths.BINDING, Verb.READ_WORKSPACE, query="gprTemplateBindingName={team}"),
+    Step("PUT", paths.BINDING, Verb.MANAGE_GPUS, body=lambda team: {"workspaceName": team, "enableAutoGPR": True}, names_workspace=False),
+    Step("DELETE", paths.BINDING, Verb.MANAGE_GPUS, body=lambda team: {"gprTemplateBindingName": team}, names_workspace=False),
+    Step("GET", paths.BINDING_LIST, Verb.READ_WORKSPACE, names_workspace=False),
+    Step("GET", paths.AUDIT, Verb.READ_AUDIT, names_workspace=False),
     Step("POST", paths.ENDPOINT, Verb.WRITE_ENDPOINT, body=_create),
     Step("POST", paths.ENDPOINT, Verb.WRITE_ENDPOINT, query="dryRun=true", body=_create),
     Step("GET", paths.ENDPOINT, Verb.READ_ENDPOINT, query="workspace={team}&endpoint=walked"),
@@ -110,7 +150,8 @@ def test_every_role_may_what_the_table_says(world: World, role: Role, foreign: b
 
 def _call(client: Client, step: Step, team: str) -> Any:
     query = f"?{step.query.format(team=team)}" if step.query else ""
-    return client(step.method, step.path + query, step.body(team) if step.body else None)
+    place = (step.place or step.path).format(team=team)
+    return client(step.method, place + query, step.body(team) if step.body else None)
 
 
 def test_lists_show_only_the_own_workspace(world: World) -> None:
