@@ -98,6 +98,68 @@ def test_it_runs_until_it_is_told_to_stop_and_can_be_run_again(stack: Stack, num
     assert stack.processes() == []
 
 
+@pytest.fixture
+def readers(stack: Stack) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Somebody looks at files of ours, and at those of a copy; by the folder's name."""
+    running = {}
+    for name in ("gateway", "gateway-backup"):
+        (stack.home / name).mkdir(parents=True)
+        (stack.home / name / "notes.txt").touch()
+        running[name] = subprocess.Popen(["tail", "-f", stack.home / name / "notes.txt"])
+    yield running
+    for process in running.values():
+        process.kill()
+        process.wait()
+
+
+def test_it_ends_what_is_its_own_and_asks_the_api_where_it_listens(
+    stack: Stack, readers: dict[str, subprocess.Popen[bytes]]
+) -> None:
+    advertised = {"INFERPLANE_ADVERTISED_HOST": "127.0.0.2", "INFERPLANE_GATEWAY_HOST": "0.0.0.0"}
+    code, out, err = finish(begin(stack, "--once", **advertised))
+    assert code == 0, err
+    assert out.endswith("nothing is left running.\n")
+    assert all(process.poll() is None for process in readers.values())
+    assert f"Process {readers['gateway'].pid} was started with something under {stack.home}" in err
+    assert str(readers["gateway-backup"].pid) not in err
+
+
+@pytest.mark.slow
+def test_what_a_killed_platform_leaves_is_ended(
+    stack: Stack, readers: dict[str, subprocess.Popen[bytes]]
+) -> None:
+    process = begin(stack)
+    assert process.stdout is not None
+    shown = [process.stdout.readline() for _ in range(6)]
+    assert shown[-1].startswith("Owner key:"), finish(process)
+    (up,) = [each for each in stack.processes() if "up" in each.cmdline()]
+    up.kill()
+    code, _, err = finish(process)
+    assert code == 1
+    assert "which were killed" in err
+    assert all(reader.poll() is None for reader in readers.values())
+    assert {each.pid for each in stack.processes()} == {reader.pid for reader in readers.values()}
+
+
+@pytest.mark.slow
+def test_an_endpoint_of_its_name_that_is_not_its_own_is_left_alone(stack: Stack, tmp_path: Path) -> None:
+    stack.start()
+    try:
+        stack.create("sklearn-iris", str(tmp_path / "theirs.joblib"))
+        code, _, err = finish(begin(stack, "--once", "--api-port", stack.api.rsplit(":", 1)[1]))
+        assert code == 1
+        assert "it is not the quickstart's" in err
+        assert f"it serves {tmp_path / 'theirs.joblib'}" in err
+        endpoint = stack.describe("sklearn-iris")
+        assert endpoint is not None
+        assert endpoint["status"] != "Terminating"
+        assert stack.stop() == 0
+    finally:
+        if stack.process is not None and stack.process.poll() is None:
+            stack.process.kill()
+            stack.process.wait()
+
+
 def test_interrupted_while_it_starts_nothing_is_left(stack: Stack) -> None:
     process = begin(stack)
     wait_for(lambda: (stack.home / "inferplane.db").exists(), "the platform to be starting")

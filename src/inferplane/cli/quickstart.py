@@ -17,11 +17,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import msgspec
 import psutil
@@ -37,6 +38,7 @@ from inferplane.client import (
     UnreachableError,
 )
 from inferplane.client.requests import origin_of
+from inferplane.locks import is_locked, lock_holders
 from inferplane.settings import Settings
 from inferplane.wire.endpoints import EndpointDescription
 
@@ -51,6 +53,14 @@ STOP_SECONDS = 60.0
 TRY_SECONDS = 60.0
 LOG_LINES_SHOWN = 8
 STARTING = "starting the platform"
+# The locks that the platform's own processes inherit, under the home folder.
+LOCKS = (
+    "gateway/envoy.lock",
+    "forkserver/lock",
+    "replicas/*/*/lock",
+    "clusters/*/forkserver/lock",
+    "clusters/*/replicas/*/*/lock",
+)
 
 
 class QuickstartError(ClientError):
@@ -107,7 +117,9 @@ def _platform(settings: Settings, flags: list[str], log: Path) -> Iterator[Platf
     ):
         _check_port(name, host, port)
     with _child(flags, log) as process, progress(STARTING) as shown:
-        platform = _wait_until_ready(process, log, shown)
+        said = _wait_until_ready(process, log, shown)
+        # What is advertised is for others; from here the API is reached at the address it listens on.
+        platform = Platform(_api_at(settings.api_host, urlsplit(said).port or 80), process)
     seen = _family(process)
     try:
         yield platform
@@ -120,8 +132,7 @@ def _already_running(settings: Settings) -> Platform | None:
     """The platform at the API's port, if it is this home's. Raises QuickstartError if it is another's."""
     if not settings.api_port:
         return None
-    host = "127.0.0.1" if settings.api_host in {"", "0.0.0.0", "::"} else settings.api_host  # noqa: S104 - a comparison
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"
+    url = _api_at(settings.api_host, settings.api_port)
     if not _is_platform(url):
         return None
     if _answers_to_owner(url, settings.owner_key_path):
@@ -132,6 +143,12 @@ def _already_running(settings: Settings) -> Platform | None:
         field="--api-port",
         next_action="Stop it, or name other ports with --api-port and --gateway-port.",
     )
+
+
+def _api_at(bound: str, port: int) -> str:
+    """The URL by which this machine reaches an API that listens on `bound`."""
+    host = "127.0.0.1" if bound in {"", "0.0.0.0", "::"} else bound  # noqa: S104 - a comparison
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _answers_to_owner(url: str, key_path: Path) -> bool:
@@ -194,7 +211,8 @@ def _child(flags: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
         raise
 
 
-def _wait_until_ready(process: subprocess.Popen[str], log: Path, shown: Progress) -> Platform:
+def _wait_until_ready(process: subprocess.Popen[str], log: Path, shown: Progress) -> str:
+    """Where the API is, in the platform's own words. Raises QuickstartError."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read_lines, args=(process, lines), daemon=True).start()
     deadline = time.monotonic() + START_SECONDS
@@ -209,7 +227,7 @@ def _wait_until_ready(process: subprocess.Popen[str], log: Path, shown: Progress
                 _last_words(log) or "the platform ended while starting", reason="PlatformEnded"
             )
         if match := READY.match(line):
-            return Platform(match["api"], process)
+            return match["api"]
     raise QuickstartError(
         f"the platform did not become ready within {START_SECONDS:g} s",
         reason="StartTimeout",
@@ -250,10 +268,14 @@ def _end(process: subprocess.Popen[str], family: set[psutil.Process], home: Path
     with _undisturbed(), progress("stopping the platform"):
         code = _stop(process)
         left = [each for each in _alive(family) if each.pid != process.pid]
-        left += [each for each in _of_home(home) if each not in left]
+        left += [each for each in _lock_holders(home) if each not in left]
         for each in left:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
+    for stranger in sorted(_strangers(home), key=lambda each: each.pid):
+        note(
+            f"Process {stranger.pid} was started with something under {home}; it is not ours and was left alone."
+        )
     if left:
         names = ", ".join(f"{each.pid}" for each in left)
         raise QuickstartError(
@@ -273,7 +295,7 @@ def _stop(process: subprocess.Popen[str]) -> int:
         return process.wait()
 
 
-def _alive(family: set[psutil.Process]) -> list[psutil.Process]:
+def _alive(family: Iterable[psutil.Process]) -> list[psutil.Process]:
     """Those that still run; psutil knows a reused process id from the process that had it."""
     found = []
     for each in family:
@@ -283,16 +305,30 @@ def _alive(family: set[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-def _of_home(home: Path) -> list[psutil.Process]:
-    """Processes that were started with something under the home folder, the gateway for instance."""
-    folders = (f"{home}/gateway", f"{home}/replicas")
+def _lock_holders(home: Path) -> list[psutil.Process]:
+    """What holds one of the platform's locks under the home folder: gateway, fork server, model servers.
+
+    None when the home is locked itself: then another platform has started there, and they are its own.
+    """
+    if is_locked(home / "up.lock"):
+        return []
+    pids = sorted({pid for pattern in LOCKS for lock in home.glob(pattern) for pid in lock_holders(lock)})
+    found = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return _alive(found)
+
+
+def _strangers(home: Path) -> list[psutil.Process]:
+    """Processes with a file of the gateway or of a replica on their command lines, someone's `tail` perhaps."""
+    folders = (home / "gateway", home / "replicas")
     found = []
     for each in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            ours = any(part.startswith(folders) for part in each.cmdline())
-            if ours and each.status() != psutil.STATUS_ZOMBIE:
+            if any(Path(part).is_relative_to(folder) for part in each.cmdline() for folder in folders):
                 found.append(each)
-    return found
+    return _alive(found)
 
 
 # --- the model --------------------------------------------------------------------------------------
@@ -340,8 +376,18 @@ def _finish_training(process: subprocess.Popen[str]) -> None:
 
 
 def _deploy(client: Client, model: Path) -> EndpointDescription:
-    """The endpoint, made anew: one from an earlier run is deleted first."""
+    """The endpoint, made anew: one from an earlier run is deleted first. Raises QuickstartError when
+    there is one of this name that somebody else has made.
+    """
     with suppress(NotFoundError):
+        before = client.describe(ENDPOINT, workspace=WORKSPACE)
+        if before.model.storage_uri.removeprefix("file://") != str(model):
+            raise QuickstartError(
+                f"there is an endpoint {ENDPOINT} in workspace {WORKSPACE} already, and it is not the quickstart's:"
+                f" it serves {before.model.storage_uri or 'a model from a manifest'}",
+                reason="EndpointExists",
+                next_action=f"Delete it first (inferplane delete {ENDPOINT}), or name another home with --home.",
+            )
         client.delete(ENDPOINT, workspace=WORKSPACE)
         with progress(f"deleting {ENDPOINT} of an earlier run") as shown:
             client.wait_until_deleted(
