@@ -259,8 +259,12 @@ async def _check_free(tx: Tx, endpoint: InferenceEndpoint) -> None:
 
 
 async def _taken(tx: Tx, endpoint: InferenceEndpoint) -> AlreadyExists:
-    present = await tx.get_endpoint(endpoint.workspace, endpoint.name, endpoint.cluster)
-    going = present.deletion_requested_at is not None
+    try:
+        present = await tx.get_endpoint(endpoint.workspace, endpoint.name, endpoint.cluster)
+    except NotFound:  # it was there a moment ago, and went in between
+        going = True
+    else:
+        going = present.deletion_requested_at is not None
     return AlreadyExists(
         f"endpoint {endpoint.name} {'is being deleted' if going else 'exists already'}"
         f" in workspace {endpoint.workspace} on cluster {endpoint.cluster}",
