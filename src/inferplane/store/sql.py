@@ -433,14 +433,10 @@ class Tx:
         *,
         cluster: str = "",
         model_format: str = "",
-        after_name: str = "",
         after: tuple[str, str, str] | None = None,
         limit: int | None = None,
     ) -> list[InferenceEndpoint]:
-        """By (workspace, name, cluster). `after` is such a key: only what comes behind it.
-
-        `after_name` skips names up to and including it, on every cluster.
-        """
+        """By (workspace, name, cluster). `after` is such a key: only what comes behind it."""
         columns = endpoints.c
         statement = select(endpoints).order_by(columns.workspace, columns.name, columns.cluster)
         if workspace is not None:
@@ -449,8 +445,6 @@ class Tx:
             statement = statement.where(columns.cluster == cluster)
         if model_format:
             statement = statement.where(columns.model_format == model_format)
-        if after_name:
-            statement = statement.where(columns.name > after_name)
         if after is not None:
             statement = statement.where(tuple_(columns.workspace, columns.name, columns.cluster) > after)
         if limit is not None:
