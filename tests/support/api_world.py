@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 import jwt
@@ -282,7 +282,7 @@ class World:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="api", daemon=True)
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
         self._thread.start()
         self.do(self._open())
         self.http = httpx.Client(base_url=self.url, timeout=WAIT_SECONDS)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from api_world import Client, ScriptedEngine, World
+from gpu_world import GpuWorld
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +35,24 @@ def owner(world: World) -> Client:
 def team(world: World) -> str:
     """A workspace on cluster local."""
     return world.workspace()
+
+
+@pytest.fixture(scope="session")
+def gpu_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GpuWorld]:
+    """Another installation, with GPUs. Every test has workspaces of its own in it, and shares the GPUs."""
+    with GpuWorld(tmp_path_factory.mktemp("gpus")) as world:
+        yield world
+
+
+@pytest.fixture
+def gpus(gpu_world: GpuWorld) -> Iterator[GpuWorld]:
+    """The GPUs, all free afterwards."""
+    yield gpu_world
+    gpu_world.later = gpu_world.later * 0
+
+    async def free() -> None:
+        async with gpu_world.store.transaction() as tx:
+            for request in await tx.list_gpu_requests():
+                await tx.delete_gpu_request(request.id)
+
+    gpu_world.do(free())
