@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,13 +46,19 @@ class Answer:
 class EventStream:
     """Server-sent events, as an ASGI app.
 
-    The generator is closed, and so gives up what it holds, as soon as the client is gone.
+    As soon as the client is gone the generator is closed, and then `held`. What was taken before the
+    stream begins belongs into `held`: a generator that was never started runs none of its own endings.
     """
 
     events: AsyncGenerator[bytes, None]
+    held: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """Send until the generator ends or the client goes."""
+        async with self.held, aclosing(self.events):
+            await self._serve(receive, send)
+
+    async def _serve(self, receive: Receive, send: Send) -> None:
         headers = [
             (b"content-type", EVENT_STREAM.encode()),
             (b"cache-control", b"no-store"),
@@ -72,9 +78,8 @@ class EventStream:
             raise failure
 
     async def _send(self, send: Send) -> None:
-        async with aclosing(self.events) as events:
-            async for chunk in events:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        async for chunk in self.events:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -7,7 +7,8 @@ failure envelope by `app.py`. The descriptions beside the handlers are what `/op
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,7 @@ from inferplane.domain.errors import (
     Unavailable,
 )
 from inferplane.domain.storage_uri import redacted
-from inferplane.engines.port import EngineError
+from inferplane.engines.port import EngineError, LogLine
 from inferplane.services import (
     api_keys,
     audit,
@@ -448,24 +449,10 @@ async def list_events(call: Call) -> EventList:
 
 async def read_logs(call: Call) -> LogList | EventStream:
     """The last lines of the model servers; with follow=true, new ones as server-sent events."""
-    following = call.flag("follow")
-    if following:
-        call.tools.streams.check_room()
-    lines = await endpoints.logs(
-        call.platform,
-        call.caller,
-        call.workspace(),
-        call.needed("endpoint"),
-        call.text("cluster"),
-        replica=call.text("replica"),
-        previous=call.flag("previous"),
-        follow=following,
-        tail_lines=call.number("tail"),
-    )
     try:
-        if following:
-            ready = await first_line(lines)
-            return EventStream(follow(call.platform, call.tools.streams, ready, lambda: _still_allowed(call)))
+        if call.flag("follow"):
+            return await _followed_logs(call)
+        lines = await _log_lines(call, follow=False)
         return LogList(tuple([LogLineItem(line.replica, line.text) async for line in lines]))
     except EngineError as error:
         raise NotFound(
@@ -474,6 +461,29 @@ async def read_logs(call: Call) -> LogList | EventStream:
             field="replica",
             next_action=error.next_action or "Wait until a model server has been started.",
         ) from error
+
+
+async def _followed_logs(call: Call) -> EventStream:
+    async with AsyncExitStack() as held:
+        held.enter_context(call.tools.streams.place())
+        lines = await held.enter_async_context(first_line(await _log_lines(call, follow=True)))
+        return EventStream(
+            follow(call.platform, call.tools.streams, lines, lambda: _still_allowed(call)), held.pop_all()
+        )
+
+
+async def _log_lines(call: Call, *, follow: bool) -> AsyncIterator[LogLine]:
+    return await endpoints.logs(
+        call.platform,
+        call.caller,
+        call.workspace(),
+        call.needed("endpoint"),
+        call.text("cluster"),
+        replica=call.text("replica"),
+        previous=call.flag("previous"),
+        follow=follow,
+        tail_lines=call.number("tail"),
+    )
 
 
 async def explain_endpoint(call: Call) -> Explanation:
@@ -486,17 +496,23 @@ async def explain_endpoint(call: Call) -> Explanation:
 
 async def watch_endpoints(call: Call) -> EventStream:
     """Every endpoint as ADDED, then changes as ADDED, MODIFIED and DELETED, as server-sent events."""
-    call.tools.streams.check_room()
     wanted = _filter(call)
     gateway = call.platform.gateway
 
     def render(endpoint: Any) -> EndpointItem:
         return views.endpoint_item(endpoint, gateway)
 
-    await endpoints.list_endpoints(call.platform, call.caller, wanted, limit=1)  # errors, before it begins
-    return EventStream(
-        watch(call.platform, call.tools.streams, call.caller, wanted, render, lambda: _still_allowed(call))
-    )
+    async with AsyncExitStack() as held:
+        held.enter_context(call.tools.streams.place())
+        await endpoints.list_endpoints(
+            call.platform, call.caller, wanted, limit=1
+        )  # errors, before it begins
+        return EventStream(
+            watch(
+                call.platform, call.tools.streams, call.caller, wanted, render, lambda: _still_allowed(call)
+            ),
+            held.pop_all(),
+        )
 
 
 async def gateway_unmatched(call: Call) -> Any:

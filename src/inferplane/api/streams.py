@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -45,18 +45,15 @@ class Streams:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _open: int = 0
 
-    def check_room(self) -> None:
-        """Raise RateLimited when no more streams may be opened."""
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place among those that are open, from now on. Raises RateLimited when there is none."""
         if self._open >= self.streams_max:
             raise RateLimited(
                 f"{self.streams_max} streams are open already",
                 reason="TooManyStreams",
                 next_action="Close streams that nobody reads, or try again later.",
             )
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count one stream while it is open."""
         self._open += 1
         self.gauge.set(self._open)
         try:
@@ -89,28 +86,27 @@ async def watch(
     unsubscribe = platform.store.subscribe(on_change)
     known: dict[str, tuple[EndpointItem, bytes]] = {}
     try:
-        with streams.counted():
-            async for endpoint in _all(platform, caller, wanted):
-                item = render(endpoint)
-                known[endpoint.uid] = (item, msgspec.json.encode(item))
-                yield event(ADDED, item)
-            yield b": that was all; changes follow\n\n"
-            while await _woken(awake, streams.ended, platform.limits.heartbeat_seconds):
-                if not await still_allowed():
-                    return
-                if not awake.is_set():
-                    yield HEARTBEAT
-                    continue
-                awake.clear()
-                while changed:
-                    uid = next(iter(changed))
-                    del changed[uid]
-                    found = await endpoints.by_uid(platform, uid)
-                    if found is not None and not endpoints.matches(found, wanted):
-                        found = None  # for this watcher it is gone, or was never there
-                    message = _difference(uid, found, known, render)
-                    if message is not None:
-                        yield message
+        async for endpoint in _all(platform, caller, wanted):
+            item = render(endpoint)
+            known[endpoint.uid] = (item, msgspec.json.encode(item))
+            yield event(ADDED, item)
+        yield b": that was all; changes follow\n\n"
+        while await _woken(awake, streams.ended, platform.limits.heartbeat_seconds):
+            if not await still_allowed():
+                return
+            if not awake.is_set():
+                yield HEARTBEAT
+                continue
+            awake.clear()
+            while changed:
+                uid = next(iter(changed))
+                del changed[uid]
+                found = await endpoints.by_uid(platform, uid)
+                if found is not None and not endpoints.matches(found, wanted):
+                    found = None  # for this watcher it is gone, or was never there
+                message = _difference(uid, found, known, render)
+                if message is not None:
+                    yield message
     finally:
         unsubscribe()
 
@@ -128,71 +124,68 @@ async def follow(
     loop = asyncio.get_running_loop()
     ask_again_at = loop.time() + platform.limits.heartbeat_seconds
     try:
-        with streams.counted():
-            while True:
-                if loop.time() >= ask_again_at:  # by the clock: a busy log has no silence to ask in
-                    if not await still_allowed():
-                        return
-                    ask_again_at = loop.time() + platform.limits.heartbeat_seconds
-                getting = asyncio.create_task(waiting.get())
-                try:
-                    await asyncio.wait(
-                        {getting, ended},
-                        timeout=platform.limits.heartbeat_seconds,
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                    entry = getting.result() if getting.done() else HEARTBEAT
-                finally:
-                    getting.cancel()
-                if ended.done() and entry is HEARTBEAT:
+        while True:
+            if loop.time() >= ask_again_at:  # by the clock: a busy log has no silence to ask in
+                if not await still_allowed():
                     return
-                if isinstance(entry, bytes):
-                    yield entry
-                elif isinstance(entry, LogLine):
-                    yield event(LOG_LINE, LogLineItem(entry.replica, entry.text))
-                elif entry is None:
-                    return
-                else:
-                    yield event(STREAM_ERROR, {"reason": entry.reason, "message": redacted(entry.message)})
-                    return
+                ask_again_at = loop.time() + platform.limits.heartbeat_seconds
+            getting = asyncio.create_task(waiting.get())
+            try:
+                await asyncio.wait(
+                    {getting, ended},
+                    timeout=platform.limits.heartbeat_seconds,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                entry = getting.result() if getting.done() else HEARTBEAT
+            finally:
+                getting.cancel()
+            if ended.done() and entry is HEARTBEAT:
+                return
+            if isinstance(entry, bytes):
+                yield entry
+            elif isinstance(entry, LogLine):
+                yield event(LOG_LINE, LogLineItem(entry.replica, entry.text))
+            elif entry is None:
+                return
+            else:
+                yield event(STREAM_ERROR, {"reason": entry.reason, "message": redacted(entry.message)})
+                return
     finally:
         for task in (reader, ended):
             task.cancel()
         await asyncio.gather(reader, ended, return_exceptions=True)
 
 
-async def first_line(lines: AsyncIterator[LogLine]) -> AsyncIterator[LogLine]:
+@asynccontextmanager
+async def first_line(lines: AsyncIterator[LogLine]) -> AsyncIterator[AsyncIterator[LogLine]]:
     """The same lines, after having waited a moment for the error that says that there are none.
 
-    A stream that has begun cannot turn into an error any more, so this is done before.
+    A stream that has begun cannot turn into an error any more, so this is done before. With the block
+    ends the reading, whether or not anybody has begun to take the lines.
     """
     first = asyncio.ensure_future(anext(lines, None))
     try:
         await asyncio.wait({first}, timeout=FIRST_LINE_SECONDS)
-    except BaseException:
-        first.cancel()
-        raise
-    if first.done():
-        first.result()  # raises what the engine raised
-    return _resumed(first, lines)
-
-
-async def _resumed(
-    first: asyncio.Future[LogLine | None], lines: AsyncIterator[LogLine]
-) -> AsyncGenerator[LogLine, None]:
-    try:
-        line = await first
-        if line is None:
-            return
-        yield line
-        async for line in lines:
-            yield line
+        if first.done():
+            first.result()  # raises what the engine raised
+        yield _resumed(first, lines)
     finally:
         first.cancel()
         with suppress(asyncio.CancelledError, InferplaneError):
             await first
         if isinstance(lines, AsyncGenerator):
             await lines.aclose()
+
+
+async def _resumed(
+    first: asyncio.Future[LogLine | None], lines: AsyncIterator[LogLine]
+) -> AsyncGenerator[LogLine, None]:
+    line = await first
+    if line is None:
+        return
+    yield line
+    async for line in lines:
+        yield line
 
 
 async def _read_into(
