@@ -201,8 +201,8 @@ async def _checked(tx: Tx, request: GpuRequest) -> GpuRequest:
     workspace = await tx.get_workspace(request.workspace)
     policy = await tx.get_policy(request.workspace)
     others = await tx.list_gpu_requests(workspace=request.workspace, live_only=True)
-    check_placeable(request, await tx.list_nodes(), workspace.clusters, policy, prefix=PREFIX)
     check_allowed(request, policy, others, prefix=PREFIX)
+    check_placeable(request, await tx.list_nodes(), workspace.clusters, policy, prefix=PREFIX)
     return request
 
 

@@ -117,7 +117,6 @@ async def wait_times(
     async with platform.store.read() as tx:
         origin = Origin(QUESTION_ID, name.strip() or QUESTION_NAME, workspace, platform.clock())
         request = await _understood(tx, draft, origin)
-        check_policy(request, await tx.get_policy(workspace))
     return await candidates_for(platform, request)
 
 
@@ -274,6 +273,7 @@ async def _understood(tx: Tx, draft: GpuDraft, origin: Origin) -> GpuRequest:
     policy = await tx.get_policy(origin.workspace)
     request = request_of(draft, origin, policy)
     check_clusters(request, workspace)
+    check_policy(request, policy)
     check_placeable(request, await tx.list_nodes(), workspace.clusters, policy)
     return request
 

@@ -1,0 +1,105 @@
+"""The inventory on the wire, in both its forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_world import A100, A100_TYPE, BIG, BIG_TYPE, FIRST, SECOND, GpuWorld
+
+INVENTORY = "/api/v1/inventory"
+NODE = {
+    *("gpuNodeName", "gpuShape", "gpuModelName", "instanceType", "clusterName", "memory", "gpuCount"),
+    *("availableGPUs", "gpuTempThreshold", "gpuPowerThreshold", "cloudProvider", "cloud", "region"),
+    *("nodeHealth", "gpuNodeState", "gpuNodeStatus", "allocation", "gpuSlicingProfile"),
+}
+NODE_OURS = {"simulated", "gpus"}
+DEVICE = {
+    *("index", "uuid", "modelName", "healthy", "gprId", "gprName", "sliceName", "endpointName"),
+    *("held", "until"),
+}
+
+
+def nodes(client: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    data = client("GET", f"{INVENTORY}/list").data
+    assert set(data) == {"managedNodes", "unmanagedNodes"}
+    assert data["unmanagedNodes"] == []
+    found = {(each["clusterName"], each["gpuNodeName"]): each for each in data["managedNodes"]}
+    for each in found.values():
+        assert set(each) == NODE | NODE_OURS
+        assert all(set(device) == DEVICE for device in each["gpus"])
+    return found
+
+
+def test_every_node_and_every_gpu(gpus: GpuWorld) -> None:
+    found = nodes(gpus.owner)
+    assert sorted(found) == [(FIRST, "gpu-0"), (FIRST, "gpu-1"), (SECOND, "big"), (SECOND, "small")]
+    node = found[FIRST, "gpu-0"]
+    assert node["gpus"] == [
+        {
+            "index": 0,
+            "uuid": "",
+            "modelName": "",
+            "healthy": True,
+            "gprId": "",
+            "gprName": "",
+            "sliceName": "",
+            "endpointName": "",
+            "held": False,
+            "until": None,
+        }
+    ]
+    assert (node["memory"], node["gpuCount"], node["availableGPUs"]) == (80, 1, 1)
+    assert (node["gpuNodeState"], node["gpuNodeStatus"]) == ("NODE_AVAILABLE", "NODE_AVAILABLE")
+    assert (node["nodeHealth"], node["simulated"], node["region"]) == ("Healthy", True, "here")
+    assert node["allocation"] == []
+    assert len(found[SECOND, "big"]["gpus"]) == 8
+
+
+def test_who_holds_what_is_told_to_those_who_may_know(gpus: GpuWorld) -> None:
+    team, other = gpus.team(), gpus.team()
+    gpr_id = gpus.ask(team, clusterName=SECOND, gpuShape=BIG, instanceType=BIG_TYPE, numberOfGPUs=2)
+    gpus.grant(gpr_id, "big", (0, 3))
+    for client in (gpus.owner, gpus.client("Viewer", team)):
+        node = nodes(client)[SECOND, "big"]
+        assert (node["availableGPUs"], node["gpuNodeState"]) == (6, "NODE_RESERVED")
+        [allocation] = node["allocation"]
+        assert set(allocation) == {"gprName", "sliceName", "totalGPUsAllocated", "allocationTimeStamp"}
+        assert (allocation["gprName"], allocation["sliceName"]) == (gpr_id, team)
+        assert allocation["totalGPUsAllocated"] == 2
+        assert allocation["allocationTimeStamp"]["seconds"].isdigit()
+        assert isinstance(allocation["allocationTimeStamp"]["nanos"], int)
+        assert [each["gprId"] for each in node["gpus"]] == [gpr_id, "", "", gpr_id, "", "", "", ""]
+        assert node["gpus"][0]["until"]
+    node = nodes(gpus.client("Viewer", other))[SECOND, "big"]
+    assert node["availableGPUs"] == 6
+    assert node["allocation"][0]["totalGPUsAllocated"] == 2
+    assert node["gpus"][3]["held"] is True
+    assert gpr_id not in str(node)
+    assert team not in str(node)
+
+
+def test_a_workspace_sees_its_clusters(gpus: GpuWorld) -> None:
+    team = gpus.team(FIRST)
+    assert {cluster for cluster, _ in nodes(gpus.client("Editor", team))} == {FIRST}
+    assert nodes(gpus.client("Viewer", gpus.workspace("local"))) == {}
+
+
+def test_shapes_that_a_workspace_can_ask_for(gpus: GpuWorld) -> None:
+    team = gpus.team()
+    data = gpus.owner("GET", f"{INVENTORY}?sliceName={team}").data
+    assert set(data) == {"items"}
+    assert data["items"][0] == {
+        "instanceType": A100_TYPE,
+        "gpuShape": A100,
+        "gpuSlicingProfile": [],
+        "memoryPerGpu": 80,
+        "gpuPerNode": 1,
+        "totalGpuNodes": 2,
+        "clusterName": FIRST,
+    }
+    assert len(data["items"]) == 3
+    only = gpus.client("Viewer", gpus.team(FIRST))
+    assert [each["clusterName"] for each in only("GET", INVENTORY).data["items"]] == [FIRST]
+    only("GET", f"{INVENTORY}?sliceName={team}").is_error(404, "NOT_FOUND", "WorkspaceNotFound")
+    gpus.owner("GET", f"{INVENTORY}?sliceName=nowhere").is_error(404, "NOT_FOUND", "WorkspaceNotFound")
+    assert len(gpus.owner("GET", INVENTORY).data["items"]) == 3
