@@ -236,6 +236,16 @@ def test_the_examples_work_as_they_say(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert model.stat().st_size > 100
+    asked = subprocess.run(
+        [sys.executable, str(folder / "train_iris.py"), "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert asked.returncode == 0
+    assert "usage:" in asked.stdout
+    assert list(tmp_path.iterdir()) == [model]
     whole: dict[str, Any] = yaml.safe_load((folder / "sklearn-iris.yaml").read_text())
     assert whole["metadata"]["name"] == "sklearn-iris"
     assert set(yaml.safe_load((folder / "spec-only.yaml").read_text())) == {"spec"}
