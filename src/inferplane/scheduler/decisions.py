@@ -10,7 +10,7 @@ Sentences are written for the request's own workspace: requests of other workspa
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -288,25 +288,36 @@ class Wait:
 
     @property
     def what_would_change_it(self) -> str:
-        """What would let it start sooner, in one sentence."""
+        """What would let it start sooner, in one sentence, whoever may use what: see `remedy`."""
+        return self.remedy(None)
+
+    def remedy(self, clusters: Container[str] | None, gpu_shapes: Container[str] = ()) -> str:
+        """What would let it start sooner, in one sentence.
+
+        Names only what its workspace may use: GPUs of these clusters (None: all), of these shapes (empty: all).
+        """
         if self.reason in NEVER or self.reason is WaitReason.TOO_MANY_REQUESTS:
             return _REMEDIES[self.reason]
-        others = self.alternatives()
+        others = self.alternatives(clusters, gpu_shapes)
         if others:
             named = ", ".join(f"{key.gpu_shape} ({key.instance_type}) on {key.cluster}" for key in others)
             return f"Free right now: {named}. {_REMEDIES[self.reason]}"
         return _REMEDIES[self.reason]
 
-    def alternatives(self) -> tuple[PoolKey, ...]:
+    def alternatives(
+        self, clusters: Container[str] | None = None, gpu_shapes: Container[str] = ()
+    ) -> tuple[PoolKey, ...]:
         """Pools outside its selection where as many GPUs on as many nodes are free and nobody waits.
 
-        Whether its workspace may use them is for the caller to check. At most ALTERNATIVES_SHOWN_MAX.
+        Only of `clusters` (None: all) and `gpu_shapes` (empty: all). At most ALTERNATIVES_SHOWN_MAX.
         """
         selection = self.request.selection
         found = (
             key
             for key, pool in self.cause.seen.floor.pools.items()
             if key not in self.cause.group
+            and (clusters is None or key.cluster in clusters)
+            and (not gpu_shapes or key.gpu_shape in gpu_shapes)
             and key.memory_gb >= selection.memory_gb
             and not pool.contested
             and pool.fits(selection.gpus_per_node, selection.nodes)
@@ -316,17 +327,18 @@ class Wait:
     def _why(self) -> str:
         if self.cause.detail:
             return self.cause.detail
-        needed = needs(self.request.selection)
+        selection = self.request.selection
+        needed = f"{needs(selection)} {'is' if selection.gpus == 1 else 'are'} needed"
         match self.reason:
             case WaitReason.FRAGMENTED:
-                return f"{needed} are needed; {self.free_gpus} are free, but not together on enough nodes"
+                return f"{needed}; {self.free_gpus} are free, but not together on enough nodes"
             case WaitReason.WOULD_DELAY_HEAD:
-                return f"{needed} are free, but promised to a request ahead that this one would delay"
+                return f"{needed}, free, but promised to a request ahead that this one would delay"
             case WaitReason.AWAITING_EVICTION:
                 yielding = len(self.cause.evicting)
-                return f"{needed} are needed; {_count(yielding, 'request')} of lower priority must yield"
+                return f"{needed}; {_count(yielding, 'request')} of lower priority must yield"
             case _:
-                return f"{needed} are needed; {self.free_gpus} are free"
+                return f"{needed}; {self.free_gpus} are free"
 
     def _held(self) -> str:
         said = []
