@@ -69,6 +69,11 @@ def test_a_given_database_is_used() -> None:
     assert load(environment={"INFERPLANE_DATABASE_URL": url}).settings.effective_database_url == url
 
 
+def test_an_empty_home_is_refused_rather_than_taken_for_this_folder() -> None:
+    with pytest.raises(Invalid, match="must name a folder"):
+        load({"home": ""})
+
+
 def test_zero_is_a_port_that_the_system_chooses() -> None:
     assert load({"api_port": 0}).settings.api_port == 0
 
@@ -91,6 +96,9 @@ def test_words_for_yes_and_no(word: str, value: bool) -> None:
         ("database_url", "mysql://host/db"),
         ("model_cache_bytes_max", "0"),
         ("fork_servers", "maybe"),
+        ("domain", "bad domain"),
+        ("domain", "a..b"),
+        ("domain", "*"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_its_name_and_source(name: str, value: str) -> None:
@@ -99,7 +107,8 @@ def test_what_cannot_be_meant_is_refused_with_its_name_and_source(name: str, val
         load(environment={variable: value})
     assert caught.value.field == name
     assert variable in caught.value.message
-    assert value in caught.value.message
+    # A database URL may hold a password, so it is never repeated.
+    assert (value in caught.value.message) is (name != "database_url")
 
 
 @pytest.mark.parametrize(

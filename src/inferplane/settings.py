@@ -21,6 +21,7 @@ hardware behind them, on whichever cluster: they are for trying and teaching.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
@@ -153,6 +154,9 @@ class Settings:
 
 
 CLUSTER_TABLE = "cluster"
+SECRET_SETTINGS = frozenset({"database_url"})  # may hold a password: never repeated in an error
+DOMAIN_CHARACTERS_MAX = 120  # leaves room in a DNS name for endpoint and workspace
+_DOMAIN = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 PLAIN_SETTINGS: tuple[Field[Any], ...] = tuple(each for each in fields(Settings) if each.name != "clusters")
 """Every setting that is one value: a flag, a variable of the environment, a line of the file."""
 
@@ -443,6 +447,19 @@ def _log_level(raw: Any) -> str:
     return level
 
 
+def _home(raw: Any) -> Path:
+    if not str(raw).strip():
+        raise ValueError("must name a folder")
+    return Path(raw).expanduser().absolute()
+
+
+def _domain(raw: Any) -> str:
+    name = str(raw).lower()
+    if len(name) > DOMAIN_CHARACTERS_MAX or not _DOMAIN.fullmatch(name):
+        raise ValueError("must be a DNS name such as localhost or models.example.com")
+    return name
+
+
 def _database_url(raw: Any) -> str:
     url = str(raw)
     if url and not url.startswith(("sqlite://", "postgresql://", "postgres://")):
@@ -451,7 +468,8 @@ def _database_url(raw: Any) -> str:
 
 
 _PARSERS: Mapping[str, Callable[[Any], Any]] = {
-    "home": lambda raw: Path(raw).expanduser().absolute(),
+    "home": _home,
+    "domain": _domain,
     "api_port": _port,
     "gateway_port": _port,
     "database_url": _database_url,
@@ -465,4 +483,5 @@ def _parse(name: str, raw: Any, source: str) -> Any:
     try:
         return _PARSERS.get(name, str)(raw)
     except (TypeError, ValueError) as error:
-        raise Invalid(f"{name} from {source} is not valid: {raw!r}; {error}", field=name) from error
+        shown = "" if name in SECRET_SETTINGS else f": {raw!r}"
+        raise Invalid(f"{name} from {source} is not valid{shown}; {error}", field=name) from error

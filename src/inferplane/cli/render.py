@@ -295,7 +295,8 @@ def setting_text(setting: Sourced) -> str:
         scheme, found, rest = text.partition("://")
         who, at, where = rest.rpartition("@")
         user, colon, _ = who.partition(":")
-        return f"{scheme}{found}{user}{':***' if colon else ''}{at}{where}"
+        where, mark, _ = where.partition("?")  # the parameters may hold one as well
+        return f"{scheme}{found}{user}{':***' if colon else ''}{at}{where}{'?***' if mark else ''}"
     return text
 
 

@@ -1,6 +1,6 @@
 """What to do next for one endpoint: a function from values to a value.
 
-    endpoint (wish and last status) + observation (world) + routed (gateway) + now
+    endpoint (wish and last status) + observation (world) + routed (gateway) + its GPUs + now
         → actions, routes, status, events, when to look again
 
 The shell in `endpoints.py` gathers the inputs and performs the outcome. Nothing here waits, asks or
@@ -12,11 +12,15 @@ Rules kept here, each because breaking it would hurt somebody:
 * What serves keeps serving: a newer revision takes over only once it answers.
 * A delete takes routes first, then servers, then files; the row goes last.
 * Failures are counted in the status before the next try, so a restart of ours resets no backoff.
+* Where GPUs are asked for, nothing runs without a grant: the model is fetched while it waits, servers
+  start on the granted GPUs only, and when these are to be given back everything on them is stopped first.
+  `status.gpu` says which state of the request this pass knew of: by it the admission controller tells
+  that GPUs are really free (`admission_plan.is_seen_free`), so it is saved before anything is started.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,6 +30,7 @@ from inferplane.domain.endpoint import (
     CRASH_LOOP_FAILURES,
     EndpointStatus,
     Exit,
+    GpuNote,
     InferenceEndpoint,
     Milestone,
     PublicState,
@@ -36,7 +41,16 @@ from inferplane.domain.endpoint import (
     RestartRecord,
     public_state,
 )
+from inferplane.domain.gpu_request import (
+    GpuRequest,
+    Grant,
+    ProvisioningStatus,
+    wants_requeue,
+)
+from inferplane.domain.quantity import format_duration
 from inferplane.domain.reasons import ReasonCode, reason_of
+from inferplane.domain.wait_note import WaitNote
+from inferplane.domain.workspace import WorkspacePolicy
 from inferplane.engines.port import Action, FetchModel, Observation, Release, StartReplica, StopReplica
 from inferplane.gateway.route_table import EndpointRoutes, Upstream
 
@@ -51,6 +65,16 @@ LOOK_AGAIN_SECONDS = 1.0
 LOOK_SOON_SECONDS = 0.05
 
 ALIVE = frozenset(ReplicaState) - {ReplicaState.EXITED}
+USABLE = frozenset({ProvisioningStatus.PROVISIONING, ProvisioningStatus.SUCCESSFUL})
+
+ENDING_REASONS = {
+    ProvisioningStatus.COMPLETE: ReasonCode.EXIT_DURATION_REACHED,
+    ProvisioningStatus.EARLY_RELEASED: ReasonCode.GPU_RELEASED,
+    ProvisioningStatus.TIMED_OUT: ReasonCode.IDLE_TIMEOUT,
+    ProvisioningStatus.EVICTED: ReasonCode.EVICTED,
+    ProvisioningStatus.FAILED: ReasonCode.UNSCHEDULABLE,
+}
+"""Why a request's GPUs are given back, by what it becomes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +85,23 @@ class PlannedEvent:
     message: str
     reason: ReasonCode | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointGpus:
+    """What an endpoint's GPU requests say. `request` is the one that counts (`current_request`).
+
+    `wait` is what was last said about its wait. `comes_back` means that GPUs are asked for again without
+    anybody acting when this one ends. `live` counts the requests that have not ended.
+    """
+
+    request: GpuRequest | None = None
+    wait: WaitNote | None = None
+    comes_back: bool = False
+    live: int = 0
+
+
+NO_GPUS = EndpointGpus()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +121,47 @@ class Plan:
 
 
 def plan(
-    endpoint: InferenceEndpoint, observation: Observation, confirmed: EndpointRoutes | None, now: datetime
+    endpoint: InferenceEndpoint,
+    observation: Observation,
+    confirmed: EndpointRoutes | None,
+    now: datetime,
+    gpus: EndpointGpus = NO_GPUS,
 ) -> Plan:
     """Decide the next step. `confirmed` is what the gateway may still be sending by, or None."""
     if endpoint.deletion_requested_at is not None:
-        return _plan_deletion(endpoint, observation, confirmed)
-    return _plan_service(endpoint, observation, confirmed, now)
+        return _plan_deletion(endpoint, observation, confirmed, gpus)
+    return _plan_service(endpoint, observation, confirmed, now, gpus)
+
+
+def gpus_of(requests: Iterable[GpuRequest], wait: WaitNote | None, policy: WorkspacePolicy) -> EndpointGpus:
+    """What an endpoint's requests, oldest first, say together. `wait` is that of the newest."""
+    known = list(requests)
+    request = current_request(known)
+    if request is None:
+        return NO_GPUS
+    newest = known[-1]
+    ending = request.ending_as
+    as_ended = request if ending is None else replace(request, status=ending, ending_as=None)
+    return EndpointGpus(
+        request,
+        wait if request is newest and request.status is ProvisioningStatus.QUEUED else None,
+        comes_back=not newest.has_ended and (request is not newest or wants_requeue(as_ended, policy)),
+        live=sum(not each.has_ended for each in known),
+    )
+
+
+def current_request(requests: Iterable[GpuRequest]) -> GpuRequest | None:
+    """Which of an endpoint's requests says what it may do; None where there is none.
+
+    One that drains comes first: nothing may be started anew before what ran on its GPUs is gone. Else the
+    newest that has not ended, else the newest. `requests` come by age.
+    """
+    known = list(requests)
+    for each in known:
+        if each.status is ProvisioningStatus.DRAINING:
+            return each
+    live = [each for each in known if not each.has_ended]
+    return next(reversed(live or known), None)
 
 
 def routes_of(
@@ -93,9 +169,10 @@ def routes_of(
 ) -> EndpointRoutes:
     """The routes `endpoint` should have, given its replicas.
 
-    Replicas of the wished revision that answer; while there is none, those of older revisions.
+    Replicas of the wished revision that answer; while there is none, those of older revisions. None
+    while `endpoint.status` says that it has no GPUs and needs some.
     """
-    wanted = {replica_id.name for replica_id in endpoint.replica_ids()}
+    wanted = {replica_id.name for replica_id in _startable(endpoint, endpoint.status.gpu)}
     answering = [r for r in replicas if r.state is ReplicaState.READY and r.address]
     serving = [r for r in answering if r.id.name in wanted]
     if not serving and wanted:
@@ -118,7 +195,9 @@ def routes_of(
 # --- deletion -------------------------------------------------------------------------------------
 
 
-def _plan_deletion(endpoint: InferenceEndpoint, seen: Observation, confirmed: EndpointRoutes | None) -> Plan:
+def _plan_deletion(
+    endpoint: InferenceEndpoint, seen: Observation, confirmed: EndpointRoutes | None, gpus: EndpointGpus
+) -> Plan:
     alive = [r for r in seen.replicas if r.state in ALIVE]
     left: list[str] = []
     actions: list[Action] = []
@@ -130,6 +209,8 @@ def _plan_deletion(endpoint: InferenceEndpoint, seen: Observation, confirmed: En
     left += seen.left
     if confirmed is None and not alive and seen.left:
         actions.append(Release())
+    if gpus.live:
+        left.append("GPUs")
     finished = not left
     status = replace(
         endpoint.status,
@@ -138,6 +219,7 @@ def _plan_deletion(endpoint: InferenceEndpoint, seen: Observation, confirmed: En
         routed=_routed(confirmed),
         artifact=seen.artifact,
         left=tuple(left),
+        gpu=_gpu_note(gpus),
     )
     return Plan(
         status=status,
@@ -173,19 +255,26 @@ def _routed(confirmed: EndpointRoutes | None) -> tuple[str, ...]:
 
 
 def _plan_service(
-    endpoint: InferenceEndpoint, seen: Observation, confirmed: EndpointRoutes | None, now: datetime
+    endpoint: InferenceEndpoint,
+    seen: Observation,
+    confirmed: EndpointRoutes | None,
+    now: datetime,
+    gpus: EndpointGpus,
 ) -> Plan:
     before = endpoint.status
-    wanted = endpoint.replica_ids()
+    note = _gpu_note(gpus)
+    wanted = _startable(endpoint, note)
+    grant = gpus.request.grant if gpus.request is not None else None
     artifact = _remember_artifact(before.artifact, seen.artifact, now)
     exits = _new_exits(before, seen, {replica_id.name for replica_id in wanted})
     restarts = _remember_restarts(before.restarts, exits, seen.replicas, now)
 
     actions: list[Action] = []
-    if wanted and _fetch_is_due(before.artifact, seen.artifact, now):
+    is_to_run = endpoint.desired_replicas > 0 and (bool(wanted) or _will_have_gpus(gpus))
+    if is_to_run and _fetch_is_due(before.artifact, seen.artifact, now):
         actions.append(FetchModel())
     if seen.artifact.phase is ArtifactPhase.PRESENT:
-        actions += _starts(wanted, seen.replicas, restarts, now)
+        actions += _starts(wanted, grant, seen.replicas, restarts, now)
     actions += _stops(endpoint, _superfluous(endpoint, wanted, seen.replicas, confirmed), confirmed)
 
     status = replace(
@@ -200,6 +289,7 @@ def _plan_service(
         problem=before.problem if actions else None,
         problem_message=before.problem_message if actions else "",
         left=(),
+        gpu=note,
     )
     status = replace(status, milestones=_milestones(endpoint, status, now))
     after = public_state(replace(endpoint, status=status))
@@ -208,7 +298,7 @@ def _plan_service(
         status = replace(status, since=now)
     return Plan(
         status=status,
-        routes=routes_of(endpoint, seen.replicas, after.status.value),
+        routes=routes_of(endpoint, seen.replicas, (after.reason or after.status).value),
         actions=tuple(actions),
         events=(*_progress_events(before, artifact, exits), *_transition_events(previous, after, before)),
         look_again_seconds=_next_deadline(artifact, restarts, seen.replicas, now),
@@ -297,6 +387,7 @@ def _pause(reason: ReasonCode, failures: int) -> timedelta:
 
 def _starts(
     wanted: tuple[ReplicaId, ...],
+    grant: Grant | None,
     replicas: tuple[Replica, ...],
     restarts: tuple[RestartRecord, ...],
     now: datetime,
@@ -304,7 +395,7 @@ def _starts(
     alive = {r.id.name for r in replicas if r.state in ALIVE}
     not_before = {record.replica: record.next_start_at for record in restarts}
     return [
-        StartReplica(replica_id)
+        StartReplica(replica_id, share_of(grant, replica_id.index, len(wanted)))
         for replica_id in wanted
         if replica_id.name not in alive and now >= not_before.get(replica_id.name, now)
     ]
@@ -368,6 +459,102 @@ def _next_deadline(
     if not moments:
         return None
     return max(0.0, (min(moments) - now).total_seconds())
+
+
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+def share_of(grant: Grant | None, index: int, replicas: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The GPUs of one replica of several: dealt out evenly where they can be, else shared by all.
+
+    Whole nodes where there are as many for each; else the same part of every node.
+    """
+    if grant is None:
+        return ()
+    if len(grant.nodes) % replicas == 0:
+        each = len(grant.nodes) // replicas
+        return grant.nodes[index * each : (index + 1) * each]
+    if any(len(gpus) % replicas for _, gpus in grant.nodes):
+        return grant.nodes
+    return tuple(
+        (node, gpus[index * (len(gpus) // replicas) : (index + 1) * (len(gpus) // replicas)])
+        for node, gpus in grant.nodes
+    )
+
+
+def _startable(endpoint: InferenceEndpoint, note: GpuNote | None) -> tuple[ReplicaId, ...]:
+    """Replicas that should run and may: those of an endpoint that needs GPUs may only on granted ones."""
+    if note is None:
+        return () if endpoint.spec.gpu is not None else endpoint.replica_ids()
+    if note.status in USABLE:
+        return endpoint.replica_ids()
+    is_over = note.status is not ProvisioningStatus.DRAINING and endpoint.spec.gpu is None
+    return endpoint.replica_ids() if is_over else ()
+
+
+def _will_have_gpus(gpus: EndpointGpus) -> bool:
+    """Whether it is worth having the model ready: its GPUs are asked for, or will be by themselves."""
+    return gpus.comes_back or (gpus.request is not None and gpus.request.status is ProvisioningStatus.QUEUED)
+
+
+def _gpu_note(gpus: EndpointGpus) -> GpuNote | None:
+    request = gpus.request
+    if request is None:
+        return None
+    grant = request.grant if request.holds_gpus else None
+    ending_as = request.ending_as or (request.status if request.has_ended else None)
+    note = GpuNote(
+        gpr_id=request.id,
+        status=request.status,
+        cluster=grant.cluster if grant is not None else "",
+        nodes=grant.nodes if grant is not None else (),
+        since=_since(request),
+        ended_reason=ENDING_REASONS[ending_as] if ending_as is not None else None,
+        requeues=gpus.comes_back,
+        message=_ending_sentence(request, ending_as) if ending_as is not None else "",
+    )
+    wait = gpus.wait
+    if wait is None:
+        return note
+    before = f"; {'evicted' if request.evicted_by else 'ended'} before: {request.failure_reason}"
+    return replace(
+        note,
+        position=wait.position,
+        message=wait.explanation + (before if request.failure_reason else ""),
+        estimated_start=wait.estimated_start,
+        assumption=wait.assumption,
+        remedy=wait.remedy,
+        reason=wait.reason,
+    )
+
+
+def _since(request: GpuRequest) -> datetime | None:
+    """When the request came into its present status."""
+    match request.status:
+        case ProvisioningStatus.QUEUED:
+            return request.queued_at
+        case ProvisioningStatus.PROVISIONING:
+            return request.granted_at
+        case ProvisioningStatus.SUCCESSFUL:
+            return request.started_at
+        case ProvisioningStatus.DRAINING:
+            return request.draining_since
+        case _:
+            return request.completed_at
+
+
+def _ending_sentence(request: GpuRequest, ending_as: ProvisioningStatus) -> str:
+    match ending_as:
+        case ProvisioningStatus.COMPLETE:
+            return f"the exit duration of its GPUs, {format_duration(request.exit_duration)}, is over"
+        case ProvisioningStatus.TIMED_OUT if request.idle_timeout is not None:
+            return f"no request came for its idle timeout of {format_duration(request.idle_timeout)}"
+        case ProvisioningStatus.EVICTED:
+            return f"evicted by {request.evicted_by}: {request.failure_reason}"
+        case ProvisioningStatus.FAILED:
+            return request.failure_reason
+        case _:
+            return "its GPUs were released"
 
 
 # --- what to tell ---------------------------------------------------------------------------------

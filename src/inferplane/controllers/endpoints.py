@@ -14,14 +14,22 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
-from inferplane.controllers.endpoint_plan import Plan, PlannedEvent, plan, routes_of
+from inferplane.controllers.endpoint_plan import (
+    NO_GPUS,
+    EndpointGpus,
+    Plan,
+    PlannedEvent,
+    gpus_of,
+    plan,
+    routes_of,
+)
 from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint, public_state
 from inferplane.domain.events import Event
 from inferplane.domain.reasons import ReasonCode
 from inferplane.engines.port import Clock, Engine, EngineError, Target
 from inferplane.gateway.route_table import EndpointRoutes
 from inferplane.observability import get_logger
-from inferplane.store.sql import Store
+from inferplane.store.sql import Store, Tx
 
 ACTOR = "controller"
 JANITOR_SECONDS = 60.0
@@ -69,7 +77,8 @@ class EndpointController:
             endpoints = await tx.list_endpoints()
         for endpoint in endpoints:
             if endpoint.deletion_requested_at is None:
-                word = public_state(endpoint).status.value
+                state = public_state(endpoint)
+                word = (state.reason or state.status).value
                 self._routes.set(routes_of(endpoint, endpoint.status.replicas, word))
 
     async def reconcile(self, key: str) -> float | None:
@@ -77,6 +86,7 @@ class EndpointController:
         async with self._store.read() as tx:
             endpoint = await tx.get_endpoint_by_uid(key)
             secret = await tx.endpoint_secret(key) if endpoint is not None else {}
+            gpus = await _read_gpus(tx, endpoint) if endpoint is not None else NO_GPUS
         if endpoint is None:
             self._routes.remove(key)
             return None
@@ -85,12 +95,15 @@ class EndpointController:
             message = f"no engine is configured for cluster {endpoint.cluster}"
             await self._save_problem(endpoint, ReasonCode.CLUSTER_UNREACHABLE, message)
             return ENGINE_RETRY_SECONDS
-        return await self._step(endpoint, Target(endpoint, secret), engine)
+        return await self._step(endpoint, gpus, Target(endpoint, secret), engine)
 
-    async def _step(self, endpoint: InferenceEndpoint, target: Target, engine: Engine) -> float | None:
+    async def _step(
+        self, endpoint: InferenceEndpoint, gpus: EndpointGpus, target: Target, engine: Engine
+    ) -> float | None:
         now = self._clock()
+        # After the store was read: what is seen is newer than what is known of the GPUs, never older.
         observation = await engine.observe(endpoint.uid)
-        next_step = plan(endpoint, observation, self._routes.confirmed(endpoint.uid), now)
+        next_step = plan(endpoint, observation, self._routes.confirmed(endpoint.uid), now, gpus)
         if next_step.finished:
             await self._finish(endpoint, now)
             return None
@@ -186,6 +199,18 @@ class EndpointController:
             except Exception:  # one failed sweep must not end the janitor; the next one tries again
                 log.exception("sweep failed")
             await asyncio.sleep(JANITOR_SECONDS)
+
+
+async def _read_gpus(tx: Tx, endpoint: InferenceEndpoint) -> EndpointGpus:
+    """What the endpoint's GPU requests say; nothing for an endpoint that never had any."""
+    if endpoint.spec.gpu is None and endpoint.status.gpu is None:
+        return NO_GPUS
+    requests = await tx.list_gpu_requests(endpoint_uid=endpoint.uid)
+    if not requests:
+        return NO_GPUS
+    newest = requests[-1].id
+    notes = await tx.wait_notes([newest])
+    return gpus_of(requests, notes.get(newest), await tx.get_policy(endpoint.workspace))
 
 
 def _event(endpoint: InferenceEndpoint, event: PlannedEvent, now: datetime) -> Event:

@@ -174,7 +174,7 @@ async def _create(
             digest=digest_of(secrets, value),
             masked=masked(value, key_id),
             role=role,
-            workspace="" if role is Role.OWNER else draft.workspace,
+            workspace=draft.workspace,
             created_at=now,
             expires_at=expires_at,
             created_by=caller.key_name,
@@ -326,6 +326,13 @@ def _understand(draft: KeyDraft, now: datetime, characters_max: int) -> tuple[Ro
             f"a key with role {role} belongs to a workspace; workspaceName is needed",
             field="workspaceName",
             reason="Missing",
+        )
+    elif role is Role.OWNER and draft.workspace:
+        findings.add(
+            "an Owner key is for every workspace, so workspaceName cannot limit it",
+            field="workspaceName",
+            reason="OwnerIsEverywhere",
+            next_action="Leave workspaceName out, or use the role Editor.",
         )
     expires_at = findings.check(expiry_of, draft.validity, now)
     findings.raise_any()

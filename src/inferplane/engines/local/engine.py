@@ -154,7 +154,8 @@ class LocalEngine:
 
     async def start(self, wake: Callable[[str], None]) -> None:
         """Find what runs already and begin announcing changes. Raises EngineError."""
-        make_private(self._home)
+        # An existing home keeps its mode: what is ours in it is private by itself.
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         make_private(self._replicas)
         make_private(self._sockets)
         self._closing = False
