@@ -85,7 +85,7 @@ def _fields(shape: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...
 
 def _struct(values: Mapping[str, Any], shape: type[S], path: str, problems: list[Problem]) -> S | None:
     """The struct, or None when at least one problem was added."""
-    by_lower = {key.lower(): key for key in reversed(list(values))}
+    by_lower = {key.lower(): key for key in reversed(list(values)) if values[key] is not None}
     known: dict[str, Any] = {}
     before = len(problems)
     for field in _fields(shape):
