@@ -11,7 +11,7 @@ import pytest
 from inferplane.client import errors, requests
 from inferplane.client.requests import Answer, Resend
 from inferplane.client.sse import ServerEvent
-from inferplane.wire import access, endpoints, workspaces
+from inferplane.wire import access, endpoints, gpus, policies, workspaces
 from inferplane.wire.envelope import ErrorDetail, ErrorKey, failure, success
 
 GATEWAY = "http://127.0.0.1:7080/serving/default/iris/v1/models/iris:predict"
@@ -125,6 +125,88 @@ GOLDEN: dict[str, tuple[requests.Request[Any], tuple[str, str, dict[str, str], A
     "update workspace": (
         requests.update_workspace(workspaces.UpdateWorkspace("a", clusters=["x"])),
         ("PUT", "/api/v1/slice-workspace", {}, {"workspaceName": "a", "clusters": ["x"]}, Resend.SAFE),
+    ),
+    "inventory": (
+        requests.list_inventory(),
+        ("GET", "/api/v1/inventory/list", {}, None, Resend.SAFE),
+    ),
+    "shapes": (
+        requests.list_shapes("a"),
+        ("GET", "/api/v1/inventory", {"sliceName": "a"}, None, Resend.SAFE),
+    ),
+    "new GPU request": (
+        requests.create_gpr(
+            gpus.CreateGpr(
+                "a", gpr_name="g", number_of_gpus=2, number_of_gpu_nodes=1, memory_per_gpu=80, gpu_shape="X"
+            ),
+            "once",
+        ),
+        (
+            "POST",
+            "/api/v1/gpr",
+            {},
+            {
+                "sliceName": "a",
+                "gprName": "g",
+                "numberOfGPUs": 2,
+                "numberOfGPUNodes": 1,
+                "memoryPerGPU": 80,
+                "gpuShape": "X",
+            },
+            Resend.SAFE,
+        ),
+    ),
+    "wait time": (
+        requests.wait_times(gpus.CreateGpr("a")),
+        ("POST", "/api/v1/gpr/waittime", {}, {"sliceName": "a"}, Resend.SAFE),
+    ),
+    "GPU requests": (
+        requests.list_gprs("a"),
+        ("GET", "/api/v1/gpr/list", {"sliceName": "a"}, None, Resend.SAFE),
+    ),
+    "move a GPU request": (
+        requests.change_gpr(gpus.UpdateGpr("gpr-1", priority=200)),
+        ("PUT", "/api/v1/gpr", {}, {"gprId": "gpr-1", "priority": 200}, Resend.SAFE),
+    ),
+    "release a GPU request": (
+        requests.change_gpr(gpus.UpdateGpr("gpr-1", early_release=True)),
+        ("PUT", "/api/v1/gpr", {}, {"gprId": "gpr-1", "earlyRelease": True}, Resend.ONLY_IF_UNSENT),
+    ),
+    "delete a GPU request": (
+        requests.delete_gpr("gpr-1"),
+        ("DELETE", "/api/v1/gpr", {}, {"gprId": "gpr-1"}, Resend.ONLY_IF_UNSENT),
+    ),
+    "delete template": (
+        requests.delete_template("t"),
+        ("DELETE", "/api/v1/gpr-template", {}, {"gprTemplateName": "t"}, Resend.ONLY_IF_UNSENT),
+    ),
+    "new binding": (
+        requests.create_binding(
+            gpus.BindingBody("a", [gpus.BoundClusterBody("c", "t", ["t", "u"])], enable_auto_gpr=True)
+        ),
+        (
+            "POST",
+            "/api/v1/gpr-template-binding",
+            {},
+            {
+                "workspaceName": "a",
+                "clusters": [{"clusterName": "c", "defaultTemplateName": "t", "templates": ["t", "u"]}],
+                "enableAutoGPR": True,
+            },
+            Resend.ONLY_IF_UNSENT,
+        ),
+    ),
+    "policy": (
+        requests.get_policy("a/../b"),
+        ("GET", "/api/v1/workspace-policies/a%2F..%2Fb", {}, None, Resend.SAFE),
+    ),
+    "change policy": (
+        requests.change_policy("a", policies.PolicyBody(max_gprs=-1, gpu_shapes=[])),
+        ("PUT", "/api/v1/workspace-policies/a", {}, {"maxGPRs": -1, "gpuShapes": []}, Resend.SAFE),
+    ),
+    "audit": (
+        requests.list_audit(actor="ann", since="2026-01-31", after=0),
+        ("GET", "/api/v1/audit", {"actor": "ann", "since": "2026-01-31", "after": "0"}, None, Resend.SAFE),
     ),
     "predict": (
         requests.predict(GATEWAY, b'{"instances":[1]}'),

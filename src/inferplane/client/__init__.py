@@ -1,6 +1,7 @@
 """The Python SDK: `Client`, `AsyncClient`, and the errors that their calls raise.
 
-`requests` says what is sent and how answers are read, `conversations` in which order, `client` sends.
+`requests` says what is sent and how answers are read, `conversations` (and for GPUs `gpu_conversations`)
+in which order, `client` sends.
 Values come back as the structs of `inferplane.wire`.
 """
 
@@ -29,12 +30,15 @@ from inferplane.client.errors import (
     UnreachableError,
     WaitTimeoutError,
 )
+from inferplane.client.gpu_conversations import BoundCluster
+from inferplane.client.gpu_wish import GpuWish
 
 __all__ = [
     "AlreadyExistsError",
     "AnswerTimeoutError",
     "ApiError",
     "AsyncClient",
+    "BoundCluster",
     "Client",
     "ClientError",
     "ConfigurationError",
@@ -44,6 +48,7 @@ __all__ = [
     "EndpointFailedError",
     "EndpointNotReadyError",
     "ForbiddenError",
+    "GpuWish",
     "InvalidError",
     "NotFoundError",
     "PayloadTooLargeError",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from inferplane.client import errors, requests
+from inferplane.client.gpu_wish import GpuWish
 from inferplane.client.requests import Answer, Request, Resend
 from inferplane.client.sse import EventParser, EventTooLongError, ServerEvent
 from inferplane.domain.reasons import ReasonCode, reason_of
@@ -225,13 +226,19 @@ def deploy(
     request_seconds_max: float | None = None,
     request_bytes_max: int | None = None,
     start_seconds_max: float | None = None,
+    gpu: GpuWish | None = None,
+    auto_cluster: bool = False,
+    cluster_precedence: Sequence[str] = (),
+    auto_renew: bool | None = None,
     dry_run: bool = False,
     idempotency_key: str = "",
 ) -> Flow[Deployment]:
     """Create an endpoint from a model's format (sklearn, xgboost, lightgbm, onnx, …) and storage URI.
 
     Returns as soon as it is accepted; `wait_until_running` waits for the rest. `secret` holds
-    credentials for the storage and is never shown again. With `dry_run` nothing is stored and
+    credentials for the storage and is never shown again. With `gpu` it waits for GPUs first: on `cluster`,
+    on the one of `cluster_precedence` where they come soonest, or with `auto_cluster` on any; unless
+    `auto_renew` is False it asks for new ones when their time is over. With `dry_run` nothing is stored and
     `checks` says what a create would run into. Raises InvalidError, AlreadyExistsError, NotFoundError
     (no such workspace), QuotaExceededError and the rest of the tree in `errors`.
     """
@@ -252,6 +259,8 @@ def deploy(
             digest=digest or None,
             start_timeout_seconds=start_seconds_max,
         ),
+        gpu_spec=None if gpu is None else gpu.for_endpoint(auto_cluster=auto_cluster, auto_renew=auto_renew),
+        cluster_precedence=list(cluster_precedence) or None,
         autoscaling=_autoscaling(replicas, max_replicas),
         limits=_limits(request_seconds_max, request_bytes_max),
     )
@@ -265,12 +274,17 @@ def apply(
     name: str = "",
     workspace: str = "default",
     cluster: str = "",
+    gpu: GpuWish | None = None,
+    auto_cluster: bool = False,
+    cluster_precedence: Sequence[str] = (),
+    auto_renew: bool | None = None,
     dry_run: bool = False,
     idempotency_key: str = "",
 ) -> Flow[Deployment]:
     """Create an endpoint from a KServe InferenceService: whole, or only its `spec`; YAML text or a dict.
 
     The endpoint is called `name`, or what `metadata.name` says. Raises InvalidError when neither does.
+    GPUs are asked for as in `deploy`.
     """
     text = manifest if isinstance(manifest, str) else requests.encode_body(manifest).decode()
     body = CreateEndpoint(
@@ -278,6 +292,8 @@ def apply(
         workspace=workspace,
         cluster_name=cluster or None,
         raw_model_spec=text,
+        gpu_spec=None if gpu is None else gpu.for_endpoint(auto_cluster=auto_cluster, auto_renew=auto_renew),
+        cluster_precedence=list(cluster_precedence) or None,
     )
     return (yield from _create(session, body, dry_run=dry_run, idempotency_key=idempotency_key))
 

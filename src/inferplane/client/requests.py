@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Generic, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
 from inferplane.client import errors
 from inferplane.client.sse import ServerEvent
-from inferplane.wire import access, endpoints, paths, workspaces
+from inferplane.wire import access, audit, endpoints, gpus, paths, policies, workspaces
 from inferplane.wire.envelope import Envelope, ErrorBody, ErrorKey
 from inferplane.wire.platform import Readiness
 
@@ -136,6 +136,147 @@ def list_workspaces() -> Request[workspaces.WorkspaceList]:
 def list_clusters() -> Request[workspaces.ClusterList]:
     """The registered clusters."""
     return _read(paths.CLUSTER_LIST, workspaces.ClusterList)
+
+
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+def list_inventory() -> Request[gpus.InventoryList]:
+    """Every node with GPUs, and who holds them."""
+    return _read(paths.INVENTORY_LIST, gpus.InventoryList)
+
+
+def list_shapes(workspace: str) -> Request[gpus.ShapeList]:
+    """The kinds of nodes that a workspace can ask for."""
+    return _read(paths.INVENTORY, gpus.ShapeList, sliceName=workspace)
+
+
+def create_gpr(body: gpus.CreateGpr, idempotency_key: str) -> Request[gpus.GprCreated]:
+    """A new GPU request."""
+    return _write("POST", paths.GPR, body, gpus.GprCreated, idempotency_key)
+
+
+def wait_times(body: gpus.CreateGpr) -> Request[gpus.WaitTimeList]:
+    """How long such a request would wait, on each kind of node; nothing is stored."""
+    return _write("POST", paths.GPR_WAIT_TIME, body, gpus.WaitTimeList, "")
+
+
+def describe_gpr(gpr_id: str) -> Request[gpus.GprItem]:
+    """One GPU request."""
+    return _read(paths.GPR, gpus.GprItem, gprId=gpr_id)
+
+
+def list_gprs(workspace: str) -> Request[gpus.GprList]:
+    """A workspace's GPU requests, oldest first."""
+    return _read(paths.GPR_LIST, gpus.GprList, sliceName=workspace)
+
+
+def change_gpr(body: gpus.UpdateGpr) -> Request[None]:
+    """Another name, priority or duration. A release is sent again only if it surely was not acted on."""
+    resend = Resend.ONLY_IF_UNSENT if body.early_release else Resend.SAFE
+    return replace(_act("PUT", paths.GPR, body), resend=resend)
+
+
+def delete_gpr(gpr_id: str) -> Request[None]:
+    """The end of a GPU request that waits, or has ended."""
+    return _act("DELETE", paths.GPR, gpus.GprRef(gpr_id))
+
+
+def create_template(body: gpus.TemplateBody, idempotency_key: str) -> Request[gpus.TemplateName]:
+    """A new template of GPU requests."""
+    return _write("POST", paths.TEMPLATE, body, gpus.TemplateName, idempotency_key)
+
+
+def change_template(body: gpus.TemplateBody) -> Request[gpus.TemplateName]:
+    """Other values for a template; what is absent stays."""
+    return _write("PUT", paths.TEMPLATE, body, gpus.TemplateName, "")
+
+
+def get_template(name: str) -> Request[gpus.TemplateItem]:
+    """One template."""
+    return _read(paths.TEMPLATE, gpus.TemplateItem, gprTemplateName=name)
+
+
+def list_templates() -> Request[gpus.TemplateList]:
+    """The templates that this key may use."""
+    return _read(paths.TEMPLATE_LIST, gpus.TemplateList)
+
+
+def delete_template(name: str) -> Request[None]:
+    """A template's end."""
+    return _act("DELETE", paths.TEMPLATE, gpus.TemplateName(name))
+
+
+def create_binding(body: gpus.BindingBody) -> Request[gpus.BindingWritten]:
+    """Templates for a workspace. Sent a second time, the answer would be "exists already"."""
+    request = _write("POST", paths.BINDING, body, gpus.BindingWritten, "")
+    return replace(request, resend=Resend.ONLY_IF_UNSENT)
+
+
+def change_binding(body: gpus.BindingBody) -> Request[gpus.BindingWritten]:
+    """Other templates for a workspace."""
+    return _write("PUT", paths.BINDING, body, gpus.BindingWritten, "")
+
+
+def get_binding(workspace: str) -> Request[gpus.BindingItem]:
+    """A workspace's templates."""
+    return _read(paths.BINDING, gpus.BindingItem, gprTemplateBindingName=workspace)
+
+
+def list_bindings() -> Request[gpus.BindingList]:
+    """The templates of every workspace that this key may see."""
+    return _read(paths.BINDING_LIST, gpus.BindingList)
+
+
+def delete_binding(workspace: str) -> Request[None]:
+    """No templates for a workspace any more."""
+    return _act("DELETE", paths.BINDING, gpus.BindingName(workspace))
+
+
+# --- policies and the audit log -------------------------------------------------------------------
+
+
+def list_policies() -> Request[policies.PolicyList]:
+    """What each workspace is allowed."""
+    return _read(paths.POLICIES, policies.PolicyList)
+
+
+def get_policy(workspace: str) -> Request[policies.PolicyEnvelope]:
+    """What one workspace is allowed."""
+    return _read(_policy_path(workspace), policies.PolicyEnvelope)
+
+
+def change_policy(workspace: str, body: policies.PolicyBody) -> Request[policies.PolicyEnvelope]:
+    """Other limits for a workspace; what is absent stays."""
+    return _write("PUT", _policy_path(workspace), body, policies.PolicyEnvelope, "")
+
+
+def _policy_path(workspace: str) -> str:
+    return paths.POLICY.format(workspace=quote(workspace, safe=""))
+
+
+def list_audit(
+    *,
+    actor: str = "",
+    workspace: str = "",
+    kind: str = "",
+    since: str = "",
+    until: str = "",
+    after: int | None = None,
+    limit: int | None = None,
+) -> Request[audit.AuditList]:
+    """Who did what; without `after` the newest entries, with it the next ones behind that number."""
+    return _read(
+        paths.AUDIT,
+        audit.AuditList,
+        actor=actor,
+        workspace=workspace,
+        kind=kind,
+        since=since,
+        until=until,
+        after=_number(after),
+        limit=_number(limit),
+    )
 
 
 # --- endpoints ------------------------------------------------------------------------------------
