@@ -427,6 +427,14 @@ class Tx:
         row = await self._first(_ENDPOINT_BY_UID, {"uid": uid})
         return None if row is None else codec.endpoint_from_row(row._mapping)
 
+    async def endpoints_by_uid(self, uids: Iterable[str]) -> dict[str, InferenceEndpoint]:
+        """Those of these that are there, by uid."""
+        found: dict[str, InferenceEndpoint] = {}
+        for batch in _batched(uids, STATEMENT_KEYS_MAX):
+            rows = await self._all(select(endpoints).where(endpoints.c.uid.in_(batch)))
+            found |= {row.uid: codec.endpoint_from_row(row._mapping) for row in rows}
+        return found
+
     async def list_endpoints(
         self,
         workspace: str | None = None,

@@ -1,0 +1,188 @@
+"""The admission controller's shell: read everything, plan, save, tell.
+
+There is one key, because who gets GPUs depends on everybody. A pass reads one picture from the store,
+lets `admission_plan.plan` decide, and saves all changes with their events in one transaction, each
+guarded by its row's version: if anybody wrote in between, nothing is saved and the pass is made again.
+Then those that still wait are told where they stand.
+
+Whoever runs this wakes it on every change that the store announces: a request, an endpoint, nodes, a
+policy. The work of a pass is done in a thread, and a pass that took long is followed by a rest as
+long, so that a huge queue slows only itself.
+
+What is kept in memory is only there to save work: what was last said of each wait, and when to rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import datetime
+
+from inferplane.controllers.admission_plan import (
+    AdmissionPlan,
+    Picture,
+    RequestChange,
+    notes,
+    plan,
+    usage_now,
+)
+from inferplane.controllers.endpoint_plan import PlannedEvent
+from inferplane.domain.events import Event
+from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus
+from inferplane.domain.wait_note import WaitNote
+from inferplane.engines.port import Clock
+from inferplane.observability import get_logger
+from inferplane.scheduler import Snapshot, Switches
+from inferplane.store.sql import Store, Tx
+
+ACTOR = "admission"
+CYCLE = "cycle"
+TELL_SECONDS = 1.0
+"""Waits are put into words at most this often: it takes a simulation of everything that lies ahead."""
+
+SHORT_PASS_SECONDS = 0.25
+"""A pass that took longer is followed by a rest as long as it took."""
+
+IdleSince = Callable[[str], datetime | None]
+
+log = get_logger("controllers.admission")
+
+
+class AdmissionController:
+    """Gives GPUs to requests and takes them back. Its only key is CYCLE.
+
+    `idle_since(endpoint_uid)` is when the endpoint's GPUs were last used; None means that they are in use,
+    or that nobody knows. Without it nobody is ever idle. `switches` are the scheduler's. `speed` is how
+    many seconds of `clock` go by in a real one: how long to rest is a matter of real ones.
+    """
+
+    name = "admission"
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        switches: Switches | None = None,
+        idle_since: IdleSince | None = None,
+        speed: float = 1.0,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._switches = switches or Switches()
+        self._idle_since = idle_since
+        self._speed = speed
+        self._said: dict[str, WaitNote] | None = None  # None: what the store has is not read yet
+        self._tell_at = 0.0
+        self._rest_until = 0.0
+
+    async def keys(self) -> Iterable[str]:
+        """The one there is."""
+        return (CYCLE,)
+
+    async def reconcile(self, key: str) -> float | None:
+        """One pass over all requests; returns when to look again. Raises StaleVersion."""
+        assert key == CYCLE
+        began = time.monotonic()
+        if began < self._rest_until:
+            return (self._rest_until - began) * self._speed
+        async with self._store.read() as tx:
+            picture = await self._read(tx)
+            if self._said is None:
+                self._said = await tx.wait_notes()
+        if not picture.snapshot.requests:
+            self._said = {}
+            return None
+        decided = await asyncio.to_thread(plan, picture)
+        if decided.changes:
+            await self._save(decided.changes, picture.snapshot)
+        pauses = [decided.look_again_seconds, await self._tell(decided)]
+        took = time.monotonic() - began
+        if took > SHORT_PASS_SECONDS:
+            self._rest_until = began + 2 * took
+        return min((pause for pause in pauses if pause is not None), default=None)
+
+    async def _read(self, tx: Tx) -> Picture:
+        """Requests first: an endpoint that is read later may know more than they do, never less."""
+        requests = await tx.list_gpu_requests(live_only=True)
+        uids = sorted({each.endpoint_uid for each in requests if each.endpoint_uid})
+        snapshot = Snapshot(
+            now=self._clock(),
+            nodes=tuple(await tx.list_nodes()),
+            requests=tuple(requests),
+            policies={each.workspace: each for each in await tx.list_policies()},
+            usable_clusters={each.name: frozenset(each.clusters) for each in await tx.list_workspaces()},
+            switches=self._switches,
+        )
+        used = usage_now(snapshot, await tx.load_usage(), await tx.usage_at())
+        measured = {} if self._idle_since is None else {uid: self._idle_since(uid) for uid in uids}
+        return Picture(replace(snapshot, usage=used), await tx.endpoints_by_uid(uids), measured)
+
+    async def _save(self, changes: tuple[RequestChange, ...], snapshot: Snapshot) -> None:
+        """All or nothing. Raises StaleVersion.
+
+        What was used up to now is saved along: from here on others may hold GPUs than until here.
+        """
+        relied_on = {change.relies_on.uid: change.relies_on for change in changes if change.relies_on}
+        async with self._store.transaction() as tx:
+            for uid, endpoint in sorted(relied_on.items()):
+                # Writes nothing new: it fails if the row was changed, and makes who changes it now try again.
+                await tx.save_endpoint_status(uid, endpoint.version, endpoint.status)
+            for change in changes:
+                await _save_request(tx, change)
+            await tx.save_usage(snapshot.usage, snapshot.now)
+            for change in changes:
+                for event in change.events:
+                    await tx.append_event(_event(change, event, snapshot.now))
+        for change in changes:
+            for event in change.events:
+                log.info(event.message, kind=event.kind)
+
+    async def _tell(self, decided: AdmissionPlan) -> float | None:
+        """Tell those that wait where they stand, if it is time; returns when it will be, if it is not."""
+        assert self._said is not None
+        waiting = {each.id for each in decided.snapshot.requests if each.status is ProvisioningStatus.QUEUED}
+        # Who left the line has no note in the store any more; coming back, it has to be told anew.
+        self._said = {each: note for each, note in self._said.items() if each in waiting}
+        if not waiting:
+            return None
+        began = time.monotonic()
+        if began < self._tell_at:
+            return (self._tell_at - began) * self._speed
+        news = await asyncio.to_thread(notes, decided, self._said)
+        if news:
+            async with self._store.transaction(durable=False) as tx:
+                await tx.save_wait_notes(news)
+            self._said |= news
+        self._tell_at = time.monotonic() + max(TELL_SECONDS, time.monotonic() - began)
+        return None
+
+
+async def _save_request(tx: Tx, change: RequestChange) -> None:
+    if change.after is None:
+        assert change.before is not None
+        await tx.save_gpu_request(change.before)  # deleting has no guard of its own
+        await tx.delete_gpu_request(change.before.id)
+    elif change.before is None:
+        await tx.insert_gpu_request(change.after)
+    else:
+        await tx.save_gpu_request(change.after)
+
+
+def _event(change: RequestChange, event: PlannedEvent, now: datetime) -> Event:
+    about = change.after or change.before
+    assert isinstance(about, GpuRequest)
+    return Event(
+        at=now,
+        kind=event.kind,
+        message=event.message,
+        actor=ACTOR,
+        workspace=about.workspace,
+        endpoint=about.endpoint_name,
+        endpoint_uid=about.endpoint_uid,
+        reason=event.reason,
+        data=event.data,
+        gpu_request_id=about.id,
+    )

@@ -1,0 +1,558 @@
+"""What becomes of every GPU request next: a function from a picture to changes.
+
+    requests, nodes, policies, usage (the scheduler's snapshot) + their endpoints + who is idle + now
+        → changed requests with their events, who waits and why, when to look again
+
+One pass takes all requests together, because who gets GPUs depends on everybody:
+
+1. Lifecycle, request by request. Deadlines are looked at, endpoints that are gone or stopped let go,
+   grants that came into use begin to count, and what drains ends once it is *seen* to hold nothing.
+2. Renewal: who reached the exit duration and renews itself goes on unless somebody ahead wants the GPUs.
+   Then it ends like others, and a new request of it joins the line.
+3. The scheduler: evictions and grants.
+
+The shell in `admission.py` gathers the picture and saves the changes. Nothing here waits, asks or
+remembers: everything follows from what is stored, so a crash anywhere costs nothing but the pass.
+
+Rules kept here, each because breaking it would hurt somebody:
+
+* GPUs are free only when the endpoint's controller has answered *this* drain (`is_seen_free`): it knows
+  that it may start nothing on them any more, and saw no model server alive after that.
+* A request that waits is never refused for what may change (its shape is not there, its policy forbids
+  it): it says so and waits.
+* Idle time counts only what was measured, and only once the GPUs were in use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from itertools import chain, islice
+
+from inferplane.controllers.endpoint_plan import ALIVE, ENDING_REASONS, PlannedEvent
+from inferplane.domain.endpoint import InferenceEndpoint, ReplicaState
+from inferplane.domain.gpu_request import (
+    REQUEST_NAME_CHARACTERS_MAX,
+    GpuRequest,
+    ProvisioningStatus,
+    active,
+    draining,
+    due,
+    early_released,
+    ended,
+    granted,
+    next_deadline,
+    renewed,
+    requeued,
+    started,
+    wants_requeue,
+)
+from inferplane.domain.quantity import format_duration
+from inferplane.domain.reasons import ReasonCode
+from inferplane.domain.wait_note import WaitNote
+from inferplane.scheduler import Decisions, FairShare, Snapshot, Wait, forecast, renewal, schedule
+from inferplane.scheduler.decisions import NEVER, Estimate, WaitReason
+from inferplane.scheduler.ordering import advance_usage
+
+RENEWALS_PER_PASS_MAX = 16
+"""So many renewals are worked out in one pass; the others in the next, which follows at once."""
+
+GRANTS_PER_PASS_MAX = 256
+"""So many grants are made in one pass, which is one transaction; the others in the next."""
+
+NOTES_PER_PASS_MAX = 1000
+"""So many waits are put into words in one pass: first those without words, then those first in line."""
+
+IDLE_SLACK = timedelta(seconds=30)
+"""An idle time that moved by less is not written down. What is measured decides, not what is stored."""
+
+ESTIMATE_SLACK = timedelta(seconds=5)
+"""An estimate that moved by less is no news."""
+
+USAGE_LEAST = 1.0
+"""GPU-seconds below which a workspace counts as having used nothing."""
+
+IDLE_LOOK_SECONDS = 5.0
+"""How soon to look again at who was busy and is to be released when idle: idleness announces itself to nobody."""
+
+STEPS_PER_PASS_MAX = 4
+"""How many steps of its life one request may take in a pass (drain, end, go back in line)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Everything one pass knows.
+
+    `snapshot.requests` are those that have not ended. `endpoints` are theirs, by uid; a uid that is
+    missing is gone. `idle_since` has a measurement for each uid that could be measured: None is busy.
+    """
+
+    snapshot: Snapshot
+    endpoints: Mapping[str, InferenceEndpoint] = field(default_factory=dict)
+    idle_since: Mapping[str, datetime | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestChange:
+    """One request to be saved, with what is told of it. `before` is None for a new one, `after` for one
+    to be deleted. `after` has the version of the row that it replaces.
+
+    `relies_on` is the endpoint that was seen not to want it: the change is right only as long as that row
+    is as it was seen, because whoever starts the endpoint asks for new GPUs only if this request is over.
+    """
+
+    before: GpuRequest | None
+    after: GpuRequest | None
+    events: tuple[PlannedEvent, ...]
+    relies_on: InferenceEndpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionPlan:
+    """What a pass decided.
+
+    `changes` are to be saved together or not at all: one request may take what another gave back.
+    `snapshot` is the picture afterwards. `look_again_seconds` is None when nothing falls due by time alone.
+    """
+
+    changes: tuple[RequestChange, ...]
+    snapshot: Snapshot
+    decisions: Decisions
+    look_again_seconds: float | None
+
+
+def plan(picture: Picture) -> AdmissionPlan:
+    """Decide what becomes of every request. Pure and total."""
+    ledger = _Ledger(picture)
+    more_later = _live_on(ledger)
+    decisions = schedule(ledger.snapshot())
+    _evict(ledger, decisions)
+    _grant(ledger, decisions)
+    more_later = more_later or len(decisions.grants) > GRANTS_PER_PASS_MAX
+    after = ledger.snapshot()
+    return AdmissionPlan(
+        changes=ledger.changes(),
+        snapshot=after,
+        decisions=decisions,
+        look_again_seconds=0.0 if more_later else _next_look(after, picture.idle_since),
+    )
+
+
+def is_seen_free(request: GpuRequest, endpoint: InferenceEndpoint | None) -> bool:
+    """Whether nothing runs any more on the GPUs of a Draining request.
+
+    The endpoint's controller writes down which drain it knows of (request and moment) together with what
+    it saw afterwards. A status from before this drain proves nothing: a start may be on its way.
+    """
+    if endpoint is None:
+        return True  # it had none, or its last trace is gone
+    note = endpoint.status.gpu
+    return (
+        note is not None
+        and note.gpr_id == request.id
+        and note.status is ProvisioningStatus.DRAINING
+        and note.since == request.draining_since
+        and not any(replica.state in ALIVE for replica in endpoint.status.replicas)
+    )
+
+
+def usage_now(snapshot: Snapshot, usage: Mapping[str, float], at: datetime | None) -> dict[str, float]:
+    """The workspaces' use as of the snapshot, given that of `at`, since when nobody's GPUs have changed."""
+    held: dict[str, int] = {}
+    for request in snapshot.requests:
+        held[request.workspace] = held.get(request.workspace, 0) + request.gpus_allocated
+    elapsed = max(timedelta(0), snapshot.now - at) if at is not None else timedelta(0)
+    advanced = advance_usage(usage, held, elapsed, snapshot.switches.fair_share or FairShare())
+    return {name: used for name, used in advanced.items() if used >= USAGE_LEAST}
+
+
+def notes(decided: AdmissionPlan, known: Mapping[str, WaitNote]) -> dict[str, WaitNote]:
+    """What is to be said anew about those that wait; `known` is what was said last.
+
+    Looks at NOTES_PER_PASS_MAX at most. What would say the same as before is left out.
+    """
+    waits = decided.decisions.waits
+    if not len(waits):
+        return {}
+    snapshot = decided.snapshot
+    estimates = forecast(snapshot)
+    found: dict[str, WaitNote] = {}
+    for wait in islice(chain(_unsaid(waits, known), _by_age_of_note(waits, known)), NOTES_PER_PASS_MAX):
+        note = wait_note(wait, estimates[wait.request_id], snapshot)
+        before = known.get(wait.request_id)
+        if before is None or not says_the_same(before, note):
+            found[wait.request_id] = note
+    return found
+
+
+def wait_note(wait: Wait, estimate: Estimate, snapshot: Snapshot) -> WaitNote:
+    """Put a wait into words."""
+    request = wait.request
+    usable = snapshot.usable_clusters
+    clusters = None if usable is None else usable.get(request.workspace, frozenset())
+    return WaitNote(
+        position=None if wait.reason in NEVER else wait.position,
+        explanation=wait.message,
+        estimated_start=estimate.start,
+        assumption=estimate.assumption,
+        at=snapshot.now,
+        remedy=wait.remedy(clusters, snapshot.policy(request.workspace).gpu_shapes),
+        reason=_REASONS.get(wait.reason, ReasonCode.AWAITING_GPU),
+    )
+
+
+def says_the_same(before: WaitNote, after: WaitNote) -> bool:
+    """Whether nothing but the moment of saying it is new, or an estimate moved by next to nothing."""
+    same = replace(before, at=after.at, estimated_start=after.estimated_start) == after
+    old, new = before.estimated_start, after.estimated_start
+    if old is None or new is None:
+        return same and old is new
+    return same and abs(new - old) <= ESTIMATE_SLACK
+
+
+_REASONS = {
+    WaitReason.TOO_MANY_REQUESTS: ReasonCode.QUOTA_EXCEEDED,
+    WaitReason.POLICY_FORBIDS: ReasonCode.QUOTA_EXCEEDED,
+    WaitReason.NO_SUCH_SHAPE: ReasonCode.NO_SUCH_SHAPE,
+    WaitReason.NO_SUCH_CLUSTER: ReasonCode.UNSCHEDULABLE,
+    WaitReason.LARGER_THAN_CLUSTER: ReasonCode.UNSCHEDULABLE,
+    WaitReason.NODES_UNHEALTHY: ReasonCode.UNSCHEDULABLE,
+}
+
+
+# --- the ledger -----------------------------------------------------------------------------------
+
+
+class _Ledger:
+    """The requests while a pass changes them, and what is told of each."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.picture = picture
+        self.now = picture.snapshot.now
+        self.before = {each.id: each for each in sorted(picture.snapshot.requests, key=_by_age)}
+        self.requests = dict(self.before)
+        self._told: dict[str, list[PlannedEvent]] = {}  # in the order in which they were first changed
+        self._relies_on: dict[str, InferenceEndpoint] = {}
+
+    def endpoint_of(self, request: GpuRequest) -> InferenceEndpoint | None:
+        return self.picture.endpoints.get(request.endpoint_uid) if request.endpoint_uid else None
+
+    def put(self, request: GpuRequest, *events: PlannedEvent) -> None:
+        self.requests[request.id] = request
+        self._told.setdefault(request.id, []).extend(events)
+
+    def delete(self, request: GpuRequest, *events: PlannedEvent) -> None:
+        del self.requests[request.id]
+        self._told.setdefault(request.id, []).extend(events)
+
+    def rely_on_endpoint(self, request: GpuRequest) -> None:
+        endpoint = self.endpoint_of(request)
+        if endpoint is not None:
+            self._relies_on[request.id] = endpoint
+
+    def snapshot(self) -> Snapshot:
+        live = tuple(each for each in self.requests.values() if not each.has_ended)
+        return replace(self.picture.snapshot, requests=live)
+
+    def changes(self) -> tuple[RequestChange, ...]:
+        return tuple(
+            RequestChange(
+                self.before.get(each), self.requests.get(each), tuple(events), self._relies_on.get(each)
+            )
+            for each, events in self._told.items()
+        )
+
+
+# --- lifecycle ------------------------------------------------------------------------------------
+
+
+def _live_on(ledger: _Ledger) -> bool:
+    """Let every request take its next steps; whether some of them have to wait for another pass."""
+    renewing: list[GpuRequest] = []
+    for request in tuple(ledger.requests.values()):
+        for _ in range(STEPS_PER_PASS_MAX):
+            present = ledger.requests.get(request.id)
+            if present is None or not _step(ledger, present):
+                break
+        present = ledger.requests.get(request.id)
+        if present is not None and due(present, ledger.now) is not None:
+            renewing.append(present)
+    for request in renewing[:RENEWALS_PER_PASS_MAX]:
+        _renew(ledger, request)
+    return len(renewing) > RENEWALS_PER_PASS_MAX
+
+
+def _step(ledger: _Ledger, request: GpuRequest) -> bool:
+    """Take one step of `request`'s life; whether there was one to take. Renewals are left out."""
+    endpoint = ledger.endpoint_of(request)
+    nobody = _why_unwanted(request, endpoint)
+    if nobody:
+        ledger.rely_on_endpoint(request)
+    match request.status:
+        case ProvisioningStatus.QUEUED:
+            return bool(nobody) and _forget(ledger, request, nobody)
+        case ProvisioningStatus.PROVISIONING:
+            return _step_provisioning(ledger, request, endpoint, nobody)
+        case ProvisioningStatus.SUCCESSFUL:
+            return _step_in_use(ledger, request, nobody)
+        case ProvisioningStatus.DRAINING:
+            return is_seen_free(request, endpoint) and _end(ledger, request, nobody)
+        case _:
+            return False
+
+
+def _why_unwanted(request: GpuRequest, endpoint: InferenceEndpoint | None) -> str:
+    """Why nobody needs its GPUs any more, in words; "" while somebody does."""
+    if not request.endpoint_uid:
+        return ""
+    name = request.endpoint_name or request.endpoint_uid
+    if endpoint is None:
+        return f"endpoint {name} is gone"
+    if endpoint.deletion_requested_at is not None:
+        return f"endpoint {name} is being deleted"
+    if endpoint.spec.stopped:
+        return f"endpoint {name} is stopped"
+    if endpoint.spec.gpu is None:
+        return f"endpoint {name} runs on CPU now"
+    return ""
+
+
+def _step_provisioning(
+    ledger: _Ledger, request: GpuRequest, endpoint: InferenceEndpoint | None, nobody: str
+) -> bool:
+    if nobody:
+        return _release(ledger, request, nobody)
+    if _is_in_use(request, endpoint):
+        until = format_duration(request.exit_duration)
+        told = _told(request, "GprStarted", f"its GPUs are in use; its exit duration of {until} runs")
+        ledger.put(started(request, ledger.now), told)
+        return True
+    if ledger.now >= _latest_start(request):
+        limit = format_duration(request.exit_duration)
+        why = f"its GPUs did not come into use within its exit duration of {limit}"
+        _drain(ledger, request, ProvisioningStatus.FAILED, why, failure_reason=why)
+        return True
+    return False
+
+
+def _is_in_use(request: GpuRequest, endpoint: InferenceEndpoint | None) -> bool:
+    """At once without an endpoint; else once a model server on this grant gets requests."""
+    if endpoint is None:
+        return True
+    note, routed = endpoint.status.gpu, endpoint.status.routed
+    return (
+        note is not None
+        and note.gpr_id == request.id
+        and note.status is ProvisioningStatus.PROVISIONING
+        and note.since == request.granted_at
+        and any(r.state is ReplicaState.READY and r.id.name in routed for r in endpoint.status.replicas)
+    )
+
+
+def _latest_start(request: GpuRequest) -> datetime:
+    """A grant that never comes into use would otherwise be held for ever."""
+    assert request.granted_at is not None
+    return request.granted_at + request.exit_duration
+
+
+def _step_in_use(ledger: _Ledger, request: GpuRequest, nobody: str) -> bool:
+    if nobody:
+        return _release(ledger, request, nobody)
+    measured = _measured(ledger, request)
+    ending = due(measured, ledger.now)
+    if ending is ProvisioningStatus.TIMED_OUT:
+        assert request.idle_timeout is not None
+        why = f"no request came for its idle timeout of {format_duration(request.idle_timeout)}"
+        _drain(ledger, measured, ending, why)
+        return True
+    if ending is ProvisioningStatus.COMPLETE and not request.auto_renew:
+        _complete(ledger, measured)
+        return True
+    if _is_news(request.idle_since, measured.idle_since):
+        ledger.put(measured)
+        return True
+    if request.idle_since is not None and measured.idle_since != request.idle_since:
+        ledger.requests[request.id] = measured  # for the deadlines of this pass; not worth writing down
+    return False
+
+
+def _measured(ledger: _Ledger, request: GpuRequest) -> GpuRequest:
+    """The request with its idle time as measured just now. It counts from its start, never from before."""
+    uid = request.endpoint_uid
+    if not request.enforce_idle or uid not in ledger.picture.idle_since:
+        return request
+    since = ledger.picture.idle_since[uid]
+    if since is not None and request.started_at is not None:
+        since = max(since, request.started_at)
+    return active(request, since)
+
+
+def _is_news(before: datetime | None, after: datetime | None) -> bool:
+    if before is None or after is None:
+        return before is not after
+    return abs(after - before) > IDLE_SLACK
+
+
+def _end(ledger: _Ledger, request: GpuRequest, nobody: str) -> bool:
+    """Its GPUs are free. Who yielded or failed goes back into the line at once, if it wants to."""
+    over = ended(request, ledger.now)
+    ledger.put(over, _told(request, "GprEnded", f"its GPUs are free; it ended as {over.status}"))
+    if not nobody and wants_requeue(over, ledger.picture.snapshot.policy(over.workspace)):
+        again = requeued(over, ledger.now)
+        ledger.put(again, _told(request, "GprRequeued", "it is back in line, for another try"))
+    return True
+
+
+def _forget(ledger: _Ledger, request: GpuRequest, nobody: str) -> bool:
+    ledger.delete(request, _told(request, "GprDeleted", f"it waited for nobody any more: {nobody}"))
+    return True
+
+
+def _release(ledger: _Ledger, request: GpuRequest, nobody: str) -> bool:
+    told = _told(request, "GprDraining", f"it gives back its GPUs: {nobody}", ReasonCode.GPU_RELEASED)
+    ledger.put(early_released(request, ledger.now), told)
+    return True
+
+
+def _drain(
+    ledger: _Ledger,
+    request: GpuRequest,
+    ending_as: ProvisioningStatus,
+    why: str,
+    *,
+    failure_reason: str = "",
+    evicted_by: str = "",
+) -> None:
+    ending = draining(request, ending_as, ledger.now, failure_reason=failure_reason, evicted_by=evicted_by)
+    kind = "GprEvicted" if ending_as is ProvisioningStatus.EVICTED else "GprDraining"
+    message = f"it gives back its GPUs: {why}"
+    ledger.put(ending, _told(request, kind, message, ENDING_REASONS[ending_as], by=evicted_by))
+
+
+# --- renewal --------------------------------------------------------------------------------------
+
+
+def _renew(ledger: _Ledger, request: GpuRequest) -> None:
+    """Its exit duration is over and it wants to go on."""
+    answer = renewal(ledger.snapshot(), request)
+    if answer.extend:
+        longer = renewed(request, ledger.now)
+        assert longer.ends_at is not None
+        until = longer.ends_at.strftime("%Y-%m-%d %H:%M:%SZ")
+        ledger.put(longer, _told(request, "GprRenewed", f"it goes on until {until}: {answer.message}"))
+        return
+    follower = follow_up(request, ledger.now)
+    _complete(ledger, request, f"; {answer.message}, so it asks again as {follower.name}")
+    ledger.put(follower, _told(follower, "GprCreated", f"it follows {request.name}, which could not go on"))
+
+
+def _complete(ledger: _Ledger, request: GpuRequest, more: str = "") -> None:
+    why = f"its exit duration of {format_duration(request.exit_duration)} is over{more}"
+    _drain(ledger, request, ProvisioningStatus.COMPLETE, why)
+
+
+def follow_up(request: GpuRequest, now: datetime) -> GpuRequest:
+    """The request that asks again for what `request` has to give back. Its id follows from that request."""
+    digits = hashlib.blake2b(f"{request.id} {now.isoformat()}".encode(), digest_size=9).hexdigest()
+    suffix = f"-gpr-{digits[12:18]}"
+    stem = request.endpoint_name or request.name.rpartition("-gpr-")[0] or request.name
+    return GpuRequest(
+        id=f"gpr-{digits[:8]}-{digits[8:12]}",
+        name=stem[: REQUEST_NAME_CHARACTERS_MAX - len(suffix)] + suffix,
+        workspace=request.workspace,
+        selection=request.selection,
+        created_at=now,
+        queued_at=now,
+        exit_duration=request.exit_duration,
+        priority=request.priority,
+        created_by=request.created_by,
+        endpoint_uid=request.endpoint_uid,
+        endpoint_name=request.endpoint_name,
+        idle_timeout=request.idle_timeout,
+        enforce_idle=request.enforce_idle,
+        enable_eviction=request.enable_eviction,
+        requeue_on_failure=request.requeue_on_failure,
+        auto_renew=request.auto_renew,
+        multi_node=request.multi_node,
+        dedicated_nodes=request.dedicated_nodes,
+        enable_rdma=request.enable_rdma,
+        enable_secondary_network=request.enable_secondary_network,
+    )
+
+
+# --- what the scheduler decided -------------------------------------------------------------------
+
+
+def _evict(ledger: _Ledger, decisions: Decisions) -> None:
+    for eviction in decisions.evictions:
+        victim = ledger.requests[eviction.victim_id]
+        _drain(
+            ledger,
+            victim,
+            ProvisioningStatus.EVICTED,
+            eviction.message,
+            failure_reason=eviction.message,
+            evicted_by=eviction.newcomer_id,
+        )
+
+
+def _grant(ledger: _Ledger, decisions: Decisions) -> None:
+    for decision in decisions.grants[:GRANTS_PER_PASS_MAX]:
+        request = ledger.requests[decision.request_id]
+        told = PlannedEvent(
+            "GprGranted",
+            f"GPR {request.name}: {decision.message}",
+            data={
+                "gprId": request.id,
+                "cluster": decision.grant.cluster,
+                "nodes": [[node, list(indexes)] for node, indexes in decision.grant.nodes],
+                "why": decision.reason.value,
+            },
+        )
+        ledger.put(granted(request, decision.grant, ledger.now), told)
+
+
+def _told(
+    request: GpuRequest, kind: str, message: str, reason: ReasonCode | None = None, *, by: str = ""
+) -> PlannedEvent:
+    data = {"gprId": request.id, **({"by": by} if by else {})}
+    return PlannedEvent(kind, f"GPR {request.name}: {message}", reason, data)
+
+
+# --- when to look again, and at whom --------------------------------------------------------------
+
+
+def _next_look(snapshot: Snapshot, idle_since: Mapping[str, datetime | None]) -> float | None:
+    """Seconds until something falls due by time alone."""
+    moments = [at for each in snapshot.requests if (at := _deadline(each)) is not None]
+    seconds = [max(0.0, (min(moments) - snapshot.now).total_seconds())] if moments else []
+    if any(_may_fall_idle(each) and each.endpoint_uid in idle_since for each in snapshot.requests):
+        seconds.append(IDLE_LOOK_SECONDS)
+    return min(seconds, default=None)
+
+
+def _may_fall_idle(request: GpuRequest) -> bool:
+    return request.status is ProvisioningStatus.SUCCESSFUL and request.enforce_idle and not request.idle_since
+
+
+def _deadline(request: GpuRequest) -> datetime | None:
+    if request.status is ProvisioningStatus.PROVISIONING:
+        return _latest_start(request)
+    return next_deadline(request)
+
+
+def _unsaid(waits: Iterable[Wait], known: Mapping[str, WaitNote]) -> list[Wait]:
+    return [wait for wait in waits if wait.request_id not in known]
+
+
+def _by_age_of_note(waits: Iterable[Wait], known: Mapping[str, WaitNote]) -> list[Wait]:
+    """Those of which something was said: the first half of a pass's number in line, then the oldest words."""
+    said = [wait for wait in waits if wait.request_id in known]
+    first, rest = said[: NOTES_PER_PASS_MAX // 2], said[NOTES_PER_PASS_MAX // 2 :]
+    return first + sorted(rest, key=lambda wait: (known[wait.request_id].at, wait.rank))
+
+
+def _by_age(request: GpuRequest) -> tuple[datetime, str]:
+    return request.created_at, request.id
