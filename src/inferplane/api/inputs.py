@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inferplane.domain.errors import Invalid
 from inferplane.services.api_keys import KeyDraft
+from inferplane.services.clusters import ClusterDraft
 from inferplane.services.endpoint_drafts import EndpointDraft, ModelDraft
 from inferplane.services.gpu_drafts import GpuDraft
 from inferplane.services.gpu_requests import GpuChange
@@ -22,7 +23,7 @@ from inferplane.wire.endpoints import (
 )
 from inferplane.wire.gpus import BindingBody, CreateGpr, TemplateBody, UpdateGpr
 from inferplane.wire.policies import GpuConstraintsBody, PolicyBody
-from inferplane.wire.workspaces import UpdateWorkspace, WriteWorkspace
+from inferplane.wire.workspaces import UpdateWorkspace, WriteCluster, WriteWorkspace
 
 NO_GPU_WORDS = frozenset({"", "none", "null"})
 
@@ -36,6 +37,16 @@ def key_draft(body: CreateApiKey) -> KeyDraft:
         workspace=body.workspace_name or "",
         user_name=body.user_name or "",
         description=body.description or "",
+    )
+
+
+def cluster_draft(body: WriteCluster) -> ClusterDraft:
+    """What a cluster is asked to be."""
+    return ClusterDraft(
+        body.name,
+        body.engine.strip().lower(),
+        body.domain or "",
+        body.kubeconfig_ref or "",
     )
 
 

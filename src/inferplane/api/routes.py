@@ -91,11 +91,13 @@ from inferplane.wire.platform import Health, Readiness
 from inferplane.wire.policies import PolicyBody, PolicyEnvelope, PolicyList
 from inferplane.wire.workspaces import (
     ClusterList,
+    ClusterRef,
     DeleteWorkspace,
     KubeConfigRequest,
     UpdateWorkspace,
     WorkspaceList,
     WorkspaceName,
+    WriteCluster,
     WriteWorkspace,
 )
 
@@ -206,10 +208,20 @@ async def kube_config(call: Call) -> Nothing:
 async def list_clusters(call: Call) -> ClusterList:
     """Clusters that the caller may use."""
     found = await clusters.list_clusters(call.platform, call.caller)
-    gateway = call.platform.gateway
-    return ClusterList(
-        tuple(views.cluster_item(each, clusters.problem_of(call.platform, each), gateway) for each in found)
-    )
+    gateway, version = call.platform.gateway, call.tools.version
+    return ClusterList(tuple(views.cluster_item(each, gateway, version) for each in found))
+
+
+async def register_cluster(call: Call) -> ClusterRef:
+    """Make a cluster known; it works once an engine runs for it."""
+    draft = inputs.cluster_draft(call.read(WriteCluster))
+    return ClusterRef(await clusters.register(call.platform, call.caller, draft))
+
+
+async def delete_cluster(call: Call) -> Nothing:
+    """Forget a cluster that nobody uses."""
+    await clusters.unregister(call.platform, call.caller, call.read(ClusterRef).name)
+    return Nothing()
 
 
 async def list_policies(call: Call) -> PolicyList:
@@ -637,6 +649,8 @@ ROUTES: tuple[Route, ...] = (
     Route(("DELETE",), paths.WORKSPACE, delete_workspace, "Delete a workspace", DeleteWorkspace, Nothing),
     Route(("GET",), paths.WORKSPACE_LIST, list_workspaces, "List workspaces", data=WorkspaceList),
     Route(("POST",), paths.WORKSPACE_KUBE_CONFIG, kube_config, "Get a kubeconfig", KubeConfigRequest, Nothing),
+    Route(("POST",), paths.CLUSTER, register_cluster, "Register a cluster", WriteCluster, ClusterRef),
+    Route(("DELETE",), paths.CLUSTER, delete_cluster, "Forget a cluster", ClusterRef, Nothing),
     Route(("GET",), paths.CLUSTER_LIST, list_clusters, "List clusters", data=ClusterList),
     Route(("GET",), paths.POLICIES, list_policies, "List workspace policies", data=PolicyList),
     Route(("GET",), paths.POLICY, get_policy, "Get a workspace's policy", data=PolicyEnvelope),

@@ -27,7 +27,8 @@ from inferplane.domain.events import Event
 from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus
 from inferplane.domain.reasons import ReasonCode, reason_of
 from inferplane.domain.storage_uri import redacted
-from inferplane.domain.workspace import Cluster, Workspace
+from inferplane.domain.workspace import Workspace
+from inferplane.services.clusters import ClusterSeen
 from inferplane.services.context import GatewayAddress
 from inferplane.services.endpoints import Finding
 from inferplane.services.trail import AFTER, BEFORE, KEY_ID
@@ -51,7 +52,7 @@ from inferplane.wire.endpoints import (
     ReplicaCount,
     ReplicaItem,
 )
-from inferplane.wire.workspaces import ClusterItem, NamespaceItem, WorkspaceItem
+from inferplane.wire.workspaces import ClusterCapacity, ClusterItem, NamespaceItem, WorkspaceItem
 
 READY = "Ready"
 PLACEHOLDER_BODY = '{"instances": []}'
@@ -532,14 +533,17 @@ def workspace_item(workspace: Workspace) -> WorkspaceItem:
     )
 
 
-def cluster_item(cluster: Cluster, problem: str, gateway: GatewayAddress) -> ClusterItem:
-    """A cluster as listed; without a domain of its own it has the platform's."""
+def cluster_item(seen: ClusterSeen, gateway: GatewayAddress, version: str) -> ClusterItem:
+    """A cluster as listed; without a domain of its own it has the platform's. Engines are of our version."""
+    cluster, capacity = seen.cluster, seen.capacity
     return ClusterItem(
         name=cluster.name,
         engine=cluster.engine,
         domain=cluster.domain or gateway.domain,
         ingress_address=gateway.advertised_host,
-        reachable=not problem,
-        message=problem,
+        reachable=not seen.problem,
+        message=seen.problem,
+        engine_version="" if seen.problem else version,
+        capacity=ClusterCapacity(capacity.nodes, capacity.gpus, capacity.free),
         created_at=cluster.created_at,
     )

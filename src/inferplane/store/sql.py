@@ -332,6 +332,11 @@ class Tx:
         rows = await self._all(select(clusters).order_by(clusters.c.name))
         return [codec.cluster_from_row(row._mapping) for row in rows]
 
+    async def delete_cluster(self, name: str) -> None:
+        """Deleting what is gone is harmless; takes what was known of its nodes along."""
+        await self._run(delete(nodes).where(nodes.c.cluster == name))
+        await self._run(delete(clusters).where(clusters.c.name == name))
+
     # API keys
 
     async def add_api_key(self, key: ApiKey) -> None:

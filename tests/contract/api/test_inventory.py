@@ -103,3 +103,47 @@ def test_shapes_that_a_workspace_can_ask_for(gpus: GpuWorld) -> None:
     only("GET", f"{INVENTORY}?sliceName={team}").is_error(404, "NOT_FOUND", "WorkspaceNotFound")
     gpus.owner("GET", f"{INVENTORY}?sliceName=nowhere").is_error(404, "NOT_FOUND", "WorkspaceNotFound")
     assert len(gpus.owner("GET", INVENTORY).data["items"]) == 3
+
+
+# Clusters
+
+CLUSTER = "/api/v1/cluster"
+
+
+def test_clusters_say_what_they_have(gpus: GpuWorld) -> None:
+    gpus.grant(gpus.ask(gpus.team()))
+    items = {each["name"]: each for each in gpus.owner("GET", f"{CLUSTER}/list").data["items"]}
+    assert items[FIRST]["capacity"] == {"nodes": 2, "gpus": 2, "free": 1}
+    assert items[SECOND]["capacity"] == {"nodes": 2, "gpus": 9, "free": 9}
+    assert items["local"]["capacity"] == {"nodes": 0, "gpus": 0, "free": 0}
+    assert (items["local"]["engineVersion"], items[FIRST]["engineVersion"]) == ("1.2.3", "")
+
+
+def test_a_cluster_is_registered_used_and_forgotten(gpus: GpuWorld) -> None:
+    name = gpus.name("c")
+    body = {"name": name, "engine": "simulated", "domain": "models.example.com"}
+    assert gpus.owner("POST", CLUSTER, body).data == {"name": name}
+    gpus.owner("POST", CLUSTER, body).is_error(409, "ALREADY_EXISTS", "ClusterExists")
+    [item] = [each for each in gpus.owner("GET", f"{CLUSTER}/list").data["items"] if each["name"] == name]
+    assert (item["engine"], item["domain"], item["reachable"]) == ("simulated", "models.example.com", False)
+    assert "configuration file" in item["message"]
+    team = gpus.team(name)
+    error = gpus.owner("DELETE", CLUSTER, {"name": name}).is_error(409, "CONFLICT", "ClusterInUse")
+    assert team in error["message"]
+    gpus.owner("DELETE", "/api/v1/slice-workspace", {"workspaceName": team}).ok()
+    assert gpus.owner("DELETE", CLUSTER, {"name": name}).data == {}
+    gpus.owner("DELETE", CLUSTER, {"name": name}).is_error(404, "NOT_FOUND", "ClusterNotFound")
+    gpus.owner("DELETE", CLUSTER, {"name": "local"}).is_error(409, "CONFLICT", "ClusterDeclared")
+
+
+def test_clusters_that_cannot_be(gpus: GpuWorld) -> None:
+    for body, field, reason in (
+        ({"name": "Not A Name", "engine": "local"}, "name", "InvalidName"),
+        ({"name": "c", "engine": "kserve"}, "engine", "NotAvailableYet"),
+        ({"name": "c", "engine": "simulated", "kubeconfigRef": "x"}, "kubeconfigRef", "NotAvailableYet"),
+        ({"name": "c", "engine": "magic"}, "engine", "UnknownEngine"),
+        ({"name": "c", "engine": "local", "domain": "d" * 300}, "domain", "TooLong"),
+    ):
+        error = gpus.owner("POST", CLUSTER, body).is_error(422, "INVALID", reason)
+        assert error["field"] == field
+    gpus.owner("POST", CLUSTER, {}).is_error(422, "INVALID", "Missing")
