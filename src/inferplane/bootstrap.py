@@ -30,6 +30,7 @@ import uvloop
 
 from inferplane.api.app import Api, create_app
 from inferplane.api.http import ApiProtocol
+from inferplane.controllers.admission import CYCLE, AdmissionController
 from inferplane.controllers.endpoints import EndpointController
 from inferplane.controllers.inventory import DeclaredNodes, InventoryController, NodeSource
 from inferplane.controllers.runner import Runner
@@ -38,13 +39,14 @@ from inferplane.domain.workspace import Cluster
 from inferplane.engines.local.engine import LocalEngine
 from inferplane.engines.local.launch import CUDA_DEVICES_VARIABLE
 from inferplane.engines.local.sockets import make_private, socket_directory
-from inferplane.engines.nvml import NvmlNodes
+from inferplane.engines.nvml import DeviceMeter, NvmlNodes
 from inferplane.engines.port import Clock, Engine
 from inferplane.engines.simulated import NOTE, Script, SimulatedEngine
 from inferplane.gateway.publisher import GatewayConfig, RoutePublisher
 from inferplane.gateway.traffic import TrafficMeter
 from inferplane.modelstore.store import ModelStore
 from inferplane.observability import configure_logging, get_logger
+from inferplane.scheduler import Switches
 from inferplane.services.bootstrap import ensure_installation
 from inferplane.services.context import GatewayAddress, Platform
 from inferplane.settings import LOCAL_CLUSTER, ClusterSettings, EngineKind, LoadedSettings, Settings
@@ -212,12 +214,27 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
         traffic = TrafficMeter(publisher.admin_socket, settings.home / "gateway" / "traffic.json", clock)
         stack.push_async_callback(traffic.close)
         await traffic.start()
+        devices = await _device_meter(settings, clock, stack)
 
         controller = EndpointController(store, engines, publisher, clock)
         await controller.restore_routes()
         publisher.open()
         runner = Runner(controller, speed=speed)
-        stack.callback(store.subscribe(lambda change: _wake_for(change, wake)))
+        switches = Switches()
+        admission = Runner(
+            AdmissionController(
+                store,
+                clock,
+                switches=switches,
+                idle_since=Idleness(traffic, devices, engines).idle_since,
+                speed=speed,
+            ),
+            workers=1,
+            speed=speed,
+        )
+        stack.callback(store.subscribe(lambda change: _wake_for(change, wake, admission)))
+        await admission.start()
+        stack.push_async_callback(admission.close)
         await runner.start()
         stack.push_async_callback(runner.close)
         controller.start_janitor()
@@ -237,6 +254,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
                 advertised_host=settings.advertised_host,
             ),
             new_id=new_id,
+            scheduling=switches,
         )
         app = create_app(
             platform, readiness=lambda: {"gateway": publisher.problem(), "store": ""}, version=VERSION
@@ -274,6 +292,37 @@ def _engine(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Idleness:
+    """Since when an endpoint's GPUs have had nothing to do: no request, and no work that its driver sees.
+
+    `devices` is None where GPUs are only declared: nothing works on those.
+    """
+
+    traffic: TrafficMeter
+    devices: DeviceMeter | None
+    engines: Mapping[str, Engine]
+
+    def idle_since(self, uid: str) -> datetime | None:
+        """None while it is busy, or before anything is known."""
+        since = self.traffic.idle_since(uid)
+        here = self.engines[LOCAL_CLUSTER]
+        if since is None or self.devices is None or not isinstance(here, LocalEngine):
+            return since
+        busy_at = self.devices.busy_at(here.gpus_of(uid))
+        return since if busy_at is None else max(since, busy_at)
+
+
+async def _device_meter(settings: Settings, clock: Clock, stack: AsyncExitStack) -> DeviceMeter | None:
+    """A meter of this machine's GPUs, unless pretended ones take their place."""
+    if any(each.name == LOCAL_CLUSTER and each.node for each in settings.every_cluster):
+        return None
+    meter = DeviceMeter(clock)
+    stack.push_async_callback(meter.close)
+    await meter.start()
+    return meter
+
+
 def _node_sources(clusters: tuple[ClusterSettings, ...]) -> dict[str, NodeSource]:
     """Where nodes are learned from: the declaration if there is one; for this machine else its driver."""
     sources: dict[str, NodeSource] = {each.name: DeclaredNodes(each.nodes()) for each in clusters}
@@ -297,7 +346,9 @@ async def _register_clusters(store: Store, clusters: tuple[ClusterSettings, ...]
                 await tx.put_cluster(replace(before, engine=cluster.engine.value))
 
 
-def _wake_for(change: Change, wake: Callable[[str], None]) -> None:
+def _wake_for(change: Change, wake: Callable[[str], None], admission: Runner) -> None:
+    """Whatever changed, who gets GPUs may change with it; an endpoint follows what is its own."""
+    admission.wake(CYCLE)
     if change.endpoint_uid:
         wake(change.endpoint_uid)
 
