@@ -54,8 +54,9 @@ class AdmissionController:
     """Gives GPUs to requests and takes them back. Its only key is CYCLE.
 
     `idle_since(endpoint_uid)` is when the endpoint's GPUs were last used; None means that they are in use,
-    or that nobody knows. Without it nobody is ever idle. `switches` are the scheduler's. `speed` is how
-    many seconds of `clock` go by in a real one: how long to rest is a matter of real ones.
+    or that nobody knows. Without it nobody is ever idle. `switches` are the scheduler's. Waits are put into
+    words every `tell_seconds` at most. `speed` is how many seconds of `clock` go by in a real one: how long
+    to rest, and how often to tell, is a matter of real ones.
     """
 
     name = "admission"
@@ -68,12 +69,14 @@ class AdmissionController:
         switches: Switches | None = None,
         idle_since: IdleSince | None = None,
         speed: float = 1.0,
+        tell_seconds: float = TELL_SECONDS,
     ) -> None:
         self._store = store
         self._clock = clock
         self._switches = switches or Switches()
         self._idle_since = idle_since
         self._speed = speed
+        self._tell_seconds = tell_seconds
         self._said: dict[str, WaitNote] | None = None  # None: what the store has is not read yet
         self._tell_at = 0.0
         self._rest_until = 0.0
@@ -97,7 +100,7 @@ class AdmissionController:
             return None
         decided = await asyncio.to_thread(plan, picture)
         if decided.changes:
-            await self._save(decided.changes, picture.snapshot)
+            await save_changes(self._store, decided.changes, picture.snapshot)
         pauses = [decided.look_again_seconds, await self._tell(decided)]
         took = time.monotonic() - began
         if took > SHORT_PASS_SECONDS:
@@ -120,26 +123,6 @@ class AdmissionController:
         measured = {} if self._idle_since is None else {uid: self._idle_since(uid) for uid in uids}
         return Picture(replace(snapshot, usage=used), await tx.endpoints_by_uid(uids), measured)
 
-    async def _save(self, changes: tuple[RequestChange, ...], snapshot: Snapshot) -> None:
-        """All or nothing. Raises StaleVersion.
-
-        What was used up to now is saved along: from here on others may hold GPUs than until here.
-        """
-        relied_on = {change.relies_on.uid: change.relies_on for change in changes if change.relies_on}
-        async with self._store.transaction() as tx:
-            for uid, endpoint in sorted(relied_on.items()):
-                # Writes nothing new: it fails if the row was changed, and makes who changes it now try again.
-                await tx.save_endpoint_status(uid, endpoint.version, endpoint.status)
-            for change in changes:
-                await _save_request(tx, change)
-            await tx.save_usage(snapshot.usage, snapshot.now)
-            for change in changes:
-                for event in change.events:
-                    await tx.append_event(_event(change, event, snapshot.now))
-        for change in changes:
-            for event in change.events:
-                log.info(event.message, kind=event.kind)
-
     async def _tell(self, decided: AdmissionPlan) -> float | None:
         """Tell those that wait where they stand, if it is time; returns when it will be, if it is not."""
         assert self._said is not None
@@ -156,8 +139,29 @@ class AdmissionController:
             async with self._store.transaction(durable=False) as tx:
                 await tx.save_wait_notes(news)
             self._said |= news
-        self._tell_at = time.monotonic() + max(TELL_SECONDS, time.monotonic() - began)
+        self._tell_at = time.monotonic() + max(self._tell_seconds, time.monotonic() - began)
         return None
+
+
+async def save_changes(store: Store, changes: tuple[RequestChange, ...], snapshot: Snapshot) -> None:
+    """All or nothing. Raises StaleVersion.
+
+    What was used up to now is saved along: from here on others may hold GPUs than until here.
+    """
+    relied_on = {change.relies_on.uid: change.relies_on for change in changes if change.relies_on}
+    async with store.transaction() as tx:
+        for uid, endpoint in sorted(relied_on.items()):
+            # Writes nothing new: it fails if the row was changed, and makes who changes it now try again.
+            await tx.save_endpoint_status(uid, endpoint.version, endpoint.status)
+        for change in changes:
+            await _save_request(tx, change)
+        await tx.save_usage(snapshot.usage, snapshot.now)
+        for change in changes:
+            for event in change.events:
+                await tx.append_event(_event(change, event, snapshot.now))
+    for change in changes:
+        for event in change.events:
+            log.info(event.message, kind=event.kind)
 
 
 async def _save_request(tx: Tx, change: RequestChange) -> None:

@@ -513,14 +513,17 @@ def _gpu_note(gpus: EndpointGpus) -> GpuNote | None:
         requeues=gpus.comes_back,
         message=_ending_sentence(request, ending_as) if ending_as is not None else "",
     )
-    wait = gpus.wait
-    if wait is None:
+    if request.status is not ProvisioningStatus.QUEUED:
         return note
     before = f"; {'evicted' if request.evicted_by else 'ended'} before: {request.failure_reason}"
+    before = before if request.failure_reason else ""
+    wait = gpus.wait
+    if wait is None:
+        return replace(note, message=f"its GPUs are asked for again{before}") if before else note
     return replace(
         note,
         position=wait.position,
-        message=wait.explanation + (before if request.failure_reason else ""),
+        message=wait.explanation + before,
         estimated_start=wait.estimated_start,
         assumption=wait.assumption,
         remedy=wait.remedy,

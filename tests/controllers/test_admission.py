@@ -1,0 +1,458 @@
+"""Two controllers and a store, on a clock that the test moves: who gets the GPUs, and what everybody is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import pytest_asyncio
+
+from inferplane.controllers.admission import CYCLE, AdmissionController, save_changes
+from inferplane.controllers.admission_plan import Picture, plan
+from inferplane.controllers.endpoints import EndpointController
+from inferplane.domain.endpoint import (
+    EndpointSpec,
+    GpuSpec,
+    InferenceEndpoint,
+    ModelSpec,
+    PublicState,
+    PublicStatus,
+    ReplicaId,
+    Scaling,
+    public_state,
+)
+from inferplane.domain.errors import StaleVersion
+from inferplane.domain.events import Event
+from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus, Selection, early_released
+from inferplane.domain.inventory import Node, held_gpus
+from inferplane.domain.reasons import ReasonCode
+from inferplane.domain.wait_note import WaitNote
+from inferplane.domain.workspace import Cluster, Workspace, WorkspacePolicy
+from inferplane.engines.port import StartReplica
+from inferplane.engines.simulated import Script, SimulatedEngine
+from inferplane.gateway.route_table import EndpointRoutes
+from inferplane.scheduler import Snapshot
+from inferplane.store.sql import Store
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+PASSES_MAX = 60
+HOUR = timedelta(hours=1)
+A100_NODE = Node("local", "gpu", "a2", "NVIDIA-A100", 1, 80, simulated=True)
+
+
+class Routes:
+    """A gateway that confirms at once."""
+
+    def __init__(self) -> None:
+        self.table: dict[str, EndpointRoutes] = {}
+
+    def set(self, routes: EndpointRoutes) -> None:
+        self.table[routes.uid] = routes
+
+    def remove(self, uid: str) -> None:
+        self.table.pop(uid, None)
+
+    def confirmed(self, uid: str) -> EndpointRoutes | None:
+        return self.table.get(uid)
+
+
+class World:
+    """A platform without a platform: what runs on which GPU is checked at every step."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.now = T0
+        self.engine = SimulatedEngine(lambda: self.now, usual=Script(stop_seconds=2.0))
+        self.routes = Routes()
+        self.idle: dict[str, datetime] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """New controllers, which remember nothing."""
+        self.endpoints = EndpointController(self.store, {"local": self.engine}, self.routes, lambda: self.now)
+        self.admission = AdmissionController(
+            self.store, lambda: self.now, idle_since=self.idle.get, tell_seconds=0.0
+        )
+
+    async def prepare(self) -> None:
+        async with self.store.transaction() as tx:
+            await tx.put_cluster(Cluster("local", "local", T0))
+            for name in ("red", "blue"):
+                await tx.add_workspace(Workspace(name, ("local",), T0))
+            await tx.save_nodes("local", [A100_NODE])
+
+    async def deploy(self, workspace: str, name: str, **wish: object) -> str:
+        """An endpoint with its first request, as the service makes them."""
+        gpu = replace(GpuSpec(Selection("local", gpu_shape="NVIDIA-A100", instance_type="a2")), **wish)  # type: ignore[arg-type]
+        endpoint = InferenceEndpoint(
+            uid=(name.encode().hex() + "0" * 12)[:12],
+            workspace=workspace,
+            cluster="local",
+            name=name,
+            namespace=f"{workspace}-{name}",
+            spec=EndpointSpec(ModelSpec("sklearn", f"/models/{name}"), scaling=Scaling(1, 1), gpu=gpu),
+            generation=1,
+            created_at=self.now,
+            created_by="owner",
+        )
+        async with self.store.transaction() as tx:
+            await tx.insert_endpoint(endpoint, {})
+        await self.ask(endpoint)
+        return endpoint.uid
+
+    async def ask(self, endpoint: InferenceEndpoint) -> None:
+        gpu = endpoint.spec.gpu
+        assert gpu is not None
+        async with self.store.transaction() as tx:
+            number = len(await tx.list_gpu_requests(endpoint_uid=endpoint.uid))
+            request = GpuRequest(
+                id=f"gpr-{endpoint.name}-{number}",
+                name=f"{endpoint.name}-gpr-{number}",
+                workspace=endpoint.workspace,
+                selection=gpu.selection,
+                created_at=self.now,
+                queued_at=self.now,
+                exit_duration=gpu.exit_duration,
+                priority=gpu.priority,
+                endpoint_uid=endpoint.uid,
+                endpoint_name=endpoint.name,
+                idle_timeout=gpu.idle_timeout,
+                enforce_idle=gpu.enforce_idle,
+                enable_eviction=gpu.enable_eviction,
+                requeue_on_failure=gpu.requeue_on_failure,
+                auto_renew=gpu.auto_renew,
+            )
+            await tx.insert_gpu_request(request)
+
+    async def delete(self, uid: str) -> None:
+        async with self.store.transaction() as tx:
+            endpoint = await tx.get_endpoint_by_uid(uid)
+            assert endpoint is not None
+            await tx.update_endpoint_spec(
+                replace(endpoint, deletion_requested_at=self.now, generation=endpoint.generation + 1)
+            )
+
+    async def set_stopped(self, uid: str, stopped: bool) -> None:
+        async with self.store.transaction() as tx:
+            endpoint = await tx.get_endpoint_by_uid(uid)
+            assert endpoint is not None
+            spec = replace(endpoint.spec, stopped=stopped)
+            await tx.update_endpoint_spec(replace(endpoint, spec=spec, generation=endpoint.generation + 1))
+
+    async def turn(self, seconds: float = 1.0) -> None:
+        """One pass of everything, then some time."""
+        await self._pass(self.admission, CYCLE)
+        async with self.store.read() as tx:
+            uids = await tx.endpoint_uids()
+        for uid in uids:
+            await self._pass(self.endpoints, uid)
+        await self.check_ledger()
+        self.now += timedelta(seconds=seconds)
+
+    async def _pass(self, controller: AdmissionController | EndpointController, key: str) -> None:
+        try:
+            await controller.reconcile(key)
+        except StaleVersion:
+            await controller.reconcile(key)
+
+    async def until(self, uid: str, status: PublicStatus) -> PublicState:
+        """Turn after turn until the endpoint is as it should be."""
+        state = None
+        for _ in range(PASSES_MAX):
+            state = await self.state(uid)
+            if state is not None and state.status is status:
+                return state
+            await self.turn()
+        pytest.fail(f"{uid} is not {status}: {state}; {await self.requests()}")
+
+    async def until_gone(self, uid: str) -> None:
+        for _ in range(PASSES_MAX):
+            if await self.state(uid) is None:
+                return
+            await self.turn()
+        pytest.fail(f"{uid} is still there: {await self.state(uid)}")
+
+    async def check_ledger(self) -> None:
+        """No GPU is held twice, and every server runs on GPUs that its endpoint holds."""
+        async with self.store.read() as tx:
+            live = await tx.list_gpu_requests(live_only=True)
+        for holdings in held_gpus(live).values():
+            taken = [index for holding in holdings for index in holding.gpus]
+            assert len(taken) == len(set(taken)), holdings
+        for replica in self.engine.running():
+            mine = [each.grant for each in live if each.endpoint_uid == replica.endpoint_uid]
+            held = [grant.nodes for grant in mine if grant is not None]
+            assert self.gpus_of(replica) in held, f"{replica} runs on GPUs that are not its own"
+
+    def gpus_of(self, replica: ReplicaId) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The GPUs that a replica was started with last."""
+        return next(
+            action.gpus
+            for _, action in reversed(self.engine.steps)
+            if isinstance(action, StartReplica) and action.id == replica
+        )
+
+    async def state(self, uid: str) -> PublicState | None:
+        async with self.store.read() as tx:
+            endpoint = await tx.get_endpoint_by_uid(uid)
+        return None if endpoint is None else public_state(endpoint)
+
+    async def requests(self) -> list[GpuRequest]:
+        async with self.store.read() as tx:
+            return await tx.list_gpu_requests()
+
+    async def request_of(self, uid: str) -> GpuRequest:
+        async with self.store.read() as tx:
+            return (await tx.list_gpu_requests(endpoint_uid=uid))[-1]
+
+    async def note_of(self, uid: str) -> WaitNote | None:
+        request = await self.request_of(uid)
+        async with self.store.read() as tx:
+            return (await tx.wait_notes([request.id])).get(request.id)
+
+    async def holders(self) -> int:
+        return sum(each.holds_gpus for each in await self.requests())
+
+    async def events(self, uid: str) -> list[Event]:
+        async with self.store.read() as tx:
+            return await tx.list_events(endpoint_uid=uid, limit=200)
+
+
+@pytest_asyncio.fixture
+async def world(store: Store) -> AsyncIterator[World]:
+    one = World(store)
+    await one.prepare()
+    yield one
+
+
+async def test_two_workspaces_share_one_gpu_one_after_the_other(world: World) -> None:
+    a = await world.deploy("red", "a", exit_duration=HOUR, auto_renew=False)
+    await world.until(a, PublicStatus.RUNNING)
+    b = await world.deploy("blue", "b")
+    waiting = await world.until(b, PublicStatus.QUEUED)
+    await world.turn()
+    waiting = await world.until(b, PublicStatus.QUEUED)
+    assert waiting.reason is ReasonCode.AWAITING_GPU
+    assert "position 1" in waiting.message
+    assert "a request of another workspace holds 1 GPU until" in waiting.message
+    assert "estimated start 2026-01-01 01:00:" in waiting.message
+    note = await world.note_of(b)
+    assert note is not None
+    assert note.position == 1
+    assert note.estimated_start is not None
+    await world.delete(a)
+    await world.until_gone(a)
+    await world.until(b, PublicStatus.RUNNING)
+    assert world.now < T0 + timedelta(minutes=1)
+    await world.delete(b)
+    await world.until_gone(b)
+    await world.turn()
+    assert await world.holders() == 0
+    assert [each.status for each in await world.requests()] == [ProvisioningStatus.EARLY_RELEASED] * 2
+    assert world.routes.table == {}
+
+
+async def test_the_model_is_fetched_while_its_endpoint_waits(world: World) -> None:
+    a = await world.deploy("red", "a")
+    await world.until(a, PublicStatus.RUNNING)
+    b = await world.deploy("blue", "b")
+    await world.until(b, PublicStatus.QUEUED)
+    await world.turn()
+    assert [uid for uid, action in world.engine.steps if type(action).__name__ == "FetchModel"] == [a, b]
+    assert [replica.endpoint_uid for replica in world.engine.running()] == [a]
+
+
+async def test_a_high_priority_evicts_a_low_one_which_runs_again_afterwards(world: World) -> None:
+    low = await world.deploy("red", "low", priority=50, enable_eviction=True, requeue_on_failure=True)
+    await world.until(low, PublicStatus.RUNNING)
+    high = await world.deploy("blue", "high", priority=250, enable_eviction=True)
+    await world.until(high, PublicStatus.RUNNING)
+    evicted = await world.until(low, PublicStatus.QUEUED)
+    newcomer = (await world.request_of(high)).id
+    assert newcomer in evicted.message
+    victim = await world.request_of(low)
+    assert (victim.status, victim.evicted_by) == (ProvisioningStatus.QUEUED, newcomer)
+    assert (victim.retry_count, victim.delayed_count) == (1, 1)
+    told = {event.kind: event for event in await world.events(low)}
+    assert told["GprEvicted"].data["by"] == newcomer
+    assert told["GprEvicted"].reason is ReasonCode.EVICTED
+    await world.delete(high)
+    await world.until_gone(high)
+    await world.until(low, PublicStatus.RUNNING)
+
+
+async def test_who_does_not_allow_eviction_is_not_evicted(world: World) -> None:
+    low = await world.deploy("red", "low", priority=50)
+    await world.until(low, PublicStatus.RUNNING)
+    high = await world.deploy("blue", "high", priority=250, enable_eviction=True)
+    await world.until(high, PublicStatus.QUEUED)
+    for _ in range(5):
+        await world.turn()
+    state = await world.state(low)
+    assert state is not None
+    assert state.status is PublicStatus.RUNNING
+
+
+async def test_the_exit_duration_ends_an_endpoint_that_does_not_renew(world: World) -> None:
+    a = await world.deploy("red", "a", exit_duration=HOUR, auto_renew=False)
+    await world.until(a, PublicStatus.RUNNING)
+    await world.turn()
+    world.now += HOUR
+    world.restart()
+    over = await world.until(a, PublicStatus.FAILED)
+    assert over.reason is ReasonCode.EXIT_DURATION_REACHED
+    assert "1h0m0s" in over.message
+    for _ in range(5):
+        await world.turn()
+    assert (await world.request_of(a)).status is ProvisioningStatus.COMPLETE
+    assert world.engine.running() == ()
+    assert await world.holders() == 0
+
+
+async def test_an_endpoint_renews_itself_while_nobody_waits_and_gives_way_when_somebody_does(
+    world: World,
+) -> None:
+    a = await world.deploy("red", "a", exit_duration=HOUR)
+    await world.until(a, PublicStatus.RUNNING)
+    await world.turn()
+    world.now += HOUR
+    await world.turn()
+    state = await world.state(a)
+    assert state is not None
+    assert state.status is PublicStatus.RUNNING
+    assert "GprRenewed" in [event.kind for event in await world.events(a)]
+    b = await world.deploy("blue", "b", exit_duration=timedelta(minutes=10), auto_renew=False)
+    await world.until(b, PublicStatus.QUEUED)
+    world.now += HOUR
+    await world.until(b, PublicStatus.RUNNING)
+    again = await world.until(a, PublicStatus.QUEUED)
+    assert "position 1" in again.message
+    assert [each.status for each in await world.requests() if each.endpoint_uid == a] == [
+        ProvisioningStatus.COMPLETE,
+        ProvisioningStatus.QUEUED,
+    ]
+    await world.turn()
+    world.now += timedelta(minutes=10)
+    await world.until(a, PublicStatus.RUNNING)
+
+
+async def test_idle_gpus_are_released_only_after_the_timeout_of_measured_idleness(world: World) -> None:
+    a = await world.deploy("red", "a", idle_timeout=timedelta(minutes=5), enforce_idle=True)
+    world.idle[a] = T0 - HOUR  # what was before the start does not count
+    await world.until(a, PublicStatus.RUNNING)
+    running_since = world.now
+    await world.turn(240)
+    world.idle[a] = world.now  # a request came
+    await world.turn(200)
+    await world.turn(0)
+    state = await world.state(a)
+    assert state is not None
+    assert state.status is PublicStatus.RUNNING
+    assert world.now > running_since + timedelta(minutes=5)
+    world.now += timedelta(minutes=5)
+    over = await world.until(a, PublicStatus.FAILED)
+    assert over.reason is ReasonCode.IDLE_TIMEOUT
+    for _ in range(5):
+        await world.turn()
+    assert (await world.request_of(a)).status is ProvisioningStatus.TIMED_OUT
+
+
+async def test_stopping_gives_the_gpus_back_and_starting_asks_anew(world: World) -> None:
+    a = await world.deploy("red", "a")
+    await world.until(a, PublicStatus.RUNNING)
+    await world.set_stopped(a, True)
+    for _ in range(6):
+        await world.turn()
+    assert await world.holders() == 0
+    state = await world.state(a)
+    assert state is not None
+    assert state.status is PublicStatus.STOPPED
+    await world.set_stopped(a, False)
+    async with world.store.read() as tx:
+        endpoint = await tx.get_endpoint_by_uid(a)
+    assert endpoint is not None
+    await world.ask(endpoint)
+    await world.until(a, PublicStatus.RUNNING)
+
+
+async def test_new_gpus_asked_for_while_the_old_ones_drain_are_used_only_after_that(world: World) -> None:
+    async with world.store.transaction() as tx:
+        await tx.save_nodes("local", [replace(A100_NODE, gpu_count=2)])
+    a = await world.deploy("red", "a")
+    await world.until(a, PublicStatus.RUNNING)
+    first = await world.request_of(a)
+    async with world.store.transaction() as tx:
+        await tx.save_gpu_request(early_released(first, world.now))
+        endpoint = await tx.get_endpoint_by_uid(a)
+    assert endpoint is not None
+    await world.ask(endpoint)
+    for _ in range(8):
+        await world.turn()
+    await world.until(a, PublicStatus.RUNNING)
+    second = await world.request_of(a)
+    assert second.grant is not None
+    assert first.grant is not None
+    assert second.grant.nodes != first.grant.nodes
+
+
+async def test_a_start_at_the_same_moment_keeps_the_request(world: World) -> None:
+    """Somebody starts the endpoint after admission has seen it stopped, and relies on its request."""
+    await world.until(await world.deploy("red", "a"), PublicStatus.RUNNING)
+    await world.turn()
+    b = await world.deploy("blue", "b")
+    await world.set_stopped(b, True)
+    async with world.store.read() as tx:
+        live = tuple(await tx.list_gpu_requests(live_only=True))
+        endpoints = await tx.endpoints_by_uid([b])
+        nodes = tuple(await tx.list_nodes())
+    decided = plan(Picture(Snapshot(world.now, nodes, live[1:]), endpoints))
+    assert [change.after for change in decided.changes] == [None]
+    await world.set_stopped(b, False)
+    with pytest.raises(StaleVersion):
+        await save_changes(world.store, decided.changes, decided.snapshot)
+    assert (await world.request_of(b)).status is ProvisioningStatus.QUEUED
+
+
+async def test_what_waits_for_something_that_is_not_there_says_so_and_holds_nobody_up(world: World) -> None:
+    async with world.store.transaction() as tx:
+        await tx.put_policy(WorkspacePolicy("red", gpu_shapes=("NVIDIA-H100",)))
+    a = await world.deploy("red", "a")
+    b = await world.deploy("blue", "b")
+    await world.until(b, PublicStatus.RUNNING)
+    state = await world.until(a, PublicStatus.QUEUED)
+    assert state.reason is ReasonCode.QUOTA_EXCEEDED
+    assert "position" not in state.message
+
+
+async def test_a_request_without_an_endpoint_runs_from_its_grant_to_its_end(world: World) -> None:
+    selection = Selection("local", gpu_shape="NVIDIA-A100", instance_type="a2")
+    request = GpuRequest("gpr-x", "mine", "red", selection, T0, T0, exit_duration=HOUR)
+    async with world.store.transaction() as tx:
+        await tx.insert_gpu_request(request)
+    await world.turn()
+    await world.turn()
+    (seen,) = await world.requests()
+    assert (seen.status, seen.started_at is not None) == (ProvisioningStatus.SUCCESSFUL, True)
+    world.now += HOUR
+    world.restart()
+    await world.turn()
+    (seen,) = await world.requests()
+    assert (seen.status, seen.holds_gpus) == (ProvisioningStatus.COMPLETE, False)
+    async with world.store.read() as tx:
+        kinds = [event.kind for event in await tx.list_audit(workspace="red", limit=50)]
+    assert sorted(kinds) == ["GprDraining", "GprEnded", "GprGranted", "GprStarted"]
+
+
+async def test_use_is_counted_for_fair_share(world: World) -> None:
+    a = await world.deploy("red", "a")
+    await world.until(a, PublicStatus.RUNNING)
+    began = world.now
+    await world.turn(3600)
+    await world.delete(a)
+    await world.until_gone(a)
+    async with world.store.read() as tx:
+        usage = await tx.load_usage()
+    assert usage.keys() == {"red"}
+    assert 3500 < usage["red"] <= (world.now - began).total_seconds() + 60
