@@ -76,6 +76,7 @@ class ModelsAtHand:
     path: Path = Path("/nowhere/model.joblib")
     asked: list[tuple[str, str, Mapping[str, str]]] = field(default_factory=list)
     checks: tuple[Check, ...] = (Check("storage", True, None, "the file is there"),)
+    suffixes: tuple[str, ...] = ()
 
     def request(self, uid: str, source: Any, on_change: Callable[[], None]) -> None:
         self.asked.append((uid, source.uri, source.secret))
@@ -97,7 +98,8 @@ class ModelsAtHand:
             return frozenset()
         return frozenset(path.name for path in self.directory.iterdir())
 
-    async def probe(self, source: Any) -> tuple[Check, ...]:
+    async def probe(self, source: Any, suffixes: tuple[str, ...] = ()) -> tuple[Check, ...]:
+        self.suffixes = suffixes
         return self.checks
 
 

@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
+from inferplane.domain.model_files import check_names
 from inferplane.domain.preflight import Check
 from inferplane.domain.reasons import ReasonCode, reason_of
 from inferplane.domain.storage_uri import Scheme
+from inferplane.modelstore.archive import is_archive
 from inferplane.modelstore.client import HttpClients
 from inferplane.modelstore.disk import files_under
 from inferplane.modelstore.failure import FetchFailed, bytes_text, disk_full
 from inferplane.modelstore.fetch import look_here
 from inferplane.modelstore.limits import StoreLimits
 from inferplane.modelstore.source import Source, Wanted, understand
-
-NAMES_SHOWN_MAX = 5
 
 _CREDENTIALS = {ReasonCode.STORAGE_UNAUTHORIZED, ReasonCode.STORAGE_FORBIDDEN}
 _FILES = {ReasonCode.NOT_A_MODEL, ReasonCode.UNSAFE_ARCHIVE}
@@ -34,8 +34,11 @@ async def probe(
     clock: Callable[[], datetime],
     limits: StoreLimits,
     free_bytes: Callable[[], int],
+    suffixes: tuple[str, ...] = (),
 ) -> tuple[Check, ...]:
     """The checks `storage`, `credentials`, `size` and `files`, as far as they can be made.
+
+    `suffixes` are the endings of which the model server will want one, () when they are not known.
 
     A failure of one ends the list, because the later ones depend on it.
     """
@@ -45,7 +48,7 @@ async def probe(
         return _failed(failure)
     try:
         async with asyncio.timeout(limits.probe_seconds):
-            names, size = await _look(wanted, clients, clock, limits)
+            names, size, single = await _look(wanted, clients, clock, limits)
     except FetchFailed as failure:
         return _failed(failure)
     except TimeoutError:
@@ -59,14 +62,15 @@ async def probe(
         Check("storage", True, None, f"{wanted.uri.shown} answers"),
         Check("credentials", True, None, "access is granted"),
         _size(size, limits, free_bytes, in_place=wanted.uri.scheme is Scheme.FILE),
-        Check("files", True, None, _names(names)),
+        # What an archive holds is known only once it is unpacked.
+        check_names(names, () if single and is_archive(names[0]) else suffixes, single=single),
     )
 
 
 async def _look(
     wanted: Wanted, clients: HttpClients, clock: Callable[[], datetime], limits: StoreLimits
-) -> tuple[list[str], int | None]:
-    """(file names, bytes if known) of what is stored."""
+) -> tuple[list[str], int | None, bool]:
+    """(file names, bytes if known, whether the URI names one file) of what is stored."""
     if wanted.uri.scheme is Scheme.FILE:
         return await asyncio.to_thread(_look_here, wanted, limits.objects_max)
     await asyncio.to_thread(clients.prepare)
@@ -74,13 +78,14 @@ async def _look(
         origin = wanted.origin(client, clock)
         await clients.check_host(origin.host, origin.shown)
         listing = await origin.look()
-    return [found.name for found in listing.objects], listing.total_bytes
+    return [found.name for found in listing.objects], listing.total_bytes, listing.single
 
 
-def _look_here(wanted: Wanted, files_max: int) -> tuple[list[str], int]:
+def _look_here(wanted: Wanted, files_max: int) -> tuple[list[str], int, bool]:
     path = Path(wanted.uri.path)
     size, is_file, _ = look_here(path, wanted.uri.shown, files_max)
-    return [path.name] if is_file else [str(f.relative_to(path)) for f in files_under(path)], size
+    names = [path.name] if is_file else [str(f.relative_to(path)) for f in files_under(path)]
+    return names, size, is_file
 
 
 def _failed(failure: FetchFailed) -> tuple[Check, ...]:
@@ -110,9 +115,3 @@ def _size(size: int | None, limits: StoreLimits, free_bytes: Callable[[], int], 
         failure = disk_full(needed, free, "the platform's home folder")
         return Check("size", False, failure.reason, failure.message, reason_of(failure.reason).next_action)
     return Check("size", True, None, f"{bytes_text(size)} to fetch, {bytes_text(free)} free")
-
-
-def _names(names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:NAMES_SHOWN_MAX])
-    more = len(names) - NAMES_SHOWN_MAX
-    return f"holds {shown}" + (f" and {more} more" if more > 0 else "")

@@ -207,8 +207,9 @@ class ModelStore:
         """Every uid that wants or has something here."""
         return frozenset(self._references)
 
-    async def probe(self, source: Source) -> tuple[Check, ...]:
-        """What would happen if `source` were requested; changes nothing, takes a few seconds at most."""
+    async def probe(self, source: Source, suffixes: tuple[str, ...] = ()) -> tuple[Check, ...]:
+        """What would happen if `source` were requested, and whether it holds one file with one of the
+        `suffixes`; changes nothing, takes a few seconds at most."""
         return await probe(
             source,
             self._environment,
@@ -216,6 +217,7 @@ class ModelStore:
             clock=self._clock,
             limits=self._limits,
             free_bytes=partial(self._free_bytes, self._folder.root),
+            suffixes=suffixes,
         )
 
     # How a fetch begins and ends.

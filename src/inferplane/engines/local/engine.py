@@ -56,6 +56,7 @@ from inferplane.engines.local.preflight import (
     check_resources,
     check_runtime,
     check_scheme,
+    suffixes_of,
 )
 from inferplane.engines.local.process import ProcessGone, kill_holders, machine_memory_bytes
 from inferplane.engines.local.records import (
@@ -539,11 +540,17 @@ class LocalEngine:
         if runtime is not None:
             checks.append(runtime)
         checks.append(
-            check_resources(model.resources, cores=len(self._cores), memory_bytes=machine_memory_bytes())
+            check_resources(
+                model.resources,
+                replicas=target.endpoint.spec.scaling.min_replicas,
+                cores=len(self._cores),
+                memory_bytes=machine_memory_bytes(),
+            )
         )
         refused = check_scheme(model.storage_uri)
-        storage = (refused,) if refused is not None else await self._models.probe(_source(target))
-        return (*checks, *storage)
+        if refused is not None:
+            return (*checks, refused)
+        return (*checks, *await self._models.probe(_source(target), suffixes_of(model)))
 
     # --- by itself --------------------------------------------------------------------------------
 

@@ -41,5 +41,6 @@ class ModelFetcher(Protocol):
     def references(self) -> frozenset[str]:
         """Endpoint uids that need a model here."""
 
-    async def probe(self, source: Any) -> tuple[Check, ...]:
-        """Whether the source could be fetched, within a few seconds."""
+    async def probe(self, source: Any, suffixes: tuple[str, ...] = ()) -> tuple[Check, ...]:
+        """Whether the source could be fetched and holds one file with one of the `suffixes` (all will do
+        when there are none), within a few seconds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from inferplane.domain.endpoint import ModelSpec, Resources
+from inferplane.domain.endpoint import ModelSpec, Resources, human_bytes
 from inferplane.domain.errors import Invalid
 from inferplane.domain.preflight import Check
 from inferplane.domain.reasons import ReasonCode, reason_of
@@ -46,23 +46,37 @@ def check_runtime(model: ModelSpec, is_installed: Callable[[str], bool]) -> Chec
     )
 
 
-def check_resources(resources: Resources, *, cores: int, memory_bytes: int) -> Check:
-    """Whether one replica fits into this machine at all."""
-    wishes = []
-    if resources.cpu_millis is not None and resources.cpu_millis > cores * 1000:
-        wishes.append(f"{resources.cpu_millis / 1000:g} CPUs, and this machine has {cores}")
-    if resources.memory_bytes is not None and resources.memory_bytes > memory_bytes:
-        asked, has = resources.memory_bytes / 1024**3, memory_bytes / 1024**3
-        wishes.append(f"{asked:.1f} GiB of memory, and this machine has {has:.1f} GiB")
-    if wishes:
+def suffixes_of(model: ModelSpec) -> tuple[str, ...]:
+    """The endings of which the model server will want exactly one; () for formats not served here."""
+    try:
+        return FORMATS[canonical_format(model.format)].file_suffixes
+    except (Invalid, KeyError):
+        return ()
+
+
+def check_resources(resources: Resources, *, replicas: int, cores: int, memory_bytes: int) -> Check:
+    """Whether the replicas asked for fit into this machine at all.
+
+    Only memory can be too much: CPUs are shared, and a limit on them sets the number of threads.
+    """
+    if resources.memory_bytes is not None and resources.memory_bytes * replicas > memory_bytes:
+        what = "one replica asks" if replicas == 1 else f"{replicas} replicas ask"
         return Check(
             "resources",
             False,
             ReasonCode.UNSCHEDULABLE,
-            f"one replica asks for {'; and for '.join(wishes)}",
+            f"{what} for {human_bytes(resources.memory_bytes * replicas)} of memory,"
+            f" and this machine has {human_bytes(memory_bytes)}",
             reason_of(ReasonCode.UNSCHEDULABLE).next_action,
         )
-    return Check("resources", True, None, "one replica fits into this machine")
+    fits = "one replica fits" if replicas == 1 else f"{replicas} replicas fit"
+    if resources.cpu_millis is not None and resources.cpu_millis > cores * 1000:
+        fits += (
+            f" into this machine; it has {cores} CPUs, so a replica uses at most those"
+            f" and not {resources.cpu_millis / 1000:g}"
+        )
+        return Check("resources", True, None, fits)
+    return Check("resources", True, None, f"{fits} into this machine")
 
 
 def check_scheme(uri: str) -> Check | None:
