@@ -108,11 +108,16 @@ async def ask(tx: Tx, platform: Platform, caller: Caller, endpoint: InferenceEnd
 
 
 async def ask_again(tx: Tx, platform: Platform, caller: Caller, endpoint: InferenceEndpoint) -> bool:
-    """As `ask`, unless a request of the endpoint is alive or comes back by itself; whether it asked."""
+    """As `ask`, unless a request of the endpoint is alive or comes back by itself; whether it asked.
+
+    Raises StaleVersion when the request changes at this moment.
+    """
     if endpoint.spec.gpu is None:
         return False
     known = await tx.list_gpu_requests(endpoint_uid=endpoint.uid)
     if known and not is_over(known[-1], await tx.get_policy(endpoint.workspace)):
+        # Whoever is about to end it, because the endpoint was stopped a moment ago, has to look again.
+        await tx.save_gpu_request(known[-1])
         return False
     await ask(tx, platform, caller, endpoint)
     return True

@@ -637,6 +637,8 @@ async def _change(
                 if changed is not None:
                     await tx.update_endpoint_spec(changed)
                 done = also is not None and await also(tx, changed or present)
+                if done and changed is None:
+                    await tx.update_endpoint_spec(present)  # or two at once would both have done it
                 if changed is not None or done:
                     before, after = difference(_told(present), _told(changed or present))
                     event = entry(

@@ -179,12 +179,18 @@ async def delete(platform: Platform, caller: Caller, gpr_id: str) -> None:
     left to wait for until somebody starts it again.
     """
     caller.require(Verb.READ_GPUS)
-    async with platform.store.transaction() as tx:
-        request = await _get(tx, caller, gpr_id)
-        caller.require(Verb.WRITE_GPUS, request.workspace)
-        check_deletable(request)
-        await _stop_endpoint_of(tx, platform, caller, request)
-        await remove(tx, platform, caller, request)
+    for _ in range(UPDATE_ATTEMPTS_MAX):
+        try:
+            async with platform.store.transaction() as tx:
+                request = await _get(tx, caller, gpr_id)
+                caller.require(Verb.WRITE_GPUS, request.workspace)
+                check_deletable(request)
+                await _stop_endpoint_of(tx, platform, caller, request)
+                await remove(tx, platform, caller, request)
+                return
+        except StaleVersion:
+            continue
+    raise too_busy()
 
 
 # For other services, within their transactions
@@ -213,7 +219,11 @@ async def insert(tx: Tx, platform: Platform, caller: Caller, request: GpuRequest
 
 
 async def remove(tx: Tx, platform: Platform, caller: Caller, request: GpuRequest) -> None:
-    """Delete a request that holds nothing, and tell of it."""
+    """Delete a request that holds nothing, and tell of it.
+
+    Raises StaleVersion when it is not as `request` says any more: it may have been granted meanwhile.
+    """
+    await tx.save_gpu_request(request)
     await tx.delete_gpu_request(request.id)
     await tx.append_event(
         entry(
