@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from inferplane.bootstrap import RunningPlatform, run_platform
@@ -177,7 +177,8 @@ def _queue(requests: list[dict[str, Any]], colours: dict[str, str]) -> Table:
         (each for each in requests if each["status"]["provisioningStatus"] == "Queued"),
         key=lambda each: (each["queuePosition"] or 10**6, each["gprId"]),
     )
-    table = Table("#", "request", "wants", "priority", "starts in", "why it waits", expand=True)
+    why = Column("why it waits", no_wrap=True, overflow="ellipsis", ratio=1)
+    table = Table("#", "request", "wants", "priority", "starts in", why, expand=True)
     for each in waiting[:QUEUE_SHOWN_MAX]:
         table.add_row(
             str(each["queuePosition"] or "?"),
@@ -185,7 +186,7 @@ def _queue(requests: list[dict[str, Any]], colours: dict[str, str]) -> Table:
             f"{each['numberOfGPUNodes']} x {each['numberOfGPUs']} {each['gpuShape']}",
             str(each["priority"]),
             each["estimatedWaitTime"] or "?",
-            each["explanation"],
+            each["explanation"].partition("; estimated")[0].partition("; ")[2] or each["explanation"],
         )
     if len(waiting) > QUEUE_SHOWN_MAX:
         table.caption = f"and {len(waiting) - QUEUE_SHOWN_MAX} more"
@@ -205,7 +206,7 @@ async def show(api: Api, console: Console, hours: float, speed: float, said: lis
     """Draw until the morning is over."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+    with Live(console=console, auto_refresh=False, screen=console.is_terminal, transient=True) as live:
         while (minutes := (loop.time() - began) * speed / 60) < hours * 60:
             live.update(await picture(api, minutes, speed, said), refresh=console.is_terminal)
             await asyncio.sleep(REFRESH_SECONDS)
