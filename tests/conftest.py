@@ -27,6 +27,10 @@ import pytest_asyncio
 if TYPE_CHECKING:
     from inferplane.store.sql import Store
 
+# A shell starts its background jobs with SIGINT ignored, and programs inherit that: the tests that
+# press Ctrl-C would then wait for ever wherever a runner is such a job.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 POSTGRES_START_SECONDS = 60.0
 SYSTEM_BINARIES = "/usr/lib/postgresql"
 
