@@ -94,7 +94,9 @@ def test_everything_a_manifest_can_say() -> None:
     assert parsed.scaling == Scaling(2, 5)
     assert parsed.limits.timeout_seconds == 30
     assert parsed.stopped
-    assert parsed.warnings == ()
+    args, scaling = parsed.warnings
+    assert "args: --nthread has no effect" in args
+    assert "maxReplicas has no effect yet" in scaling
 
 
 def test_only_the_spec_is_enough() -> None:
@@ -161,8 +163,11 @@ def test_what_has_no_effect_is_said() -> None:
         _isvc(
             {
                 "minReplicas": 0,
+                "maxReplicas": 2,
+                "canaryTrafficPercent": 10,
                 "colour": "red",
                 "model": {
+                    "args": ["--workers=2", "--predict_proba"],
                     "modelFormat": "sklearn",
                     "storageURI": _URI,
                     "image": "mine",
@@ -177,10 +182,13 @@ def test_what_has_no_effect_is_said() -> None:
         "storageURI is read as storageUri",
         "image has no effect",
         "scales to zero",
+        "maxReplicas has no effect yet, because nothing scales by itself here: 1 replica is kept",
+        "canaryTrafficPercent has no effect",
+        "args: --workers has no effect",
         "T comes from the cluster",
     ):
         assert words in text
-    assert parsed.scaling == Scaling(1, 1)
+    assert parsed.scaling == Scaling(1, 2)
     assert parsed.model.storage_uri == _URI
     assert parsed.model.env == ()
 

@@ -7,6 +7,7 @@ import pytest
 from inferplane.domain.endpoint import ModelSpec
 from inferplane.domain.errors import Invalid
 from inferplane.domain.runtime import (
+    ARGS_WITH_EFFECT,
     CUSTOM_FORMAT,
     FORMATS,
     FORMATS_ELSEWHERE,
@@ -15,6 +16,7 @@ from inferplane.domain.runtime import (
     known_formats,
     select_runtime,
 )
+from inferplane.modelserver.config import PROBABILITY_FLAGS
 
 
 def _model(format: str = "sklearn", **rest: str) -> ModelSpec:
@@ -110,3 +112,7 @@ def test_the_tables_agree_with_each_other() -> None:
         assert known.name == name
         assert known.file_suffixes
         assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in known.file_suffixes)
+
+
+def test_the_arguments_with_an_effect_are_the_model_servers() -> None:
+    assert ARGS_WITH_EFFECT == PROBABILITY_FLAGS

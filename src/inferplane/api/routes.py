@@ -397,7 +397,8 @@ async def create_endpoint(call: Call) -> EndpointCreated | Preflight:
     if call.flag("dryRun"):
         findings = await endpoints.preflight(call.platform, call.caller, draft)
         return Preflight(draft.name, tuple(views.check_item(each) for each in findings))
-    return EndpointCreated(await endpoints.create(call.platform, call.caller, draft, call.ticket()))
+    made = await endpoints.create(call.platform, call.caller, draft, call.ticket())
+    return EndpointCreated(made.name, made.warnings)
 
 
 async def get_endpoint(call: Call) -> EndpointEnvelope | EndpointList:

@@ -192,12 +192,14 @@ def _unreachable(
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What became of a create. `checks` are the findings of a dry run, else empty."""
+    """What became of a create. `checks` are the findings of a dry run, else empty; `warnings` say what of
+    the request has no effect, when it was accepted."""
 
     name: str
     workspace: str
     dry_run: bool = False
     checks: tuple[CheckItem, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -353,7 +355,7 @@ def _create(
         return Deployment(found.endpoint_name, body.workspace, dry_run=True, checks=found.preflight)
     key = idempotency_key or session.new_key()
     answer = yield from ask(session, requests.create_endpoint(body, key))
-    return Deployment(answer.endpoint_name, body.workspace)
+    return Deployment(answer.endpoint_name, body.workspace, warnings=answer.warnings)
 
 
 def _autoscaling(least: int | None, most: int | None) -> AutoscalingBody | None:

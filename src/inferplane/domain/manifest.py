@@ -23,7 +23,7 @@ from inferplane.domain.errors import Invalid
 from inferplane.domain.names import NAME_CHARACTERS_MAX
 from inferplane.domain.quantity import parse_cpu, parse_memory
 from inferplane.domain.reasons import ReasonCode
-from inferplane.domain.runtime import CUSTOM_FORMAT, FORMATS, PROTOCOLS, known_formats
+from inferplane.domain.runtime import CUSTOM_FORMAT, FORMATS, PROTOCOLS, known_formats, warn_of_args
 from inferplane.domain.storage_uri import parse_storage_uri
 
 API_VERSION = "serving.kserve.io/v1beta1"
@@ -116,6 +116,10 @@ def model_from_isvc(
 
     warnings: list[str] = []
     _warn_of_unknown(predictor, _PREDICTOR_FIELDS, path, warnings)
+    if predictor.get("canaryTrafficPercent") is not None:
+        warnings.append(
+            f"{path}.canaryTrafficPercent has no effect here: a new endpoint gets all of its own traffic"
+        )
     model, wants_gpus = _model(predictor, path, warnings)
     if name and name != endpoint_name:
         model = replace(model, alias=name)
@@ -259,13 +263,15 @@ def _model_body(
     )
     name, version = (framework, "") if framework else _model_format(body, path)
     resources, wants_gpus = resources_from(body.get("resources"), f"{path}.resources")
+    args = _args(body.get("args"), f"{path}.args")
+    warnings.extend(warn_of_args(args, f"{path}.args"))
     model = ModelSpec(
         format=name,
         storage_uri=_storage_uri(body, path, name, warnings),
         format_version=version,
         runtime=_text(body.get("runtime"), f"{path}.runtime"),
         protocol_version=_protocol(body, path),
-        args=_args(body.get("args"), f"{path}.args"),
+        args=args,
         env=_env(body.get("env"), f"{path}.env", warnings),
         resources=resources,
     )
@@ -399,7 +405,14 @@ def _scaling(predictor: Mapping[str, Any], path: str, warnings: list[str]) -> Sc
             f"{path}.scaleMetric",
             f"Use one of {', '.join(_SCALE_METRICS)}.",
         )
+    if most_kept > least_kept:
+        warnings.append(no_autoscaling(f"{path}.maxReplicas", least_kept))
     return Scaling(min_replicas=least_kept, max_replicas=most_kept)
+
+
+def no_autoscaling(field: str, replicas: int) -> str:
+    """What is to be said where more replicas are allowed than are kept."""
+    return f"{field} has no effect yet, because nothing scales by itself here: {replicas} replica{'s are' if replicas > 1 else ' is'} kept"
 
 
 def _whole(value: Any, path: str) -> int | None:

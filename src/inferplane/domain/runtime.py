@@ -8,7 +8,7 @@ cluster itself chooses among its own runtimes; here only the local engine's are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -21,6 +21,13 @@ LOCAL_ENGINE = "local"
 
 # The format of an endpoint whose manifest brings its own container instead of a model.
 CUSTOM_FORMAT = "custom"
+
+ARG_CHARACTERS_SHOWN_MAX = 40
+
+# The only arguments that change what the local model server does (it asks V1 for probabilities).
+ARGS_WITH_EFFECT = frozenset(
+    {"--predict_proba", "--predict-proba", "--predict_proba=true", "--predict-proba=true"}
+)
 
 PROTOCOLS = ("v1", "v2", "grpc-v1", "grpc-v2")
 
@@ -83,6 +90,17 @@ _SPELLINGS: Mapping[str, str] = MappingProxyType(
         "tf": "tensorflow",
     }
 )
+
+
+def warn_of_args(args: Iterable[str], path: str) -> tuple[str, ...]:
+    """A sentence when some of `args` have no effect on the local engine, else nothing."""
+    idle = [arg for arg in args if arg not in ARGS_WITH_EFFECT]
+    if not idle:
+        return ()
+    flags = [arg for arg in idle if arg.startswith("-")] or idle
+    shown = flags[0].partition("=")[0][:ARG_CHARACTERS_SHOWN_MAX]  # not its value, which may be a secret
+    said = f"{shown} has" if len(flags) == 1 else f"{shown} and {len(flags) - 1} more have"
+    return (f"{path}: {said} no effect on the local engine, which knows --predict_proba only",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,10 +32,11 @@ from inferplane.domain.manifest import (
     REQUEST_TIMEOUT_SECONDS_MAX,
     ParsedManifest,
     model_from_isvc,
+    no_autoscaling,
 )
 from inferplane.domain.names import check_name
 from inferplane.domain.quantity import parse_cpu, parse_memory
-from inferplane.domain.runtime import FORMATS, PROTOCOLS, canonical_format
+from inferplane.domain.runtime import FORMATS, PROTOCOLS, canonical_format, warn_of_args
 from inferplane.domain.storage_uri import parse_storage_uri
 from inferplane.services.findings import Findings
 from inferplane.services.gpu_drafts import GpuDraft
@@ -136,6 +137,9 @@ def understand(draft: EndpointDraft, *, manifest_bytes_max: int) -> Wish:
         wish = replace(
             wish, wants_gpus=True, gpu_field="gpuSpec.gpuShape" if draft.gpu.gpu_shape else "gpuSpec"
         )
+    if draft.max_replicas is not None and scaling.max_replicas > scaling.min_replicas:
+        warning = no_autoscaling("autoscaling.maxReplicas", scaling.min_replicas)
+        wish = replace(wish, warnings=(*wish.warnings, warning))
     return replace(wish, spec=replace(wish.spec, scaling=scaling, limits=limits))
 
 
@@ -197,7 +201,7 @@ def _from_model(draft: ModelDraft, findings: Findings) -> Wish:
         digest=digest,
         start_timeout_seconds=timeout or DEFAULT_START_TIMEOUT_SECONDS,
     )
-    return Wish(EndpointSpec(model), dict(draft.secret))
+    return Wish(EndpointSpec(model), dict(draft.secret), warnings=warn_of_args(model.args, f"{path}.args"))
 
 
 def _resources(draft: ModelDraft, path: str, findings: Findings) -> Resources:

@@ -34,7 +34,7 @@ from inferplane.engines.port import EngineError, LogLine, Target
 from inferplane.services import endpoint_gpus
 from inferplane.services.context import Platform
 from inferplane.services.endpoint_drafts import EndpointDraft, Wish, understand
-from inferplane.services.idempotency import Ticket, once, recall, remember
+from inferplane.services.idempotency import IDEMPOTENCY_KEY_HEADER, Ticket, once, recall, remember
 from inferplane.services.trail import difference, entry, facts
 from inferplane.store.sql import Tx
 
@@ -49,17 +49,26 @@ Also = Callable[[Tx, InferenceEndpoint], Awaitable[bool]]
 # Create
 
 
+@dataclass(frozen=True, slots=True)
+class Created:
+    """An endpoint that was accepted; `warnings` say what of the request has no effect here."""
+
+    name: str
+    warnings: tuple[str, ...] = ()
+
+
 async def create(
     platform: Platform, caller: Caller, draft: EndpointDraft, ticket: Ticket | None = None
-) -> str:
-    """Accept an endpoint; returns its name. The rest happens by itself.
+) -> Created:
+    """Accept an endpoint. The rest happens by itself.
 
     Raises Invalid with all details, NotFound for a workspace, AlreadyExists for a taken name,
-    Conflict for a reused idempotency key, QuotaExceeded.
+    Conflict for a reused idempotency key and for one whose endpoint is gone, QuotaExceeded.
     """
     caller.require(Verb.WRITE_ENDPOINT, draft.workspace)
     wish = understand(draft, manifest_bytes_max=platform.limits.manifest_bytes_max)
-    return await once(ticket, lambda: _create(platform, caller, draft, wish, ticket))
+    name = await once(ticket, lambda: _create(platform, caller, draft, wish, ticket))
+    return Created(name, wish.warnings)
 
 
 async def _create(
@@ -67,11 +76,11 @@ async def _create(
 ) -> str:
     now = platform.clock()
     async with platform.store.read() as tx:
-        if (answer := await recall(tx, caller, ticket)) is not None:
+        if (answer := await _answered(tx, caller, draft, ticket)) is not None:
             return answer  # before the clusters are compared, which takes a while
     chosen = await endpoint_gpus.soonest_cluster(platform, draft)
     async with platform.store.transaction() as tx:
-        if (answer := await recall(tx, caller, ticket)) is not None:
+        if (answer := await _answered(tx, caller, draft, ticket)) is not None:
             return answer
         cluster = await _resolve_cluster(tx, draft, chosen)
         gpu = await endpoint_gpus.gpu_spec_for(tx, platform, draft, wish, cluster)
@@ -91,7 +100,7 @@ async def _create(
                 caller,
                 "EndpointCreated",
                 f"{endpoint.spec.model.format} model from {redacted(endpoint.spec.model.storage_uri) or 'the manifest'}"
-                f" on cluster {endpoint.cluster}",
+                f" on cluster {endpoint.cluster}" + _with_warnings(len(wish.warnings)),
                 workspace=endpoint.workspace,
                 endpoint=endpoint.name,
                 endpoint_uid=endpoint.uid,
@@ -101,6 +110,34 @@ async def _create(
             )
         )
     return endpoint.name
+
+
+async def _answered(tx: Tx, caller: Caller, draft: EndpointDraft, ticket: Ticket | None) -> str | None:
+    """The answer given before. Raises Conflict when what it speaks of is gone: repeating it would be a lie,
+    and making it again is not what a repetition asks for."""
+    answer = await recall(tx, caller, ticket)
+    if answer is None:
+        return None
+    try:
+        present = await tx.get_endpoint(draft.workspace, answer, draft.cluster)
+    except NotFound:
+        said = "has been deleted"
+    except Conflict:  # there on several clusters
+        return answer
+    else:
+        if present.deletion_requested_at is None:
+            return answer
+        said = "is being deleted"
+    raise Conflict(
+        f"the endpoint {answer} that this request made {said}",
+        reason="IdempotencyKeySpent",
+        field=IDEMPOTENCY_KEY_HEADER,
+        next_action="Use a new idempotency key to make it again.",
+    )
+
+
+def _with_warnings(count: int) -> str:
+    return "" if not count else ", with a warning" if count == 1 else f", with {count} warnings"
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,10 +93,11 @@ class CreateEndpoint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     limits: LimitsBody | None = None
 
 
-class EndpointCreated(msgspec.Struct, frozen=True, rename="camel"):
-    """Strict: no other key."""
+class EndpointCreated(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """`warnings` says what of the request has no effect here; absent when everything has."""
 
     endpoint_name: str
+    warnings: tuple[str, ...] = ()
 
 
 class CheckItem(msgspec.Struct, frozen=True, rename="camel"):

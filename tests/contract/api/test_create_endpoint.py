@@ -129,7 +129,9 @@ def raw_request(world: World, team: str, text: Any, **change: Any) -> dict[str, 
 
 def test_a_whole_inference_service_is_accepted(world: World, owner: Client, team: str) -> None:
     body = raw_request(world, team, MANIFEST)
-    assert owner("POST", ENDPOINT, body).data == {"endpointName": body["endpointName"]}
+    data = owner("POST", ENDPOINT, body).data
+    assert data["endpointName"] == body["endpointName"]
+    assert "maxReplicas has no effect yet" in " ".join(data["warnings"])
     spec = world.stored(team, body["endpointName"]).spec
     assert (spec.model.format, spec.model.alias) == ("sklearn", "their-name")
     assert spec.model.storage_uri == "gs://kfserving-examples/models/sklearn/1.0/model"
@@ -357,6 +359,41 @@ def test_a_repeated_create_gives_the_same_answer(world: World, owner: Client, te
     # Another caller's key of the same name is another key.
     editor = world.client("Editor", team)
     editor("POST", ENDPOINT, other, headers=headers).ok()
+
+
+def test_a_repeated_create_does_not_speak_of_an_endpoint_that_is_gone(
+    world: World, owner: Client, team: str
+) -> None:
+    headers = {"Idempotency-Key": world.name("k")}
+    body = request(world, team)
+    owner("POST", ENDPOINT, body, headers=headers).ok()
+    owner("DELETE", ENDPOINT, {"endpoint": body["endpointName"], "workspace": team}).ok()
+    error = owner("POST", ENDPOINT, body, headers=headers).is_error(409, "CONFLICT", "IdempotencyKeySpent")
+    assert "deleted" in error["message"]
+    assert "new idempotency key" in error["nextAction"]
+
+
+def test_what_has_no_effect_is_said_with_the_answer(world: World, owner: Client, team: str) -> None:
+    body = with_model(world, team, args=["--predict_proba", "--password=hunter2"])
+    data = owner("POST", ENDPOINT, {**body, "autoscaling": {"minReplicas": 1, "maxReplicas": 4}}).data
+    assert data["endpointName"] == body["endpointName"]
+    args, scaling = data["warnings"]
+    assert args.startswith("modelSpec.args: --password has no effect")
+    assert "hunter2" not in args
+    assert scaling.startswith("autoscaling.maxReplicas has no effect yet")
+    events = owner("GET", f"{ENDPOINT}/events?workspace={team}&endpoint={body['endpointName']}").data[
+        "events"
+    ]
+    assert events[0]["message"].endswith(", with 2 warnings")
+    assert events[0]["data"]["warnings"] == data["warnings"]
+
+
+@pytest.mark.parametrize("spelling", ["dryRun", "dryrun", "DRYRUN"])
+def test_the_case_of_a_query_parameter_does_not_matter(
+    world: World, owner: Client, team: str, spelling: str
+) -> None:
+    data = owner("POST", f"{ENDPOINT}?{spelling}=True", request(world, team)).data
+    assert "preflight" in data
 
 
 def test_a_failed_create_is_not_remembered(world: World, owner: Client, team: str) -> None:
