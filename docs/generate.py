@@ -12,6 +12,7 @@ from dataclasses import MISSING
 from pathlib import Path
 
 from inferplane.cli.exits import ExitCode
+from inferplane.domain.access import PERMISSIONS, Role
 from inferplane.domain.reasons import REASONS
 from inferplane.domain.runtime import FORMATS
 from inferplane.settings import ENVIRONMENT_PREFIX, PLAIN_SETTINGS
@@ -67,6 +68,17 @@ def reasons_table() -> str:
     )
 
 
+def access_table() -> str:
+    """Every verb, and the roles that may."""
+    return _table(
+        ("", *(role.value for role in Role)),
+        (
+            (verb.value, *("yes" if role in roles else "no" for role in Role))
+            for verb, roles in PERMISSIONS.items()
+        ),
+    )
+
+
 def settings_table() -> str:
     """Every setting with its flag, its environment variable and its default."""
     return _table(
@@ -105,6 +117,7 @@ def exit_codes_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "access": access_table,
     "reasons": reasons_table,
     "settings": settings_table,
     "formats": formats_table,
