@@ -51,6 +51,8 @@ def platform(home: Path, configuration: str) -> Iterator[Stack]:
     finally:
         for process in one.processes():
             process.kill()
+        if one.process is not None:
+            one.process.wait()
 
 
 def test_a_simulated_endpoint_runs_and_says_that_nothing_is_behind_it(home: Path) -> None:
@@ -117,6 +119,29 @@ def test_an_evicted_endpoint_says_by_whom_and_runs_again_afterwards(home: Path, 
         assert predict(stack, "alpha", "humble").json() == {"predictions": [0]}
         delete(stack, "alpha", "humble")
         assert_nothing_is_held(stack, ("alpha", "humble"), ("beta", "urgent"))
+
+
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [
+        ({"idleTimeOutDuration": "3s", "enforceIdleTimeOut": True}, "IdleTimeout"),
+        ({"exitDuration": "15s", "autoRenew": False}, "ExitDurationReached"),
+    ],
+)
+def test_what_is_over_gives_back_its_gpu_and_says_why(
+    wish: dict[str, object], reason: str, home: Path, gpu_model: Path
+) -> None:
+    with platform(home, ONE_A100_HERE) as stack:
+        add_workspace(stack, "alpha")
+        create(stack, "alpha", "brief", str(gpu_model), gpuSpec={**GPU, **wish})
+        brief = wait_until(stack, "alpha", "brief", "Failed")
+        assert brief["reason"] == reason
+        assert brief["nextAction"]
+        wait_for(lambda: free_gpus(stack) == 1, "the GPU to be free")
+        assert gpr(stack, brief["gpuRequests"][0]["gprId"])["status"]["internalState"] == "Released"
+        assert stack.model_servers() == {}
+        delete(stack, "alpha", "brief")
+        assert_nothing_is_held(stack, ("alpha", "brief"))
 
 
 @pytest.mark.slow
