@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import pytest_asyncio
 
-from inferplane.controllers.admission import CYCLE, AdmissionController, save_changes
+from inferplane.controllers.admission import CYCLE, AdmissionController, Pace, save_changes
 from inferplane.controllers.admission_plan import Picture, plan
 from inferplane.controllers.endpoints import EndpointController
 from inferplane.domain.endpoint import (
@@ -37,6 +37,7 @@ from inferplane.scheduler import Snapshot
 from inferplane.store.sql import Store
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
+NO_PAUSES = Pace(tell_seconds=0.0, short_pass_seconds=float("inf"))
 PASSES_MAX = 60
 HOUR = timedelta(hours=1)
 A100_NODE = Node("local", "gpu", "a2", "NVIDIA-A100", 1, 80, simulated=True)
@@ -73,7 +74,7 @@ class World:
         """New controllers, which remember nothing."""
         self.endpoints = EndpointController(self.store, {"local": self.engine}, self.routes, lambda: self.now)
         self.admission = AdmissionController(
-            self.store, lambda: self.now, idle_since=self.idle.get, tell_seconds=0.0
+            self.store, lambda: self.now, idle_since=self.idle.get, pace=NO_PAUSES
         )
 
     async def prepare(self) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from inferplane.controllers.admission_plan import (
@@ -39,24 +39,29 @@ from inferplane.store.sql import Store, Tx
 
 ACTOR = "admission"
 CYCLE = "cycle"
-TELL_SECONDS = 1.0
-"""Waits are put into words at most this often: it takes a simulation of everything that lies ahead."""
-
-SHORT_PASS_SECONDS = 0.25
-"""A pass that took longer is followed by a rest as long as it took."""
-
 IdleSince = Callable[[str], datetime | None]
 
 log = get_logger("controllers.admission")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much work at most, in real seconds.
+
+    Waits are put into words every `tell_seconds`: that takes a simulation of everything that lies ahead.
+    A pass that took longer than `short_pass_seconds` is followed by a rest as long as it took.
+    """
+
+    tell_seconds: float = 1.0
+    short_pass_seconds: float = 0.25
 
 
 class AdmissionController:
     """Gives GPUs to requests and takes them back. Its only key is CYCLE.
 
     `idle_since(endpoint_uid)` is when the endpoint's GPUs were last used; None means that they are in use,
-    or that nobody knows. Without it nobody is ever idle. `switches` are the scheduler's. Waits are put into
-    words every `tell_seconds` at most. `speed` is how many seconds of `clock` go by in a real one: how long
-    to rest, and how often to tell, is a matter of real ones.
+    or that nobody knows. Without it nobody is ever idle. `switches` are the scheduler's. `speed` is how
+    many seconds of `clock` go by in a real one; the pace is a matter of real ones.
     """
 
     name = "admission"
@@ -69,14 +74,14 @@ class AdmissionController:
         switches: Switches | None = None,
         idle_since: IdleSince | None = None,
         speed: float = 1.0,
-        tell_seconds: float = TELL_SECONDS,
+        pace: Pace | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._switches = switches or Switches()
         self._idle_since = idle_since
         self._speed = speed
-        self._tell_seconds = tell_seconds
+        self._pace = pace or Pace()
         self._said: dict[str, WaitNote] | None = None  # None: what the store has is not read yet
         self._tell_at = 0.0
         self._rest_until = 0.0
@@ -103,7 +108,7 @@ class AdmissionController:
             await save_changes(self._store, decided.changes, picture.snapshot)
         pauses = [decided.look_again_seconds, await self._tell(decided)]
         took = time.monotonic() - began
-        if took > SHORT_PASS_SECONDS:
+        if took > self._pace.short_pass_seconds:
             self._rest_until = began + 2 * took
         return min((pause for pause in pauses if pause is not None), default=None)
 
@@ -139,7 +144,7 @@ class AdmissionController:
             async with self._store.transaction(durable=False) as tx:
                 await tx.save_wait_notes(news)
             self._said |= news
-        self._tell_at = time.monotonic() + max(self._tell_seconds, time.monotonic() - began)
+        self._tell_at = time.monotonic() + max(self._pace.tell_seconds, time.monotonic() - began)
         return None
 
 
