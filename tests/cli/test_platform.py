@@ -253,3 +253,10 @@ def test_the_key_is_nowhere_in_what_is_printed(shell: Any) -> None:
     for words in (("describe", "iris"), ("list",), ("config",), ("--debug", "explain", "nope")):
         ran = shell.run(*words)
         assert KEY not in ran.out + ran.err
+
+
+def test_a_workspace_is_changed(shell: Any) -> None:
+    ran = shell.run("workspace", "update", "team", "--cluster", "a", "--cluster", "b")
+    assert (ran.code, ran.out) == (0, "workspace team is changed\n")
+    assert shell.platform.asked[-1].body == {"workspaceName": "team", "clusters": ["a", "b"]}
+    assert shell.run("workspace", "update", "team").code == ExitCode.USAGE

@@ -114,6 +114,30 @@ def create_workspace(
         print_result(f"workspace {made} is there")
 
 
+@workspaces.command("update")
+def update_workspace(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the workspace.", show_default=False)],
+    cluster: Annotated[
+        list[str] | None,
+        typer.Option("--cluster", "-c", help="All clusters that it may use; may be repeated."),
+    ] = None,
+    namespace: Annotated[
+        list[str] | None, typer.Option("--namespace", help="All its namespaces; may be repeated.")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Replace a workspace's clusters or namespaces; what is not named stays."""
+    if cluster is None and namespace is None:
+        raise typer.BadParameter("give --cluster, --namespace or both", param_hint="--cluster")
+    with connected(context) as client:
+        client.update_workspace(name, clusters=cluster, namespaces=namespace)
+    if output is Format.JSON:
+        print_json({"workspaceName": name})
+    else:
+        print_result(f"workspace {name} is changed")
+
+
 @workspaces.command("list")
 def list_workspaces(context: typer.Context, output: Output = Format.TABLE) -> None:
     """List the workspaces that this key may see."""

@@ -9,6 +9,25 @@ import typer
 
 from inferplane.cli import render
 from inferplane.cli.exits import ExitCode, exit_code_of
+from inferplane.cli.gpu_options import (
+    AutoCluster,
+    AutoGpu,
+    AutoRenew,
+    EnforceIdle,
+    Evictable,
+    ExitDuration,
+    GpuMemory,
+    GpuNodes,
+    Gpus,
+    GpuShape,
+    IdleTimeout,
+    InstanceType,
+    Precedence,
+    Priority,
+    Requeue,
+    wish_of,
+    wish_or_none,
+)
 from inferplane.cli.options import (
     Cluster,
     DryRun,
@@ -118,12 +137,33 @@ def deploy(
             "--max-request-bytes", metavar="BYTES", help="Largest request that is let in.", show_default=False
         ),
     ] = None,
+    gpus: Gpus = None,
+    gpu_nodes: GpuNodes = None,
+    gpu_shape: GpuShape = "",
+    instance_type: InstanceType = "",
+    gpu_memory: GpuMemory = None,
+    auto_gpu: AutoGpu = False,
+    exit_duration: ExitDuration = "",
+    priority: Priority = None,
+    idle_timeout: IdleTimeout = "",
+    enforce_idle: EnforceIdle = None,
+    evictable: Evictable = None,
+    requeue: Requeue = None,
+    auto_renew: AutoRenew = None,
+    auto_cluster: AutoCluster = False,
+    precedence: Precedence = None,
     wait: Wait = False,
     timeout: Timeout = WAIT_SECONDS,
     dry_run: DryRun = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Make an endpoint from a model's format and its storage URI."""
+    wish = wish_of(
+        *(gpus, gpu_nodes, gpu_shape, instance_type, gpu_memory, exit_duration, priority),
+        *(idle_timeout, enforce_idle, evictable, requeue),
+        auto=auto_gpu,
+    )
+    asks = wish_or_none(wish, others=(auto_renew is not None, auto_cluster))
     secrets = _secret_lines(secret_file) | named_values(secret or [], "--secret")
     with connected(context) as client:
         made = client.deploy(
@@ -140,6 +180,10 @@ def deploy(
             replicas=replicas,
             request_seconds_max=request_seconds,
             request_bytes_max=request_bytes,
+            gpu=asks,
+            auto_cluster=auto_cluster,
+            cluster_precedence=precedence or (),
+            auto_renew=auto_renew,
             dry_run=dry_run,
         )
         _accepted(client, made, cluster, wait=wait, timeout=timeout, output=output)
@@ -163,16 +207,45 @@ def apply(
     ] = "",
     workspace: Workspace = "",
     cluster: Cluster = "",
+    gpus: Gpus = None,
+    gpu_nodes: GpuNodes = None,
+    gpu_shape: GpuShape = "",
+    instance_type: InstanceType = "",
+    gpu_memory: GpuMemory = None,
+    auto_gpu: AutoGpu = False,
+    exit_duration: ExitDuration = "",
+    priority: Priority = None,
+    idle_timeout: IdleTimeout = "",
+    enforce_idle: EnforceIdle = None,
+    evictable: Evictable = None,
+    requeue: Requeue = None,
+    auto_renew: AutoRenew = None,
+    auto_cluster: AutoCluster = False,
+    precedence: Precedence = None,
     wait: Wait = False,
     timeout: Timeout = WAIT_SECONDS,
     dry_run: DryRun = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Make an endpoint from a KServe InferenceService: the whole of it, or only its spec."""
+    wish = wish_of(
+        *(gpus, gpu_nodes, gpu_shape, instance_type, gpu_memory, exit_duration, priority),
+        *(idle_timeout, enforce_idle, evictable, requeue),
+        auto=auto_gpu,
+    )
+    asks = wish_or_none(wish, others=(auto_renew is not None, auto_cluster))
     manifest = read_text(file, "the manifest")
     with connected(context) as client:
         made = client.apply(
-            manifest, name=name, workspace=workspace_or_default(workspace), cluster=cluster, dry_run=dry_run
+            manifest,
+            name=name,
+            workspace=workspace_or_default(workspace),
+            cluster=cluster,
+            gpu=asks,
+            auto_cluster=auto_cluster,
+            cluster_precedence=precedence or (),
+            auto_renew=auto_renew,
+            dry_run=dry_run,
         )
         _accepted(client, made, cluster, wait=wait, timeout=timeout, output=output)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from inferplane.domain.endpoint import human_bytes
+from inferplane.domain.endpoint import human_bytes, human_seconds
 from inferplane.settings import Sourced
 from inferplane.wire.access import ApiKeyItem
 from inferplane.wire.endpoints import (
     CheckItem,
     DownloadItem,
     EndpointDescription,
+    EndpointGpus,
     EndpointItem,
     EventItem,
     EvidenceItem,
@@ -122,6 +123,7 @@ def description(endpoint: EndpointDescription) -> str:
                     f"{human_bytes(limits.max_request_bytes)} a request, {limits.timeout_seconds:g} s to answer,"
                     f" {limits.start_timeout_seconds:g} s to start",
                 ),
+                *_gpus(endpoint.gpu),
                 ("Replicas", f"{endpoint.replica_count.ready} of {endpoint.replica_count.desired} ready"),
                 ("Download", download(endpoint.download)),
                 ("Created", f"{moment(endpoint.created_at)} by {endpoint.created_by or 'unknown'}"),
@@ -137,6 +139,19 @@ def description(endpoint: EndpointDescription) -> str:
             for r in endpoint.replicas
         ]
         parts.append(table(("REPLICA", "STATE", "PID", "RESTARTS", "READY"), replicas))
+    if endpoint.gpu_requests:
+        asked = [
+            (
+                each.gpr_id,
+                each.gpr_name,
+                each.status,
+                f"{each.number_of_gpu_nodes} x {each.number_of_gpus}",
+                each.gpu_shape,
+                each.instance_type,
+            )
+            for each in endpoint.gpu_requests
+        ]
+        parts.append(table(("GPU REQUEST", "NAME", "STATUS", "NODES x GPUS", "SHAPE", "TYPE"), asked))
     if endpoint.timeline:
         parts.append(timeline(endpoint.timeline))
     if endpoint.evidence is not None and endpoint.status == "Failed":
@@ -213,7 +228,7 @@ def download(item: DownloadItem | None) -> str:
     if item.rate_bytes_per_second and item.finished_at is None:
         parts.append(f"{human_bytes(int(item.rate_bytes_per_second))}/s")
     if item.eta_seconds is not None and item.finished_at is None:
-        parts.append(f"about {item.eta_seconds:.0f} s left")
+        parts.append(f"about {human_seconds(item.eta_seconds)} left")
     if item.resumed_from_bytes:
         parts.append(f"resumed from {human_bytes(item.resumed_from_bytes)}")
     if item.attempts > 1:
@@ -298,6 +313,20 @@ def setting_text(setting: Sourced) -> str:
         where, mark, _ = where.partition("?")  # the parameters may hold one as well
         return f"{scheme}{found}{user}{':***' if colon else ''}{at}{where}{'?***' if mark else ''}"
     return text
+
+
+def _gpus(gpu: EndpointGpus | None) -> list[tuple[str, str]]:
+    """Where an endpoint's GPUs are, or its place in line for them."""
+    if gpu is None:
+        return []
+    held = ", ".join(f"{each.node} [{', '.join(map(str, each.indexes))}]" for each in gpu.nodes)
+    return [
+        ("GPUs", f"{gpu.status}{': ' if held else ''}{held}"),
+        ("GPU request", gpu.gpr_id),
+        ("Position", str(gpu.queue_position or "")),
+        ("Expected start", moment(gpu.estimated_start_time)),
+        ("About them", gpu.message),
+    ]
 
 
 def _resources(cpu_millis: int | None, memory_bytes: int | None) -> str:
