@@ -264,7 +264,8 @@ def _plan_service(
     before = endpoint.status
     note = _gpu_note(gpus)
     wanted = _startable(endpoint, note)
-    grant = gpus.request.grant if gpus.request is not None else None
+    request = gpus.request
+    grant = request.grant if request is not None and request.status in USABLE else None
     artifact = _remember_artifact(before.artifact, seen.artifact, now)
     exits = _new_exits(before, seen, {replica_id.name for replica_id in wanted})
     restarts = _remember_restarts(before.restarts, exits, seen.replicas, now)
@@ -298,7 +299,9 @@ def _plan_service(
         status = replace(status, since=now)
     return Plan(
         status=status,
-        routes=routes_of(endpoint, seen.replicas, (after.reason or after.status).value),
+        routes=routes_of(
+            replace(endpoint, status=status), seen.replicas, (after.reason or after.status).value
+        ),
         actions=tuple(actions),
         events=(*_progress_events(before, artifact, exits), *_transition_events(previous, after, before)),
         look_again_seconds=_next_deadline(artifact, restarts, seen.replicas, now),
