@@ -457,3 +457,40 @@ async def test_use_is_counted_for_fair_share(world: World) -> None:
         usage = await tx.load_usage()
     assert usage.keys() == {"red"}
     assert 3500 < usage["red"] <= (world.now - began).total_seconds() + 60
+
+
+async def test_waits_are_told_at_a_pace_and_soon_enough(world: World) -> None:
+    await world.until(await world.deploy("red", "a"), PublicStatus.RUNNING)
+    seldom = Pace(tell_seconds=3600.0, short_pass_seconds=float("inf"))
+    slow = AdmissionController(world.store, lambda: world.now, pace=seldom)
+    b = await world.deploy("blue", "b")
+    await slow.reconcile(CYCLE)
+    assert await world.note_of(b) is not None, "the first is told at once"
+    c = await world.deploy("blue", "c")
+    pause = await slow.reconcile(CYCLE)
+    assert await world.note_of(c) is None
+    assert pause is not None
+    assert 3000 < pause <= 3600
+    await world.turn()
+    note = await world.note_of(c)
+    assert note is not None
+    assert note.position == 2
+
+
+async def test_both_databases_keep_the_promise(postgres_url: str) -> None:
+    store = await Store.open(postgres_url)
+    world = World(store)
+    await world.prepare()
+    low = await world.deploy("red", "low", priority=50, enable_eviction=True, requeue_on_failure=True)
+    await world.until(low, PublicStatus.RUNNING)
+    high = await world.deploy("blue", "high", priority=250, enable_eviction=True)
+    await world.until(high, PublicStatus.RUNNING)
+    await world.delete(high)
+    await world.until_gone(high)
+    await world.until(low, PublicStatus.RUNNING)
+    await world.set_stopped(low, True)
+    await world.until(low, PublicStatus.STOPPED)
+    for _ in range(6):
+        await world.turn()
+    assert await world.holders() == 0
+    await store.close()

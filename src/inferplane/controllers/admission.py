@@ -53,7 +53,7 @@ class Pace:
     """
 
     tell_seconds: float = 1.0
-    short_pass_seconds: float = 0.25
+    short_pass_seconds: float = 0.05
 
 
 class AdmissionController:
@@ -100,7 +100,7 @@ class AdmissionController:
             picture = await self._read(tx)
             if self._said is None:
                 self._said = await tx.wait_notes()
-        if not picture.snapshot.requests:
+        if picture is None:
             self._said = {}
             return None
         decided = await asyncio.to_thread(plan, picture)
@@ -112,9 +112,14 @@ class AdmissionController:
             self._rest_until = began + 2 * took
         return min((pause for pause in pauses if pause is not None), default=None)
 
-    async def _read(self, tx: Tx) -> Picture:
-        """Requests first: an endpoint that is read later may know more than they do, never less."""
+    async def _read(self, tx: Tx) -> Picture | None:
+        """The picture; None where there is no request, which is how most platforms are most of the time.
+
+        Requests come first: an endpoint that is read later may know more than they do, never less.
+        """
         requests = await tx.list_gpu_requests(live_only=True)
+        if not requests:
+            return None
         uids = sorted({each.endpoint_uid for each in requests if each.endpoint_uid})
         snapshot = Snapshot(
             now=self._clock(),
@@ -144,8 +149,9 @@ class AdmissionController:
             async with self._store.transaction(durable=False) as tx:
                 await tx.save_wait_notes(news)
             self._said |= news
-        self._tell_at = time.monotonic() + max(self._pace.tell_seconds, time.monotonic() - began)
-        return None
+        pause = max(self._pace.tell_seconds, time.monotonic() - began)
+        self._tell_at = time.monotonic() + pause
+        return pause * self._speed if waiting - self._said.keys() else None
 
 
 async def save_changes(store: Store, changes: tuple[RequestChange, ...], snapshot: Snapshot) -> None:
