@@ -26,6 +26,7 @@ from inferplane.domain.endpoint import (
     Scaling,
     download_sentence,
     human_bytes,
+    human_seconds,
     public_state,
 )
 from inferplane.domain.reasons import ReasonCode, reason_of
@@ -450,3 +451,9 @@ def test_names_of_replicas_are_derived() -> None:
     assert [each.name for each in _endpoint(wanted=3).replica_ids()] == ["r1-0", "r1-1", "r1-2"]
     assert _endpoint(wanted=3, stopped=True).replica_ids() == ()
     assert _endpoint(wanted=3, deleted=True).desired_replicas == 0
+
+
+def test_long_times_are_told_in_large_units() -> None:
+    assert [human_seconds(each) for each in (0.4, 90, 119, 120, 2774, 7200, 90_000)] == [
+        "0 s", "90 s", "119 s", "2 min", "46 min", "2 h", "25 h",
+    ]  # fmt: skip

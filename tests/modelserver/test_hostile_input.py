@@ -246,6 +246,8 @@ def test_the_sentence_names_the_place(serving: Serving) -> None:
     assert "missing values" in sentences["null in a row"]
     assert "NaN" in sentences["NaN"]
     assert "[[" in sentences["rows not lists"]
+    answer = serving("iris").client.post("/v2/models/iris/infer", content=v2(data=[5.1, None, 1.4, 0.2]))
+    assert answer.json()["error"].startswith("the value at [0, 1] of the input is null or NaN")
 
 
 def test_a_body_over_the_limit_is_413_and_the_caller_gets_to_read_it(

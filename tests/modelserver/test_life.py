@@ -54,6 +54,8 @@ def test_what_cannot_be_served_says_why_and_exits_3(
     assert "\n" not in status["message"]
     assert server.wait_for_exit()["exit_code"] == 3
     assert "cannot serve" in server.log()
+    assert "Traceback" not in server.log()
+    assert not re.search(r"\(\d+\)$", status["message"])
 
 
 def test_a_folder_with_one_model_is_searched_one_level_deep(

@@ -539,10 +539,18 @@ def download_sentence(artifact: ArtifactState) -> str:
     if artifact.rate_bytes_per_second > 0:
         parts.append(f"{human_bytes(int(artifact.rate_bytes_per_second))}/s")
     if (eta := artifact.eta_seconds) is not None:
-        parts.append(f"about {eta:.0f} s left")
+        parts.append(f"about {human_seconds(eta)} left")
     if artifact.resumed_from_bytes:
         parts.append(f"resumed from {human_bytes(artifact.resumed_from_bytes)}")
     return ", ".join(parts)
+
+
+def human_seconds(seconds: float) -> str:
+    """A time to wait, in the largest unit of which there are two: `90` → `90 s`, `2774` → `46 min`."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def human_bytes(size: int) -> str:

@@ -41,6 +41,7 @@ class EnvoyProcess:
         self._workers = workers
         self._child: subprocess.Popen[bytes] | None = None
         self._pid = 0
+        self._log_start = 0
 
     @property
     def pid(self) -> int:
@@ -74,6 +75,7 @@ class EnvoyProcess:
             self._places.running.write_text(json.dumps({"identity": identity}), encoding="utf-8")
             self._shorten_log()
             with self._open_log() as log:
+                self._log_start = os.fstat(log).st_size
                 # The environment is empty: nothing of ours is Envoy's business, secrets least of all.
                 # Without hot restart Envoy shares no memory, so any number of them can run here.
                 self._child = subprocess.Popen(
@@ -139,10 +141,13 @@ class EnvoyProcess:
             self._child = None
 
     def last_words(self) -> str:
-        """The last thing in its log that is a complaint, or else the last line, or nothing."""
+        """The last thing in its log that is a complaint, or else the last line, or nothing.
+
+        What an Envoy said that was there before this one is not looked at.
+        """
         try:
             with self._places.log.open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+                log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
                 text = log.read().decode(errors="replace")
         except OSError:
             return ""
@@ -183,6 +188,7 @@ class EnvoyProcess:
                     log.truncate(0)
                 with self._places.log.open("ab") as log:
                     log.write(kept)
+                self._log_start = max(0, self._log_start - (size - LOG_BYTES_KEPT))
 
 
 # [2026-11-24 22:57:40.137][28204][warning][config] [source/common/file.cc:81] what happened

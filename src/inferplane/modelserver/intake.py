@@ -393,7 +393,12 @@ def _numbers(array: Array, signature: Signature) -> Array:
         return texts(WHOLE, array)
     numbers = _narrow(array, signature.number) if array.dtype != signature.number else array
     if not signature.missing and not np.isfinite(numbers).all():
-        raise BadInput("the input holds NaN or infinity, and this model does not take missing values")
+        place = np.argwhere(~np.isfinite(numbers))[0].tolist()
+        if np.isnan(numbers[tuple(place)]):
+            raise BadInput(
+                f"the value at {place} of the input is null or NaN, and this model does not take missing values"
+            )
+        raise BadInput(f"the value at {place} of the input is infinite, and this model takes finite numbers")
     return numbers
 
 

@@ -259,8 +259,10 @@ def _close_listeners(server: Any, config: ServerConfig) -> None:
 
 
 def _give_up(status: StatusWriter, error: BaseException) -> int:
-    """Say why this server cannot serve, in the status file and (with the trace) in the log."""
-    traceback.print_exception(error, file=sys.stderr)
+    """Say why this server cannot serve, in the status file and in the log; with the trace if nobody
+    expected it."""
+    if not isinstance(error, ModelServerError):
+        traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, LoadError):
         reason, message = error.reason, error.message
     elif isinstance(error, ModelServerError):
@@ -398,5 +400,10 @@ def _out_of_memory(config: ServerConfig) -> LoadError:
         return LoadError(LoadReason.OUT_OF_MEMORY, "there was not enough memory to load the model")
     return LoadError(
         LoadReason.OUT_OF_MEMORY,
-        f"loading the model took more than the memory limit of {config.memory_bytes_max // 2**20} MiB",
+        f"loading the model took more than the memory limit of {_size(config.memory_bytes_max)}",
     )
+
+
+def _size(count: int) -> str:
+    """A number of bytes for a person: what is less than a mebibyte is not rounded to none."""
+    return f"{count / 2**20:.0f} MiB" if count >= 2**20 else f"{count} bytes"

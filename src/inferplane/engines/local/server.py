@@ -383,4 +383,4 @@ def _mark(path: Path) -> tuple[int, int] | None:
 
 
 def _size(count: int) -> str:
-    return f"{count / MEBIBYTE:.0f} MiB"
+    return f"{count / MEBIBYTE:.0f} MiB" if count >= MEBIBYTE else f"{count} bytes"

@@ -132,7 +132,9 @@ def _unpickle(file: Path, loader: Any) -> Any:
             "of a library, or holds a class or function of your own program",
         ) from error
     except (pickle.UnpicklingError, EOFError, LookupError, UnicodeDecodeError) as error:
-        raise load_failed(file, f"it is not a whole pickle or joblib file ({short(error)})") from error
+        # An unknown opcode is reported as its bare number, which tells nobody anything.
+        told = "" if isinstance(error, KeyError) else f" ({short(error)})"
+        raise load_failed(file, f"it is not a whole pickle or joblib file{told}") from error
     except Exception as error:
         raise load_failed(file, f"{type(error).__name__}: {short(error)}") from error
     for warning in caught:
