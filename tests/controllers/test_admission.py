@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from random import Random
 
 import pytest
 import pytest_asyncio
@@ -39,6 +41,7 @@ from inferplane.store.sql import Store
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NO_PAUSES = Pace(tell_seconds=0.0, short_pass_seconds=float("inf"))
 PASSES_MAX = 60
+TRIES_MAX = 20
 HOUR = timedelta(hours=1)
 A100_NODE = Node("local", "gpu", "a2", "NVIDIA-A100", 1, 80, simulated=True)
 
@@ -152,11 +155,59 @@ class World:
         await self.check_ledger()
         self.now += timedelta(seconds=seconds)
 
+    async def turn_at_once(self) -> None:
+        """As `turn`, with everybody at work at the same time."""
+        async with self.store.read() as tx:
+            uids = await tx.endpoint_uids()
+        await asyncio.gather(
+            self._pass(self.admission, CYCLE), *(self._pass(self.endpoints, uid) for uid in uids)
+        )
+        await self.check_ledger()
+        self.now += timedelta(seconds=1)
+
+    async def meddle(self, chance: Random, uids: list[str], number: int) -> None:
+        """Do something that a person might do at this moment."""
+        known = [uid for uid in uids if await self.state(uid) is not None]
+        deed = chance.choice(["deploy", "deploy", "delete", "stop", "start", "release", "wait", "late"])
+        if deed == "deploy" or not known:
+            priority = chance.choice([50, 101, 250])
+            wish = {
+                "priority": priority,
+                "enable_eviction": True,
+                "requeue_on_failure": chance.random() < 0.5,
+            }
+            duration = timedelta(seconds=chance.choice([5, 60, 3600]))
+            name = f"e{number}"
+            uids.append(await self.deploy("red", name, exit_duration=duration, **wish))
+            return
+        uid = chance.choice(known)
+        async with self.store.read() as tx:
+            endpoint = await tx.get_endpoint_by_uid(uid)
+            requests = await tx.list_gpu_requests(endpoint_uid=uid)
+        if endpoint is None or endpoint.deletion_requested_at is not None:
+            return
+        if deed == "delete":
+            await self.delete(uid)
+        elif deed == "stop":
+            await self.set_stopped(uid, True)
+        elif deed == "start":
+            await self.set_stopped(uid, False)
+            if all(each.has_ended or each.status is ProvisioningStatus.DRAINING for each in requests):
+                await self.ask(endpoint)
+        elif deed == "release" and requests[-1:] and requests[-1].status is ProvisioningStatus.SUCCESSFUL:
+            async with self.store.transaction() as tx:
+                await tx.save_gpu_request(early_released(requests[-1], self.now))
+        elif deed == "late":
+            self.now += timedelta(seconds=chance.randrange(120))
+
     async def _pass(self, controller: AdmissionController | EndpointController, key: str) -> None:
-        try:
-            await controller.reconcile(key)
-        except StaleVersion:
-            await controller.reconcile(key)
+        for _ in range(TRIES_MAX):
+            try:
+                await controller.reconcile(key)
+            except StaleVersion:
+                continue
+            return
+        pytest.fail(f"the pass for {key} is never let through")
 
     async def until(self, uid: str, status: PublicStatus) -> PublicState:
         """Turn after turn until the endpoint is as it should be."""
@@ -494,3 +545,28 @@ async def test_both_databases_keep_the_promise(postgres_url: str) -> None:
         await world.turn()
     assert await world.holders() == 0
     await store.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_people_do_meanwhile_no_gpu_is_used_twice_and_none_is_left_held(
+    world: World, seed: int
+) -> None:
+    """Both controllers at once, while endpoints come, stop, start, lose their GPUs and go."""
+    chance = Random(seed)
+    async with world.store.transaction() as tx:
+        await tx.save_nodes("local", [replace(A100_NODE, gpu_count=2)])
+    uids: list[str] = []
+    for number in range(24):
+        await world.meddle(chance, uids, number)
+        await world.turn_at_once()
+        if chance.random() < 0.1:
+            world.restart()
+    for uid in uids:
+        if await world.state(uid) is not None:
+            await world.delete(uid)
+    for uid in uids:
+        await world.until_gone(uid)
+    await world.turn()
+    assert await world.holders() == 0
+    assert all(each.has_ended for each in await world.requests())
+    assert world.engine.running() == ()
