@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from inferplane.api import gpu_views
 from inferplane.domain.access import ApiKey
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
@@ -266,7 +268,13 @@ def check_item(finding: Finding) -> CheckItem:
 
 
 def event_item(event: Event) -> EventItem:
-    """One event."""
+    """One event, without what only the audit log tells: whose key it was, and the values before and after."""
+    shown = _whole_item(event)
+    told = {key: value for key, value in shown.data.items() if key not in (KEY_ID, BEFORE, AFTER)}
+    return msgspec.structs.replace(shown, data=told)
+
+
+def _whole_item(event: Event) -> EventItem:
     return EventItem(
         seq=event.seq,
         at=event.at,
@@ -282,7 +290,7 @@ def event_item(event: Event) -> EventItem:
 
 def audit_item(event: Event) -> AuditItem:
     """One entry. Everything that quotes a storage URI has been redacted once more."""
-    shown = event_item(event)
+    shown = _whole_item(event)
     data = dict(shown.data)
     before, after, key_id = data.pop(BEFORE, None), data.pop(AFTER, None), data.pop(KEY_ID, "")
     return AuditItem(

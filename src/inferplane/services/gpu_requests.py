@@ -258,9 +258,12 @@ def new_request_id(platform: Platform) -> str:
 
 
 def is_over(request: GpuRequest, policy: WorkspacePolicy) -> bool:
-    """It has ended or is about to, and will not go back into the queue by itself."""
+    """It has ended or is about to, and will not go back into the queue by itself.
+
+    One that goes back does so in the transaction that ends it, so what is stored as ended stays so.
+    """
     if request.status in ENDED:
-        return not wants_requeue(request, policy)
+        return True
     if request.status is not ProvisioningStatus.DRAINING:
         return False
     return not wants_requeue(replace(request, status=request.ending_as or ProvisioningStatus.FAILED), policy)

@@ -128,3 +128,12 @@ def test_it_is_for_owners(gpus: GpuWorld) -> None:
     team = gpus.team()
     for role in ("Editor", "Viewer"):
         gpus.client(role, team)("GET", AUDIT).is_error(403, "FORBIDDEN")
+
+
+def test_events_leave_to_the_audit_log_whose_key_it_was(gpus: GpuWorld) -> None:
+    team = gpus.workspace(FIRST)
+    name = gpus.create(team)
+    viewer = gpus.client("Viewer", team)
+    events = viewer("GET", f"/api/v1/inference-endpoint/events?workspace={team}&endpoint={name}").data
+    assert [each["kind"] for each in events["events"]] == ["EndpointCreated"]
+    assert not {"keyId", "before", "after"} & set(events["events"][0]["data"])

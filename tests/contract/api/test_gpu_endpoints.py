@@ -333,9 +333,19 @@ def test_one_that_comes_back_by_itself_is_not_asked_for_twice(gpus: GpuWorld, te
     gpus.grant(first.id)
     gpus.drain(first.id, ProvisioningStatus.EVICTED)
     gpus.owner("POST", f"{ENDPOINT}/start", place(team, name)).ok()
-    gpus.end(first.id)
-    gpus.owner("POST", f"{ENDPOINT}/start", place(team, name)).ok()
     assert len(gpus.requests_of(uid)) == 1
+
+
+def test_one_that_was_stopped_while_it_was_evicted_can_be_started_again(gpus: GpuWorld, team: str) -> None:
+    name = create(gpus, team, gpuSpec={**SPEC, "requeueOnFailure": True})
+    uid = gpus.stored(team, name).uid
+    [first] = gpus.requests_of(uid)
+    gpus.grant(first.id)
+    gpus.drain(first.id, ProvisioningStatus.EVICTED)
+    gpus.owner("POST", f"{ENDPOINT}/stop", place(team, name)).ok()
+    gpus.end(first.id)  # nobody wants it just now, so it is not put back into the queue
+    gpus.owner("POST", f"{ENDPOINT}/start", place(team, name)).ok()
+    assert [each.status for each in gpus.requests_of(uid)] == ["Evicted", "Queued"]
 
 
 def test_a_stopped_manifest_asks_for_nothing_yet(gpus: GpuWorld, team: str) -> None:

@@ -260,9 +260,11 @@ class LocalEngine:
         ended = self._ended(replica, paths)
         if ended is None:
             return None
+        # Something of it that will not die (stuck in a driver, say) may still use its memory and GPUs.
+        still_there = is_locked(paths.lock)
         return Replica(
             replica,
-            ReplicaState.EXITED,
+            ReplicaState.STOPPING if still_there else ReplicaState.EXITED,
             address=intent.address,
             started_at=intent.started_at,
             exit=ended,
