@@ -33,6 +33,13 @@ def test_deploy_says_that_it_was_accepted(shell: Any) -> None:
     }
 
 
+def test_what_has_no_effect_is_told_without_disturbing_the_result(shell: Any) -> None:
+    shell.platform.warnings = ["maxReplicas has no effect yet"]
+    ran = shell.run(*DEPLOY, "-o", "json")
+    assert (ran.code, ran.json) == (0, {"endpointName": "iris"})
+    assert ran.err == "warning: maxReplicas has no effect yet\n"
+
+
 def test_deploy_sends_what_it_was_told(shell: Any, tmp_path: Path) -> None:
     secrets = tmp_path / "secrets"
     secrets.write_text("# credentials\nAWS_ACCESS_KEY_ID=a=b\nAWS_SECRET_ACCESS_KEY=from file\n\n")

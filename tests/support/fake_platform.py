@@ -114,6 +114,7 @@ class FakePlatform:
     lines: list[LogLineItem] = field(default_factory=list)
     events: list[EventItem] = field(default_factory=list)
     checks: list[CheckItem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     workspaces: list[str] = field(default_factory=lambda: ["default"])
     keys: list[ApiKeyItem] = field(default_factory=list)
     after_create: list[EndpointDescription | None] = field(default_factory=list)
@@ -231,7 +232,9 @@ class FakePlatform:
                 request_id="req-1",
             )
         self.endpoints[name] = list(self.after_create) or [running(name, self.gateway)]
-        return Told(200, success({"endpointName": name}))
+        return Told(
+            200, success({"endpointName": name} | ({"warnings": self.warnings} if self.warnings else {}))
+        )
 
     def _current(self, name: str) -> EndpointDescription | None:
         """Each look moves on one step of the endpoint's life; the last one stays."""

@@ -505,6 +505,8 @@ def _accepted(
         if not made.ok:
             raise typer.Exit(ExitCode.INVALID)
         return
+    for warning in made.warnings:
+        note(f"warning: {warning}")
     if not wait:
         if output is Format.JSON:
             print_json({"endpointName": made.name})
@@ -519,10 +521,14 @@ def _accepted(
 def _wait_until_running(
     client: Client, name: str, timeout: float, *, workspace: str, cluster: str, first: str = "accepted"
 ) -> EndpointDescription:
-    with progress(f"{name}: {first}") as shown:
-        return client.wait_until_running(
-            name, timeout, workspace=workspace, cluster=cluster, progress=_reporter(shown.show)
-        )
+    try:
+        with progress(f"{name}: {first}") as shown:
+            return client.wait_until_running(
+                name, timeout, workspace=workspace, cluster=cluster, progress=_reporter(shown.show)
+            )
+    except KeyboardInterrupt:
+        note(f"{name} goes on without being watched; see: inferplane describe {name} -w {workspace}")
+        raise
 
 
 def _reporter(show: Any) -> Any:
