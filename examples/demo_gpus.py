@@ -219,7 +219,8 @@ async def demonstrate(home: Path, given: argparse.Namespace) -> None:
     console = Console()
     async with run_platform(settings, speed=given.speed) as platform:
         variables = f"INFERPLANE_HOME={home} INFERPLANE_API_PORT={platform.api_port}"
-        console.print(f"Ask it yourself from another terminal, with\n  export {variables}")
+        # Whole on one line, however narrow the terminal: it is there to be pasted.
+        console.print(f"Ask it yourself from another terminal, with\n  export {variables}", soft_wrap=True)
         api = Api(platform)
         said: list[str] = []
         await prepare(api)
