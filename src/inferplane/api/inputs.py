@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from inferplane.domain.errors import Invalid
 from inferplane.services.api_keys import KeyDraft
 from inferplane.services.clusters import ClusterDraft
@@ -88,20 +90,11 @@ def endpoint_draft(body: CreateEndpoint) -> EndpointDraft:
 
 def gpr_draft(body: CreateGpr) -> GpuDraft:
     """What a GPR is asked to be."""
-    return GpuDraft(
-        cluster=(body.cluster_name or "").strip(),
+    return replace(
+        _wish(body),
         preferred_clusters=tuple(body.preferred_clusters or ()),
         auto_cluster=bool(body.enable_auto_cluster_selection),
         auto_gpu=bool(body.enable_auto_gpu_selection),
-        gpu_shape=(body.gpu_shape or "").strip(),
-        instance_type=(body.instance_type or "").strip(),
-        memory_gb=body.memory_per_gpu,
-        gpus_per_node=body.number_of_gpus,
-        nodes=body.number_of_gpu_nodes,
-        exit_duration=body.exit_duration,
-        priority=body.priority,
-        idle_timeout=body.idle_time_out_duration,
-        enforce_idle=body.enforce_idle_time_out,
         enable_eviction=bool(body.enable_eviction),
         requeue_on_failure=bool(body.requeue_on_failure),
         multi_node=bool(body.multi_node),
@@ -120,20 +113,25 @@ def template_draft(body: TemplateBody) -> TemplateDraft:
     """What a template is asked to be."""
     return TemplateDraft(
         name=body.name,
-        wish=GpuDraft(
-            cluster=(body.cluster_name or "").strip(),
-            gpu_shape=(body.gpu_shape or "").strip(),
-            instance_type=(body.instance_type or "").strip(),
-            memory_gb=body.memory_per_gpu,
-            gpus_per_node=body.number_of_gpus,
-            nodes=body.number_of_gpu_nodes,
-            exit_duration=body.exit_duration,
-            priority=body.priority,
-            idle_timeout=body.idle_time_out_duration,
-            enforce_idle=body.enforce_idle_time_out,
-        ),
+        wish=_wish(body),
         enable_eviction=body.enable_eviction,
         requeue_on_failure=body.requeue_on_failure,
+    )
+
+
+def _wish(body: CreateGpr | TemplateBody) -> GpuDraft:
+    """What a request and a template say in the same words."""
+    return GpuDraft(
+        cluster=(body.cluster_name or "").strip(),
+        gpu_shape=(body.gpu_shape or "").strip(),
+        instance_type=(body.instance_type or "").strip(),
+        memory_gb=body.memory_per_gpu,
+        gpus_per_node=body.number_of_gpus,
+        nodes=body.number_of_gpu_nodes,
+        exit_duration=body.exit_duration,
+        priority=body.priority,
+        idle_timeout=body.idle_time_out_duration,
+        enforce_idle=body.enforce_idle_time_out,
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from inferplane.client import errors, requests
@@ -523,6 +524,7 @@ def _stream(session: Session, request: Request[None], read: Callable[[ServerEven
 # --- waiting --------------------------------------------------------------------------------------
 
 Progress: TypeAlias = Callable[[EndpointDescription], None]
+Seen = TypeVar("Seen", EndpointDescription, EndpointDescription | None)
 
 
 def wait_until_running(
@@ -540,32 +542,28 @@ def wait_until_running(
     waiting will not help (a failure that is retried gets a little patience first), WaitTimeoutError
     after `timeout` seconds, NotFoundError when the endpoint goes away.
     """
-    begun: float = yield Now()
     failing_since: float | None = None
-    pause = POLL_SECONDS_FIRST
-    while True:
-        endpoint = yield from describe(session, name, workspace=workspace, cluster=cluster)
-        if progress is not None:
-            progress(endpoint)
+
+    def look(endpoint: EndpointDescription, now: float, late: bool) -> bool:
+        nonlocal failing_since
         if endpoint.status in {"Running", "Idle"}:
-            return endpoint
-        now: float = yield Now()
+            return True
         failing_since = _failing_since(endpoint, failing_since, now)
         if failing_since is not None and (
-            not _mends_itself(endpoint)
-            or now - failing_since >= FAILED_PATIENCE_SECONDS
-            or now - begun >= timeout
+            not _mends_itself(endpoint) or now - failing_since >= FAILED_PATIENCE_SECONDS or late
         ):
             raise _failed(endpoint)
-        if now - begun >= timeout:
+        if late:
             raise errors.WaitTimeoutError(
                 f"{name} is still {endpoint.status} after {timeout:g} s"
                 + (f": {endpoint.message}" if endpoint.message else ""),
                 reason=endpoint.reason,
                 next_action=endpoint.next_action,
             )
-        yield Pause(min(pause, max(begun + timeout - now, 0.0)))
-        pause = min(pause * POLL_GROWTH, POLL_SECONDS_MAX)
+        return False
+
+    see = partial(describe, session, name, workspace=workspace, cluster=cluster)
+    return (yield from _watch(see, look, timeout, progress))
 
 
 def wait_until_deleted(
@@ -578,24 +576,25 @@ def wait_until_deleted(
     progress: Progress | None = None,
 ) -> Flow[None]:
     """Wait until nothing of the endpoint is left. Raises WaitTimeoutError, naming what is."""
-    begun: float = yield Now()
-    pause = POLL_SECONDS_FIRST
-    while True:
+
+    def see() -> Flow[EndpointDescription | None]:
         try:
-            endpoint = yield from describe(session, name, workspace=workspace, cluster=cluster)
+            return (yield from describe(session, name, workspace=workspace, cluster=cluster))
         except errors.NotFoundError:
-            return
-        if progress is not None:
-            progress(endpoint)
-        now: float = yield Now()
-        if now - begun >= timeout:
+            return None
+
+    def look(endpoint: EndpointDescription | None, _now: float, late: bool) -> bool:
+        if endpoint is None:
+            return True
+        if late:
             raise errors.WaitTimeoutError(
                 f"{name} is still there after {timeout:g} s: {endpoint.message or endpoint.status}",
                 reason=endpoint.reason,
                 next_action=endpoint.next_action,
             )
-        yield Pause(min(pause, max(begun + timeout - now, 0.0)))
-        pause = min(pause * POLL_GROWTH, POLL_SECONDS_MAX)
+        return False
+
+    yield from _watch(see, look, timeout, progress)
 
 
 def wait_until_stopped(
@@ -608,19 +607,39 @@ def wait_until_stopped(
     progress: Progress | None = None,
 ) -> Flow[EndpointDescription]:
     """Wait until a stopped endpoint has no server left. Raises WaitTimeoutError."""
-    begun: float = yield Now()
-    pause = POLL_SECONDS_FIRST
-    while True:
-        endpoint = yield from describe(session, name, workspace=workspace, cluster=cluster)
-        if progress is not None:
-            progress(endpoint)
+
+    def look(endpoint: EndpointDescription, _now: float, late: bool) -> bool:
         if endpoint.status == "Stopped":
-            return endpoint
-        now: float = yield Now()
-        if now - begun >= timeout:
+            return True
+        if late:
             raise errors.WaitTimeoutError(
                 f"{name} is still {endpoint.status} after {timeout:g} s", reason=endpoint.reason
             )
+        return False
+
+    see = partial(describe, session, name, workspace=workspace, cluster=cluster)
+    return (yield from _watch(see, look, timeout, progress))
+
+
+def _watch(
+    see: Callable[[], Flow[Seen]],
+    look: Callable[[Seen, float, bool], bool],
+    timeout: float,
+    progress: Progress | None,
+) -> Flow[Seen]:
+    """See how the endpoint is again and again, ever more seldom, until `look` is satisfied; returns the last.
+
+    `look(endpoint, now, late)` is told whether the time is over and raises what is to be said then.
+    """
+    begun: float = yield Now()
+    pause = POLL_SECONDS_FIRST
+    while True:
+        endpoint = yield from see()
+        if progress is not None and endpoint is not None:
+            progress(endpoint)
+        now: float = yield Now()
+        if look(endpoint, now, now - begun >= timeout):
+            return endpoint
         yield Pause(min(pause, max(begun + timeout - now, 0.0)))
         pause = min(pause * POLL_GROWTH, POLL_SECONDS_MAX)
 

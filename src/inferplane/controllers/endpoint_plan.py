@@ -164,19 +164,18 @@ def current_request(requests: Iterable[GpuRequest]) -> GpuRequest | None:
     return next(reversed(live or known), None)
 
 
-def routes_of(
-    endpoint: InferenceEndpoint, replicas: tuple[Replica, ...], unavailable_reason: str
-) -> EndpointRoutes:
-    """The routes `endpoint` should have, given its replicas.
+def routes_of(endpoint: InferenceEndpoint) -> EndpointRoutes:
+    """The routes `endpoint` should have by its status.
 
     Replicas of the wished revision that answer; while there is none, those of older revisions. None
     while `endpoint.status` says that it has no GPUs and needs some.
     """
     wanted = {replica_id.name for replica_id in _startable(endpoint, endpoint.status.gpu)}
-    answering = [r for r in replicas if r.state is ReplicaState.READY and r.address]
+    answering = [r for r in endpoint.status.replicas if r.state is ReplicaState.READY and r.address]
     serving = [r for r in answering if r.id.name in wanted]
     if not serving and wanted:
         serving = [r for r in answering if r.id.revision != endpoint.spec.revision]
+    state = public_state(endpoint)
     names = [endpoint.name]
     if endpoint.spec.model.alias and endpoint.spec.model.alias != endpoint.name:
         names.append(endpoint.spec.model.alias)
@@ -188,7 +187,7 @@ def routes_of(
         models=tuple(names),
         max_request_bytes=endpoint.spec.limits.max_request_bytes,
         timeout_seconds=endpoint.spec.limits.timeout_seconds,
-        unavailable_reason=unavailable_reason,
+        unavailable_reason=(state.reason or state.status).value,
     )
 
 
@@ -299,9 +298,7 @@ def _plan_service(
         status = replace(status, since=now)
     return Plan(
         status=status,
-        routes=routes_of(
-            replace(endpoint, status=status), seen.replicas, (after.reason or after.status).value
-        ),
+        routes=routes_of(replace(endpoint, status=status)),
         actions=tuple(actions),
         events=(*_progress_events(before, artifact, exits), *_transition_events(previous, after, before)),
         look_again_seconds=_next_deadline(artifact, restarts, seen.replicas, now),

@@ -23,7 +23,7 @@ from inferplane.controllers.endpoint_plan import (
     plan,
     routes_of,
 )
-from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint, public_state
+from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint
 from inferplane.domain.events import Event
 from inferplane.domain.reasons import ReasonCode
 from inferplane.engines.port import Clock, Engine, EngineError, Target
@@ -77,9 +77,7 @@ class EndpointController:
             endpoints = await tx.list_endpoints()
         for endpoint in endpoints:
             if endpoint.deletion_requested_at is None:
-                state = public_state(endpoint)
-                word = (state.reason or state.status).value
-                self._routes.set(routes_of(endpoint, endpoint.status.replicas, word))
+                self._routes.set(routes_of(endpoint))
 
     async def reconcile(self, key: str) -> float | None:
         """Take the next step for one endpoint; return when to look again."""

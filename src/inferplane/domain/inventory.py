@@ -74,14 +74,6 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterInventory:
-    """Everything one cluster has."""
-
-    name: str
-    nodes: tuple[Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class NodeHolding:
     """What one request holds of one node."""
 

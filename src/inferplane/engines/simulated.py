@@ -122,10 +122,6 @@ class SimulatedEngine:
 
     # --- for whoever writes the play --------------------------------------------------------------
 
-    def script_for(self, endpoint: str, script: Script) -> None:
-        """From now on, endpoints of this name behave so; those that exist change at once."""
-        self._scripts[endpoint] = script
-
     def end(self, replica: ReplicaId, *, signal: str = "SIGKILL") -> None:
         """End a running server from outside, now."""
         run = self._living(replica)
