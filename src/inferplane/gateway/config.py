@@ -21,6 +21,9 @@ class GatewayConfig:
     it in the directory. `host` is an IP address or a name that resolves to one. `domain` ends every
     endpoint's host name. `api_address` (`host:port`) answers requests that carry credentials and
     match no endpoint. `workers` are Envoy's threads. Beyond `heap_bytes_max` Envoy sheds load.
+    `activator_address` (`unix:<path>`) takes the requests of endpoints that are asleep; without it they
+    are answered as having no replica. `key_set` is the public part of the key by which endpoint keys are
+    signed, a JWK set as JSON (`gateway.endpoint_keys`); without it, access KEY lets nobody in.
     """
 
     directory: Path
@@ -30,6 +33,8 @@ class GatewayConfig:
     api_address: str = API_ADDRESS_DEFAULT
     workers: int = WORKERS_DEFAULT
     heap_bytes_max: int = HEAP_BYTES_MAX_DEFAULT
+    activator_address: str = ""
+    key_set: str = ""
 
 
 @dataclass(frozen=True, slots=True)

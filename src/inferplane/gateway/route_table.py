@@ -9,6 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
+
+REVISION_HEADER = "x-inferplane-revision"
+ENDPOINT_HEADER = "x-inferplane-endpoint"
+
+
+class Access(StrEnum):
+    """Who may send requests to an endpoint: anybody who reaches the gateway, or whoever has a key for it."""
+
+    OPEN = "open"
+    KEY = "key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +27,20 @@ class Upstream:
     """One replica that may receive requests.
 
     `replica` is its name within the endpoint (`r<revision>-<index>`), `address` is `unix:<path>` or
-    `<host>:<port>`, `weight` its share among the endpoint's upstreams (1 unless a canary says else).
+    `<host>:<port>`, `weight` its share among the upstreams of its revision. `grpc_address` is where it
+    speaks HTTP/2 for gRPC, if that is elsewhere than `address`; empty: it speaks no gRPC.
     """
 
     replica: str
     address: str
     weight: int = 1
+    grpc_address: str = ""
+
+    @property
+    def revision(self) -> int:
+        """The revision in the replica's name; 0 when the name tells none."""
+        number = self.replica.removeprefix("r").partition("-")[0]
+        return int(number) if number.isascii() and number.isdigit() else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +51,20 @@ class EndpointRoutes:
     Without upstreams the gateway answers 503 with `unavailable_reason` (a public status word or
     reason code) as JSON and `Retry-After`.
     Limits: `max_request_bytes` → 413, `timeout_seconds` → 504, both as JSON.
+
+    Revisions: `shares` are (revision, percent); empty means that all upstreams of all revisions share
+    evenly. A share of a revision without upstreams goes to the others. `mirror` is (revision, percent):
+    so many requests are sent there as well, and what it answers is dropped. Requests with equal values of
+    `sticky_header` go to the same revision, as long as the shares stay; `X-Inferplane-Revision: <n>`
+    always selects one that has upstreams.
+    `asleep`: requests go to the activator, which is told the uid in `x-inferplane-endpoint`; upstreams
+    are ignored meanwhile.
+    `access` KEY: only requests with `Authorization: Bearer <endpoint key>` (`gateway.endpoint_keys`), not
+    those whose key's id is in `revoked_keys`: 401 without a valid key, 403 with one of another endpoint.
+    Rates are requests a second over all connections; `burst` may come at once (default: one second's
+    worth); 429 with `Retry-After` beyond. The rate per key needs access KEY. `concurrency_max` requests
+    are in flight at most, over all revisions; 429 beyond.
+    `cluster`: its name comes into the host and the path, for clusters other than the platform's own.
     """
 
     uid: str
@@ -42,15 +75,28 @@ class EndpointRoutes:
     max_request_bytes: int = 16 * 1024 * 1024
     timeout_seconds: float = 60.0
     unavailable_reason: str = "Pending"
+    shares: tuple[tuple[int, int], ...] = ()
+    mirror: tuple[int, int] | None = None
+    sticky_header: str = ""
+    asleep: bool = False
+    access: Access = Access.OPEN
+    revoked_keys: tuple[str, ...] = ()
+    requests_per_second: float | None = None
+    burst: int | None = None
+    requests_per_second_per_key: float | None = None
+    concurrency_max: int | None = None
+    cluster: str = ""
 
     def host(self, domain: str) -> str:
-        """`<endpoint>.<workspace>.<domain>`."""
-        return f"{self.endpoint}.{self.workspace}.{domain}"
+        """`<endpoint>.<workspace>.<domain>`, or `<endpoint>.<workspace>.<cluster>.<domain>`."""
+        cluster = f"{self.cluster}." if self.cluster else ""
+        return f"{self.endpoint}.{self.workspace}.{cluster}{domain}"
 
     @property
     def path_prefix(self) -> str:
-        """`/serving/<workspace>/<endpoint>`: needs no DNS."""
-        return f"/serving/{self.workspace}/{self.endpoint}"
+        """`/serving/<workspace>/<endpoint>` or `/serving/<workspace>/<endpoint>.<cluster>`: needs no DNS."""
+        cluster = f".{self.cluster}" if self.cluster else ""
+        return f"/serving/{self.workspace}/{self.endpoint}{cluster}"
 
 
 @dataclass(frozen=True, slots=True)
