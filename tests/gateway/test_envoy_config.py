@@ -75,6 +75,7 @@ ROUTES = st.builds(
     max_request_bytes=st.integers(-5, 2**40),
     timeout_seconds=st.floats(-1, 1e9),
     unavailable_reason=st.sampled_from(["", "Pending", "CrashLoop"]),
+    cluster=st.sampled_from(["", "", "worker-1", "no label"]),
 )
 TABLES = st.lists(ROUTES, max_size=6).map(lambda found: RouteTable({routes.uid: routes for routes in found}))
 

@@ -209,3 +209,32 @@ async def routed(world: World) -> AsyncIterator[tuple[Replica, httpx.AsyncClient
     await publish(gateway, routes(replica.upstream))
     async with client(gateway) as http:
         yield replica, http
+
+
+async def test_one_name_on_two_clusters_is_reached_by_two_hosts_and_paths(world: World) -> None:
+    here, there = await world.replica(), await world.replica()
+    gateway = await world.gateway()
+    await publish(
+        gateway,
+        routes(here.upstream, uid="u1"),
+        routes(there.upstream, uid="u2", cluster="worker-1"),
+    )
+    async with client(gateway) as http:
+        for replica, host, prefix in (
+            (here, "iris.default.localhost", "/serving/default/iris"),
+            (there, "iris.default.worker-1.localhost", "/serving/default/iris.worker-1"),
+        ):
+            by_host = await http.post("/v1/models/iris:predict", headers={"host": host}, content=b"{}")
+            by_path = await http.post(f"{prefix}/v1/models/iris:predict", content=b"{}")
+            assert (by_host.status_code, by_path.status_code) == (200, 200)
+            assert by_host.json()["path"] == by_path.json()["path"] == "/v1/models/iris:predict"
+            assert len(replica.requests) == 2
+            replica.requests.clear()
+        assert (await http.get("/serving/default/iris.worker-2/v2")).status_code == 404
+
+    publisher_after = world.unopened()
+    await gateway.close(stop_gateway=False)
+    await publisher_after.start()
+    told = publisher_after.confirmed("u2")
+    assert told is not None, "a new control plane reads back what the gateway was told"
+    assert told.cluster == "worker-1"

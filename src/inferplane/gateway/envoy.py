@@ -212,14 +212,15 @@ def _pieces(routes: EndpointRoutes, config: GatewayConfig) -> _Pieces:
 def routable(table: RouteTable, domain: str) -> tuple[EndpointRoutes, ...]:
     """The endpoints that get routes, in order of workspace, name, uid.
 
-    Of several with one host name (the same name on two clusters), one is served: the first that has
-    replicas, else the first by uid. Envoy would refuse them all together, as it would for a name that
-    is no label of a host name; those are left out.
+    Of several with one host name (names of endpoints that were made before clusters became a part of
+    them), one is served: the first that has replicas, else the first by uid. Envoy would refuse them all
+    together, as it would for a name that is no label of a host name; those are left out.
     """
     by_host: dict[str, EndpointRoutes] = {}
     order = sorted(table.endpoints.values(), key=lambda r: (not r.upstreams, r.uid))
     for routes in order:
-        if _LABEL.fullmatch(routes.workspace) and _LABEL.fullmatch(routes.endpoint):
+        labels = (routes.workspace, routes.endpoint, routes.cluster or routes.endpoint)
+        if all(_LABEL.fullmatch(label) for label in labels):
             by_host.setdefault(routes.host(domain).lower(), routes)
     return tuple(sorted(by_host.values(), key=lambda r: (r.workspace, r.endpoint, r.uid)))
 
@@ -265,6 +266,7 @@ def table_from_files(files: Mapping[str, Resource]) -> RouteTable:
                 max_request_bytes=facts["max_request_bytes"],
                 timeout_seconds=facts["timeout_seconds"],
                 unavailable_reason=facts["reason"],
+                cluster=facts.get("cluster", ""),  # absent in files of versions that knew none
             )
         except (LookupError, TypeError):  # the catch-all host, or another version's idea of a host
             continue
@@ -540,7 +542,8 @@ def _holding(body_bytes_max: int) -> dict[str, Any]:
 def _words(routes: EndpointRoutes) -> dict[str, str]:
     """What the gateway's own answers are made of."""
     return {
-        "subject": f"endpoint {routes.endpoint} in workspace {routes.workspace}",
+        "subject": f"endpoint {routes.endpoint} in workspace {routes.workspace}"
+        + (f" on cluster {routes.cluster}" if routes.cluster else ""),
         "reason": _reason(routes),
         "bytes_max": str(_body_bytes_max(routes)),
         "seconds_max": f"{_timeout_seconds(routes):.10g}",
@@ -564,6 +567,7 @@ def _facts(routes: EndpointRoutes) -> dict[str, Any]:
         "max_request_bytes": routes.max_request_bytes,
         "timeout_seconds": routes.timeout_seconds,
         "reason": _reason(routes),
+        **({"cluster": routes.cluster} if routes.cluster else {}),
     }
 
 

@@ -64,7 +64,8 @@ class EndpointRoutes:
     Rates are requests a second over all connections; `burst` may come at once (default: one second's
     worth); 429 with `Retry-After` beyond. The rate per key needs access KEY. `concurrency_max` requests
     are in flight at most, over all revisions; 429 beyond.
-    `cluster`: its name comes into the host and the path, for clusters other than the platform's own.
+    `cluster` is "" unless the endpoint's name was taken on another cluster of the workspace when it was
+    made: then it comes into the host and the path, so that both can be reached.
     """
 
     uid: str
