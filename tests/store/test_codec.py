@@ -28,6 +28,7 @@ from inferplane.domain.endpoint import (
     ReplicaState,
     Resources,
     RestartRecord,
+    Revision,
     Scaling,
     TrafficLimits,
 )
@@ -36,6 +37,7 @@ from inferplane.domain.gpr_template import BoundCluster, GprTemplate, GprTemplat
 from inferplane.domain.gpu_request import GpuRequest, Grant, ProvisioningStatus, Selection
 from inferplane.domain.inventory import Gpu, Node, NodeHealth
 from inferplane.domain.reasons import ReasonCode
+from inferplane.domain.rollout import Guard, Rollout, RolloutNote, RolloutPhase, Strategy
 from inferplane.domain.wait_note import WaitNote
 from inferplane.domain.workspace import Cluster, Workspace, WorkspacePolicy
 from inferplane.store import codec
@@ -212,22 +214,54 @@ nodes = st.builds(
     cloud_provider=texts,
     region=texts,
 )
+model_specs = st.builds(
+    ModelSpec,
+    format=texts,
+    storage_uri=texts,
+    format_version=texts,
+    runtime=texts,
+    protocol_version=texts,
+    args=lines,
+    env=st.lists(st.tuples(texts, texts), max_size=3).map(tuple),
+    resources=st.builds(Resources, cpu_millis=maybe(wholes), memory_bytes=maybe(wholes)),
+    digest=texts,
+    alias=texts,
+    start_timeout_seconds=numbers,
+)
+first_and_later = st.integers(1, 2**31)
+positive_spans = st.timedeltas(timedelta(microseconds=1), timedelta(days=400))
+revisions = st.builds(
+    Revision, number=first_and_later, model=model_specs, created_at=moments, created_by=texts
+)
+rollouts = st.builds(
+    Rollout,
+    base=first_and_later,
+    canary_percent=maybe(wholes),
+    mirror_percent=wholes,
+    sticky_header=texts,
+    strategy=st.sampled_from(Strategy),
+    observe=positive_spans,
+    guard=st.builds(
+        Guard,
+        enabled=st.booleans(),
+        error_points=numbers,
+        latency_factor=numbers,
+        latency_least_ms=numbers,
+        requests_min=wholes,
+        window=positive_spans,
+    ),
+)
+rollout_notes = st.builds(
+    RolloutNote,
+    base=wholes,
+    candidate=wholes,
+    phase=st.sampled_from(RolloutPhase),
+    since=moments,
+    message=texts,
+)
 specs = st.builds(
     EndpointSpec,
-    model=st.builds(
-        ModelSpec,
-        format=texts,
-        storage_uri=texts,
-        format_version=texts,
-        runtime=texts,
-        protocol_version=texts,
-        args=lines,
-        env=st.lists(st.tuples(texts, texts), max_size=3).map(tuple),
-        resources=st.builds(Resources, cpu_millis=maybe(wholes), memory_bytes=maybe(wholes)),
-        digest=texts,
-        alias=texts,
-        start_timeout_seconds=numbers,
-    ),
+    model=model_specs,
     scaling=st.builds(Scaling, min_replicas=wholes, max_replicas=wholes),
     limits=st.builds(TrafficLimits, max_request_bytes=wholes, timeout_seconds=numbers),
     revision=wholes,
@@ -236,6 +270,8 @@ specs = st.builds(
     stopped_at=maybe(moments),
     manifest=maybe(objects),
     gpu=maybe(gpu_specs),
+    revisions=st.lists(revisions, max_size=2).map(tuple),
+    rollout=maybe(rollouts),
 )
 artifacts = st.builds(
     ArtifactState,
@@ -293,6 +329,7 @@ statuses = st.builds(
     left=lines,
     since=maybe(moments),
     gpu=maybe(gpu_notes),
+    rollout=maybe(rollout_notes),
 )
 endpoints = st.builds(
     InferenceEndpoint,
@@ -425,7 +462,7 @@ def test_the_strategies_above_speak_of_every_field() -> None:
         kind.__name__: sorted({field.name for field in fields(kind)} - names) for kind, names in seen.items()
     }
     assert {name: lost for name, lost in missing.items() if lost} == {}
-    assert len(seen) == 25  # every kind of value that is stored as JSON was drawn
+    assert len(seen) == 29  # every kind of value that is stored as JSON was drawn
 
 
 @thorough

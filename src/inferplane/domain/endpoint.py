@@ -22,11 +22,13 @@ from inferplane.domain.gpu_request import (
     Selection,
 )
 from inferplane.domain.reasons import ReasonCode, reason_of
+from inferplane.domain.rollout import Rollout, RolloutNote
 
 DEFAULT_MAX_REQUEST_BYTES = 16 * 1024 * 1024
 DEFAULT_REQUEST_TIMEOUT_SECONDS = 60.0
 DEFAULT_START_TIMEOUT_SECONDS = 300.0
 REPLICAS_MAX = 100
+REVISIONS_KEPT_MAX = 10
 NODES_SHOWN_MAX = 3
 
 
@@ -95,11 +97,24 @@ class GpuSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Revision:
+    """What servers were, or are to be, started with, under its number."""
+
+    number: int
+    model: ModelSpec
+    created_at: datetime
+    created_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointSpec:
     """Everything a user wants of an endpoint. `manifest` is the InferenceService as given, or None.
 
     `gpu` is None for an endpoint on CPU.
-    `revision` counts the changes that need new servers (model, runtime, resources, arguments).
+    `revision` is the number of the revision that shall serve, and `model` what it is made of. A change
+    that needs new servers (model, runtime, resources, arguments) makes a revision with the next number.
+    `revisions` are the last REVISIONS_KEPT_MAX of them by number, this one included; empty as long as
+    there was only one. `rollout` says how `revision` takes over from another, None when it is alone.
     """
 
     model: ModelSpec
@@ -111,6 +126,19 @@ class EndpointSpec:
     stopped_at: datetime | None = None
     manifest: Mapping[str, Any] | None = None
     gpu: GpuSpec | None = None
+    revisions: tuple[Revision, ...] = ()
+    rollout: Rollout | None = None
+
+    def model_of(self, revision: int) -> ModelSpec | None:
+        """What a revision is made of; None for one that is not remembered."""
+        if revision == self.revision:
+            return self.model
+        return next((each.model for each in self.revisions if each.number == revision), None)
+
+    @property
+    def next_revision(self) -> int:
+        """The number of the next revision: none is used twice, also after going back."""
+        return max(self.revision, *(each.number for each in self.revisions), 0) + 1
 
 
 class ReplicaState(StrEnum):
@@ -243,6 +271,7 @@ class EndpointStatus:
     left: tuple[str, ...] = ()
     since: datetime | None = None  # when the public status last changed
     gpu: GpuNote | None = None
+    rollout: RolloutNote | None = None
 
     def milestone(self, name: Milestone) -> datetime | None:
         """When `name` was reached, or None."""
@@ -273,6 +302,13 @@ class InferenceEndpoint:
         if self.spec.stopped or self.deletion_requested_at is not None:
             return 0
         return self.spec.scaling.min_replicas
+
+    def at_revision(self, number: int) -> InferenceEndpoint:
+        """The endpoint as it would be if that revision were the wished one; itself where it is unknown."""
+        model = self.spec.model_of(number)
+        if model is None or number == self.spec.revision:
+            return self
+        return replace(self, spec=replace(self.spec, revision=number, model=model))
 
     def replica_ids(self) -> tuple[ReplicaId, ...]:
         """Names of the replicas that should run, in order."""

@@ -33,6 +33,7 @@ from inferplane.domain.endpoint import (
     ReplicaState,
     Resources,
     RestartRecord,
+    Revision,
     Scaling,
     TrafficLimits,
 )
@@ -48,6 +49,14 @@ from inferplane.domain.gpu_request import (
 )
 from inferplane.domain.inventory import Gpu, Node, NodeHealth
 from inferplane.domain.reasons import ReasonCode
+from inferplane.domain.rollout import (
+    OBSERVE_DEFAULT,
+    Guard,
+    Rollout,
+    RolloutNote,
+    RolloutPhase,
+    Strategy,
+)
 from inferplane.domain.wait_note import WaitNote
 from inferplane.domain.workspace import Cluster, Workspace, WorkspacePolicy
 
@@ -240,25 +249,9 @@ def api_key_from_row(row: Row) -> ApiKey:
 
 def spec_to_json(spec: EndpointSpec) -> str:
     """JSON text of a spec."""
-    model = spec.model
     return to_json(
         {
-            "model": {
-                "format": model.format,
-                "storage_uri": model.storage_uri,
-                "format_version": model.format_version,
-                "runtime": model.runtime,
-                "protocol_version": model.protocol_version,
-                "args": model.args,
-                "env": model.env,
-                "resources": {
-                    "cpu_millis": model.resources.cpu_millis,
-                    "memory_bytes": model.resources.memory_bytes,
-                },
-                "digest": model.digest,
-                "alias": model.alias,
-                "start_timeout_seconds": model.start_timeout_seconds,
-            },
+            "model": _model_spec_to(spec.model),
             "scaling": {
                 "min_replicas": spec.scaling.min_replicas,
                 "max_replicas": spec.scaling.max_replicas,
@@ -273,6 +266,8 @@ def spec_to_json(spec: EndpointSpec) -> str:
             "stopped_at": _micros(spec.stopped_at),
             "manifest": None if spec.manifest is None else dict(spec.manifest),
             "gpu": _gpu_spec_to(spec.gpu),
+            "revisions": [_revision_to(revision) for revision in spec.revisions],
+            "rollout": _rollout_to(spec.rollout),
         }
     )
 
@@ -280,28 +275,10 @@ def spec_to_json(spec: EndpointSpec) -> str:
 def spec_from_json(text: str) -> EndpointSpec:
     """The spec in `text`; what is missing or odd takes its default."""
     raw = _mapping(from_json(text))
-    model, scaling, limits = (_mapping(raw.get(key)) for key in ("model", "scaling", "limits"))
-    resources = _mapping(model.get("resources"))
+    scaling, limits = (_mapping(raw.get(key)) for key in ("scaling", "limits"))
     manifest = raw.get("manifest")
     return EndpointSpec(
-        model=ModelSpec(
-            format=_text(model, "format"),
-            storage_uri=_text(model, "storage_uri"),
-            format_version=_text(model, "format_version"),
-            runtime=_text(model, "runtime"),
-            protocol_version=_text(model, "protocol_version", "v1"),
-            args=_texts(model.get("args")),
-            env=tuple(
-                (str(pair[0]), str(pair[1])) for pair in _list(model.get("env")) if len(_list(pair)) == 2
-            ),
-            resources=Resources(
-                cpu_millis=_whole_or_none(resources, "cpu_millis"),
-                memory_bytes=_whole_or_none(resources, "memory_bytes"),
-            ),
-            digest=_text(model, "digest"),
-            alias=_text(model, "alias"),
-            start_timeout_seconds=_number(model, "start_timeout_seconds", _MODEL.start_timeout_seconds),
-        ),
+        model=_model_spec_from(raw.get("model")),
         scaling=Scaling(
             min_replicas=_whole(scaling, "min_replicas", 1),
             max_replicas=_whole(scaling, "max_replicas", 1),
@@ -316,9 +293,114 @@ def spec_from_json(text: str) -> EndpointSpec:
         stopped_at=_moment(raw.get("stopped_at")),
         manifest=manifest if isinstance(manifest, dict) else None,
         gpu=_gpu_spec_from(raw.get("gpu")),
+        revisions=_known(_revision_from(_mapping(item)) for item in _list(raw.get("revisions"))),
+        rollout=_rollout_from(raw.get("rollout")),
     )
 
 
+def _model_spec_to(model: ModelSpec) -> dict[str, Any]:
+    return {
+        "format": model.format,
+        "storage_uri": model.storage_uri,
+        "format_version": model.format_version,
+        "runtime": model.runtime,
+        "protocol_version": model.protocol_version,
+        "args": model.args,
+        "env": model.env,
+        "resources": {
+            "cpu_millis": model.resources.cpu_millis,
+            "memory_bytes": model.resources.memory_bytes,
+        },
+        "digest": model.digest,
+        "alias": model.alias,
+        "start_timeout_seconds": model.start_timeout_seconds,
+    }
+
+
+def _model_spec_from(value: object) -> ModelSpec:
+    raw = _mapping(value)
+    resources = _mapping(raw.get("resources"))
+    return ModelSpec(
+        format=_text(raw, "format"),
+        storage_uri=_text(raw, "storage_uri"),
+        format_version=_text(raw, "format_version"),
+        runtime=_text(raw, "runtime"),
+        protocol_version=_text(raw, "protocol_version", "v1"),
+        args=_texts(raw.get("args")),
+        env=tuple((str(pair[0]), str(pair[1])) for pair in _list(raw.get("env")) if len(_list(pair)) == 2),
+        resources=Resources(
+            cpu_millis=_whole_or_none(resources, "cpu_millis"),
+            memory_bytes=_whole_or_none(resources, "memory_bytes"),
+        ),
+        digest=_text(raw, "digest"),
+        alias=_text(raw, "alias"),
+        start_timeout_seconds=_number(raw, "start_timeout_seconds", _MODEL.start_timeout_seconds),
+    )
+
+
+def _revision_to(revision: Revision) -> dict[str, Any]:
+    return {
+        "number": revision.number,
+        "model": _model_spec_to(revision.model),
+        "created_at": to_micros(revision.created_at),
+        "created_by": revision.created_by,
+    }
+
+
+def _revision_from(raw: Raw) -> Revision | None:
+    number, at = _whole(raw, "number", 0), _moment(raw.get("created_at"))
+    if number < 1 or at is None:
+        return None
+    return Revision(number, _model_spec_from(raw.get("model")), at, _text(raw, "created_by"))
+
+
+def _rollout_to(rollout: Rollout | None) -> dict[str, Any] | None:
+    if rollout is None:
+        return None
+    guard = rollout.guard
+    return {
+        "base": rollout.base,
+        "canary_percent": rollout.canary_percent,
+        "mirror_percent": rollout.mirror_percent,
+        "sticky_header": rollout.sticky_header,
+        "strategy": rollout.strategy.value,
+        "observe": _span(rollout.observe),
+        "guard": {
+            "enabled": guard.enabled,
+            "error_points": guard.error_points,
+            "latency_factor": guard.latency_factor,
+            "latency_least_ms": guard.latency_least_ms,
+            "requests_min": guard.requests_min,
+            "window": _span(guard.window),
+        },
+    }
+
+
+def _rollout_from(value: object) -> Rollout | None:
+    raw = _mapping(value)
+    base = _whole(raw, "base", 0)
+    if base < 1:
+        return None
+    guard = _mapping(raw.get("guard"))
+    return Rollout(
+        base=base,
+        canary_percent=_whole_or_none(raw, "canary_percent"),
+        mirror_percent=_whole(raw, "mirror_percent", 0),
+        sticky_header=_text(raw, "sticky_header"),
+        strategy=_enum(Strategy, raw.get("strategy")) or Strategy.START_THEN_STOP,
+        observe=_duration(raw.get("observe")) or OBSERVE_DEFAULT,
+        guard=Guard(
+            enabled=_flag(guard, "enabled", default=True),
+            error_points=_number(guard, "error_points", _GUARD.error_points),
+            latency_factor=_number(guard, "latency_factor", _GUARD.latency_factor),
+            latency_least_ms=_number(guard, "latency_least_ms", _GUARD.latency_least_ms),
+            requests_min=_whole(guard, "requests_min", _GUARD.requests_min),
+            window=_duration(guard.get("window")) or _GUARD.window,
+        ),
+    )
+
+
+_GUARD = Guard()
 _MODEL = ModelSpec(format="", storage_uri="")
 _LIMITS = TrafficLimits()
 
@@ -350,6 +432,7 @@ def status_to_json(status: EndpointStatus) -> str:
             "left": status.left,
             "since": _micros(status.since),
             "gpu": _gpu_note_to(status.gpu),
+            "rollout": _rollout_note_to(status.rollout),
         }
     )
 
@@ -370,7 +453,29 @@ def status_from_json(text: str, endpoint_uid: str) -> EndpointStatus:
         left=_texts(raw.get("left")),
         since=_moment(raw.get("since")),
         gpu=_gpu_note_from(raw.get("gpu")),
+        rollout=_rollout_note_from(raw.get("rollout")),
     )
+
+
+def _rollout_note_to(note: RolloutNote | None) -> dict[str, Any] | None:
+    if note is None:
+        return None
+    return {
+        "base": note.base,
+        "candidate": note.candidate,
+        "phase": note.phase.value,
+        "since": to_micros(note.since),
+        "message": note.message,
+    }
+
+
+def _rollout_note_from(value: object) -> RolloutNote | None:
+    raw = _mapping(value)
+    phase, since = _enum(RolloutPhase, raw.get("phase")), _moment(raw.get("since"))
+    if phase is None or since is None:
+        return None
+    base, candidate = _whole(raw, "base", 0), _whole(raw, "candidate", 0)
+    return RolloutNote(base, candidate, phase, since, _text(raw, "message"))
 
 
 def _artifact_to(artifact: ArtifactState) -> dict[str, Any]:
