@@ -194,7 +194,7 @@ def with_selection(**fields: Any) -> GpuRequest:
         (replace(ASKED, name="x" * 41), "gprName", "TooLong"),
         (replace(ASKED, name=" "), "gprName", "Missing"),
         (replace(ASKED, exit_duration=timedelta(0)), "exitDuration", "OutOfRange"),
-        (replace(ASKED, exit_duration=timedelta(days=367)), "exitDuration", "OutOfRange"),
+        (replace(ASKED, exit_duration=timedelta(days=365, seconds=1)), "exitDuration", "OutOfRange"),
         (replace(ASKED, priority=0), "priority", "OutOfRange"),
         (replace(ASKED, priority=300), "priority", "OutOfRange"),
         (replace(ASKED, enforce_idle=True), "idleTimeOutDuration", "Missing"),

@@ -106,7 +106,7 @@ def gpr_draft(body: CreateGpr) -> GpuDraft:
 
 def gpr_change(body: UpdateGpr) -> GpuChange:
     """What shall change of a GPR."""
-    return GpuChange(body.gpr_name, body.priority, body.exit_duration, bool(body.early_release))
+    return GpuChange(body.gpr_name, body.priority, body.exit_duration, body.early_release)
 
 
 def template_draft(body: TemplateBody) -> TemplateDraft:

@@ -26,7 +26,7 @@ GPUS_PER_NODE_MAX = 100
 NODES_MAX = 100
 MEMORY_GB_MAX = 100_000
 PREFERRED_CLUSTERS_MAX = 100
-EXIT_DURATION_MAX = timedelta(days=366)  # a year, leap years included
+EXIT_DURATION_MAX = timedelta(days=365)  # "at most one year", counted as 365 days
 PRIORITY_LOWEST = 1
 PRIORITY_HIGHEST = 299
 PRIORITY_DEFAULT = 101
@@ -430,7 +430,9 @@ def request_problems(request: GpuRequest) -> tuple[Problem, ...]:
     problems += _range_problems(selection.memory_gb, "memoryPerGPU", 0, MEMORY_GB_MAX)
     if request.idle_timeout is not None and not timedelta(0) < request.idle_timeout <= EXIT_DURATION_MAX:
         problems += _problem(
-            "idleTimeOutDuration", "OutOfRange", "must be longer than 0 and at most one year"
+            "idleTimeOutDuration",
+            "OutOfRange",
+            f"must be longer than 0 and at most {EXIT_DURATION_MAX.days} days",
         )
     if request.enforce_idle and request.idle_timeout is None:
         problems += _problem("idleTimeOutDuration", "Missing", "is needed with enforceIdleTimeOut")
@@ -554,7 +556,9 @@ def _name_problems(name: str) -> tuple[Problem, ...]:
 
 def _exit_problems(exit_duration: timedelta) -> tuple[Problem, ...]:
     if not timedelta(0) < exit_duration <= EXIT_DURATION_MAX:
-        return _problem("exitDuration", "OutOfRange", "must be longer than 0 and at most one year")
+        return _problem(
+            "exitDuration", "OutOfRange", f"must be longer than 0 and at most {EXIT_DURATION_MAX.days} days"
+        )
     return ()
 
 

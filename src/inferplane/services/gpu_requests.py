@@ -60,12 +60,16 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class GpuChange:
-    """What is asked of a stored request. None leaves a field alone; everything changes or nothing."""
+    """What is asked of a stored request. None leaves a field alone; everything changes or nothing.
+
+    `early_release` False leaves it alone too: what was released cannot be taken back, and clients that
+    send every field they know mean nothing by it.
+    """
 
     name: str | None = None
     priority: int | None = None
     exit_duration: str | None = None
-    early_release: bool = False
+    early_release: bool | None = None
 
 
 async def create(
@@ -154,7 +158,7 @@ async def change(platform: Platform, caller: Caller, gpr_id: str, wanted: GpuCha
             "nothing to change is given",
             reason="Missing",
             field="priority",
-            next_action="Give priority, gprName, exitDuration or earlyRelease: true.",
+            next_action="Give priority, gprName, exitDuration or earlyRelease.",
         )
     for _ in range(UPDATE_ATTEMPTS_MAX):
         try:

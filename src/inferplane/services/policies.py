@@ -159,7 +159,11 @@ def _exit_duration(text: str, field: str) -> timedelta | None:
     months = _MONTHS.fullmatch(words)  # the capital letter means months, as in the original's policies
     duration = MONTH * int(months[1]) if months is not None else parse_duration(words, field)
     if not timedelta(0) < duration <= EXIT_DURATION_MAX:
-        raise Invalid(f"{field} must be longer than 0 and at most one year", reason="OutOfRange", field=field)
+        raise Invalid(
+            f"{field} must be longer than 0 and at most {EXIT_DURATION_MAX.days} days",
+            reason="OutOfRange",
+            field=field,
+        )
     return duration
 
 

@@ -204,7 +204,9 @@ def test_every_way_to_choose(gpus: GpuWorld, team: str, change: dict[str, Any]) 
         ({"exitDuration": None}, "exitDuration", "Missing"),
         ({"exitDuration": ""}, "exitDuration", "Missing"),
         ({"exitDuration": "0m"}, "exitDuration", "OutOfRange"),
-        ({"exitDuration": "367d"}, "exitDuration", "OutOfRange"),
+        ({"exitDuration": "366d"}, "exitDuration", "OutOfRange"),
+        ({"exitDuration": "365d1s"}, "exitDuration", "OutOfRange"),
+        ({"idleTimeOutDuration": "366d"}, "idleTimeOutDuration", "OutOfRange"),
         ({"exitDuration": "soon"}, "exitDuration", "InvalidDuration"),
         ({"priority": 0}, "priority", "OutOfRange"),
         ({"priority": 300}, "priority", "OutOfRange"),
@@ -286,7 +288,7 @@ def test_what_waits_is_renamed_reprioritised_and_extended(gpus: GpuWorld, team: 
     item = gpus.gpr(gpr_id)
     assert (item["priority"], item["gprName"], item["exitDuration"]) == (250, "other", "2h0m0s")
     put().is_error(422, "INVALID", "Missing")
-    put(earlyRelease=False).is_error(422, "INVALID", "Missing")
+    put(earlyRelease=None).is_error(422, "INVALID", "Missing")
     put(priority=0).is_error(422, "INVALID", "OutOfRange")
     put(gprName="x" * 41).is_error(422, "INVALID", "TooLong")
     put(exitDuration="long").is_error(422, "INVALID", "InvalidDuration")
@@ -296,6 +298,38 @@ def test_what_waits_is_renamed_reprioritised_and_extended(gpus: GpuWorld, team: 
     assert gpus.gpr(gpr_id)["priority"] == 250  # together or not at all
     gpus.owner("PUT", GPR, {"gprId": "gpr-1", "priority": 7}).is_error(404, "NOT_FOUND", "GprNotFound")
     gpus.owner("PUT", GPR, {"priority": 7}).is_error(422, "INVALID", "Missing")
+
+
+def test_not_to_be_released_early_changes_nothing_whatever_its_state(gpus: GpuWorld, team: str) -> None:
+    gpr_id = gpus.ask(team)
+
+    def put(**change: Any) -> Any:
+        return gpus.owner("PUT", GPR, {"gprId": gpr_id, **change})
+
+    before = gpus.request(gpr_id)
+    assert put(earlyRelease=False).data == {}
+    assert gpus.request(gpr_id) == before
+    assert put(earlyRelease=False, priority=7).data == {}
+    assert gpus.gpr(gpr_id)["priority"] == 7
+    gpus.grant(gpr_id)
+    gpus.drain(gpr_id, ProvisioningStatus.EARLY_RELEASED)
+    for _ in range(2):
+        before = gpus.request(gpr_id)
+        assert put(earlyRelease=False).data == {}
+        assert gpus.request(gpr_id) == before
+        if before.status is ProvisioningStatus.DRAINING:
+            gpus.end(gpr_id)
+    unknown = gpus.owner("PUT", GPR, {"gprId": "gpr-00000000-aaaa", "earlyRelease": False})
+    unknown.is_error(404, "NOT_FOUND", "GprNotFound")
+    gpus.client("Viewer", team)("PUT", GPR, {"gprId": gpr_id, "earlyRelease": False}).is_error(
+        403, "FORBIDDEN"
+    )
+
+
+def test_what_has_no_effect_here_is_echoed(gpus: GpuWorld, team: str) -> None:
+    given = {"dedicatedNodes": True, "enableRDMA": True, "enableSecondaryNetwork": True, "multiNode": True}
+    item = gpus.gpr(gpus.ask(team, **given))
+    assert {name: item[name] for name in given} == given
 
 
 def test_what_runs_is_released_and_then_deleted(gpus: GpuWorld, team: str) -> None:

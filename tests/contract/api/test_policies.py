@@ -114,6 +114,7 @@ def test_priority_ranges(gpus: GpuWorld, team: str, text: str, shown: str) -> No
         ({"maxExitDurationPerGPR": "2y"}, "maxExitDurationPerGPR"),
         ({"maxExitDurationPerGPR": "0d"}, "maxExitDurationPerGPR"),
         ({"maxExitDurationPerGPR": "13M"}, "maxExitDurationPerGPR"),
+        ({"maxExitDurationPerGPR": "366d"}, "maxExitDurationPerGPR"),
         ({"gpuShapes": ["x"] * 101}, "gpuShapes"),
         ({"gpuShapes": [""]}, "gpuShapes[0]"),
     ],
