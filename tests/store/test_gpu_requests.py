@@ -61,6 +61,23 @@ async def test_a_request_comes_back_as_it_went_in_through_its_whole_life(store: 
         assert await tx.list_gpu_requests() == [request]
 
 
+async def test_an_endpoints_requests_keep_the_order_in_which_they_came_whatever_the_clock_did(
+    store: Store, make: Any
+) -> None:
+    await _begin(store, make)
+    seconds = {"c": 0, "b": 0, "a": -3600, "d": -1800, "e": 5}
+    async with store.transaction() as tx:
+        for request_id, at in seconds.items():
+            await tx.insert_gpu_request(make.gpu_request(request_id, endpoint="iris", seconds=at))
+            await tx.insert_gpu_request(make.gpu_request(f"own-{request_id}", seconds=at))
+    async with store.read() as tx:
+        of_iris = await tx.list_gpu_requests(endpoint_uid="iris-default-local")
+        assert [each.id for each in of_iris] == list(seconds)
+        assert [each.queued_at for each in of_iris] == [make.at(at) for at in seconds.values()]
+        assert (await tx.get_gpu_request("own-a")).created_at == make.at(-3600)  # of no endpoint: as it says
+        assert (await tx.get_gpu_request("e")).created_at == make.at(5)
+
+
 async def test_an_id_is_taken_once_and_a_workspace_must_exist(store: Store, make: Any) -> None:
     await _begin(store, make, make.gpu_request())
     async with store.transaction() as tx:

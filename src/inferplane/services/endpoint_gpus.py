@@ -114,10 +114,13 @@ async def ask_again(tx: Tx, platform: Platform, caller: Caller, endpoint: Infere
     """
     if endpoint.spec.gpu is None:
         return False
+    policy = await tx.get_policy(endpoint.workspace)
     known = await tx.list_gpu_requests(endpoint_uid=endpoint.uid)
-    if known and not is_over(known[-1], await tx.get_policy(endpoint.workspace)):
-        # Whoever is about to end it, because the endpoint was stopped a moment ago, has to look again.
-        await tx.save_gpu_request(known[-1])
+    alive = [each for each in known if not is_over(each, policy)]
+    if alive:
+        for each in alive:
+            # Whoever is about to end it, because the endpoint was stopped a moment ago, has to look again.
+            await tx.save_gpu_request(each)
         return False
     await ask(tx, platform, caller, endpoint)
     return True

@@ -521,8 +521,22 @@ class Tx:
     # GPU requests
 
     async def insert_gpu_request(self, request: GpuRequest) -> None:
-        """Raises AlreadyExists for a known id, NotFound for an unknown workspace."""
-        statement = self._database.insert(gpu_requests).values(codec.gpu_request_to_row(request))
+        """Raises AlreadyExists for a known id, NotFound for an unknown workspace.
+
+        An endpoint's requests keep the order in which they came, whatever the clock did: one that is not
+        younger than the last gets the next microsecond as its time of creation. Whoever looks for the
+        newest may so take the last of the list.
+        """
+        row = codec.gpu_request_to_row(request)
+        if request.endpoint_uid:
+            last = await self._first(
+                select(func.max(gpu_requests.c.created_at).label("at")).where(
+                    gpu_requests.c.endpoint_uid == request.endpoint_uid
+                )
+            )
+            if last is not None and last.at is not None:
+                row["created_at"] = max(row["created_at"], last.at + 1)
+        statement = self._database.insert(gpu_requests).values(row)
         try:
             inserted = await self._count(statement.on_conflict_do_nothing(index_elements=["id"]))
         except Conflict as error:

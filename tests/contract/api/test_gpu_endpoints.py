@@ -326,6 +326,22 @@ def test_start_helps_an_endpoint_that_lost_its_gpus(gpus: GpuWorld, team: str) -
     assert gpus.stored(team, name).spec.stopped is True
 
 
+def test_a_clock_that_goes_back_confuses_no_start(gpus: GpuWorld, team: str) -> None:
+    name = create(gpus, team)
+    uid = gpus.stored(team, name).uid
+    [first] = gpus.requests_of(uid)
+    gpus.grant(first.id)
+    gpus.drain(first.id, ProvisioningStatus.COMPLETE)
+    gpus.end(first.id)
+    gpus.later = timedelta(hours=-1)
+    gpus.owner("POST", f"{ENDPOINT}/start", place(team, name)).ok()
+    assert [each.status for each in gpus.requests_of(uid)] == ["Complete", "Queued"]
+    gpus.owner("POST", f"{ENDPOINT}/start", place(team, name)).ok()
+    assert len(gpus.requests_of(uid)) == 2  # the one that waits is found, older or not
+    gpus.owner("DELETE", GPR, {"gprId": gpus.requests_of(uid)[-1].id}).ok()
+    assert gpus.stored(team, name).spec.stopped is True
+
+
 def test_one_that_comes_back_by_itself_is_not_asked_for_twice(gpus: GpuWorld, team: str) -> None:
     name = create(gpus, team, gpuSpec={**SPEC, "requeueOnFailure": True})
     uid = gpus.stored(team, name).uid
