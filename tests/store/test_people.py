@@ -137,3 +137,22 @@ async def test_an_installation_has_one_secret_however_many_ask_first(database_ur
     assert len(set(answers)) == 1
     assert len(answers[0]) == len(other) == INSTALLATION_SECRET_BYTES
     assert other != answers[0]
+
+
+async def test_of_those_who_count_what_a_workspace_has_one_comes_after_the_other(
+    store: Store, make: Any
+) -> None:
+    async with store.transaction() as tx:
+        await tx.add_workspace(make.workspace())
+
+    async def add_one(number: int) -> int:
+        async with store.transaction() as tx:
+            await tx.hold_workspace("default")
+            known = len(await tx.list_gpu_requests(workspace="default"))
+            await tx.insert_gpu_request(make.gpu_request(f"gpr-{number}"))
+        return known
+
+    assert sorted(await asyncio.gather(*map(add_one, range(8)))) == list(range(8))
+    async with store.transaction() as tx:
+        with pytest.raises(NotFound, match="workspace nowhere does not exist"):
+            await tx.hold_workspace("nowhere")

@@ -102,6 +102,7 @@ async def ask(tx: Tx, platform: Platform, caller: Caller, endpoint: InferenceEnd
     gpu = endpoint.spec.gpu
     if gpu is None:
         return None
+    await tx.hold_workspace(endpoint.workspace)
     request = await _checked(tx, _request(endpoint, gpu, platform, caller))
     await insert(tx, platform, caller, request)
     return request

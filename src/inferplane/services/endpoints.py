@@ -82,6 +82,7 @@ async def _create(
     async with platform.store.transaction() as tx:
         if (answer := await _answered(tx, caller, draft, ticket)) is not None:
             return answer
+        await tx.hold_workspace(draft.workspace)  # two at once would both find room for one more
         cluster = await _resolve_cluster(tx, draft, chosen)
         gpu = await endpoint_gpus.gpu_spec_for(tx, platform, draft, wish, cluster)
         check_servable(wish, cluster)

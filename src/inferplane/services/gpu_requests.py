@@ -101,6 +101,7 @@ async def _create(
     async with platform.store.transaction() as tx:
         if (answer := await recall(tx, caller, ticket)) is not None:
             return answer
+        await tx.hold_workspace(workspace)  # two at once would both find room for one more
         origin = Origin(new_request_id(platform), name.strip(), workspace, now, caller.key_name)
         request = await _understood(tx, draft, origin)
         policy = await tx.get_policy(workspace)

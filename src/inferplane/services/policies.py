@@ -69,7 +69,7 @@ async def change(platform: Platform, caller: Caller, workspace: str, draft: Poli
     """Set what the draft gives; returns the whole policy. Raises NotFound, Invalid with all details."""
     caller.require(Verb.MANAGE_GPUS, workspace)
     async with platform.store.transaction() as tx:
-        await tx.get_workspace(workspace)
+        await tx.hold_workspace(workspace)  # of two who change different fields, both count
         present = await tx.get_policy(workspace)
         wanted = applied(present, draft)
         if wanted != present:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Table, event, exc
+from sqlalchemy import Select, Table, event, exc
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -102,6 +102,15 @@ class Database:
         """Within a write transaction: events appended from here on become visible in their order."""
         if not self.is_sqlite:
             await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_EVENTS})")
+
+    def holding(self, statement: Select[Any]) -> Select[Any]:
+        """The statement, such that its rows are ours until the write transaction ends.
+
+        Rows that refer to them can still be inserted by others: `FOR NO KEY UPDATE` is as much as is needed
+        to come one after the other.
+        """
+        # On SQLite there is only one writer at a time anyway.
+        return statement if self.is_sqlite else statement.with_for_update(key_share=True)
 
     def write_turn(self) -> AbstractAsyncContextManager[object]:
         """Wait for one's turn to write, within this process."""

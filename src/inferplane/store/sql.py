@@ -276,6 +276,16 @@ class Tx:
             raise _no_workspace(name)
         return codec.workspace_from_row(row._mapping)
 
+    async def hold_workspace(self, name: str) -> None:
+        """Make others who hold this workspace wait until this transaction ends. Raises NotFound.
+
+        For whoever counts what a workspace has before adding to it: what is read from here on stays true.
+        Hold it before appending events. Only within a transaction that may write.
+        """
+        statement = select(workspaces.c.name).where(workspaces.c.name == name)
+        if await self._first(self._database.holding(statement)) is None:
+            raise _no_workspace(name)
+
     async def list_workspaces(self) -> list[Workspace]:
         """All, by name."""
         rows = await self._all(select(workspaces).order_by(workspaces.c.name))

@@ -327,7 +327,8 @@ def test_not_to_be_released_early_changes_nothing_whatever_its_state(gpus: GpuWo
 
 
 def test_what_has_no_effect_here_is_echoed(gpus: GpuWorld, team: str) -> None:
-    given = {"dedicatedNodes": True, "enableRDMA": True, "enableSecondaryNetwork": True, "multiNode": True}
+    names = ("dedicatedNodes", "enableRDMA", "enableSecondaryNetwork", "multiNode")
+    given: dict[str, Any] = dict.fromkeys(names, True)
     item = gpus.gpr(gpus.ask(team, **given))
     assert {name: item[name] for name in given} == given
 

@@ -13,7 +13,7 @@ from api_world import Reply
 from gpu_world import GPR, GpuWorld
 from inferplane.domain.gpu_request import ProvisioningStatus
 
-ENDPOINT = "/api/v1/inference-endpoint"
+ENDPOINT, POLICIES = "/api/v1/inference-endpoint", "/api/v1/workspace-policies"
 CALLERS = 8
 
 
@@ -28,6 +28,68 @@ def at_once(world: GpuWorld, calls: list[tuple[str, str, Any]]) -> list[Reply]:
     world.owner.token()
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(lambda each: world.owner(*each), calls))
+
+
+def test_no_race_gets_past_a_limit(racing: GpuWorld) -> None:
+    team, other = racing.team(), racing.team()
+    for each in (team, other):
+        racing.owner("PUT", f"{POLICIES}/{each}", {"maxGPRs": 3, "maxInferenceEndpoints": 2}).ok()
+
+    # Several fields of a policy are changed by several people, and none of the changes is lost.
+    counts = {"maxGpuPerGpr": 5, "maxMemoryPerGpr": 500, "requeueOnFailure": True, "enforceIdleTimeOut": True}
+    changes = [("PUT", f"{POLICIES}/{team}", {name: value}) for name, value in counts.items()]
+    assert {reply.status for reply in at_once(racing, changes)} == {200}
+    item = racing.owner("GET", f"{POLICIES}/{team}").data["item"]
+    assert item["globalGPUConstraints"] == {"gpuShapes": [], "maxGPUPerGpr": 5, "maxMemoryPerGpr": 500}
+    assert (item["requeueOnFailure"], item["enforceIdleTimeOut"], item["maxGPRs"]) == (True, True, 3)
+    racing.owner("PUT", f"{POLICIES}/{team}", {"enforceIdleTimeOut": False}).ok()
+
+    # GPRs of their own.
+    asks = [("POST", GPR, racing.body(each)) for each in (team, other) for _ in range(CALLERS)]
+    statuses = [reply.status for reply in at_once(racing, asks)]
+    assert (statuses.count(200), statuses.count(403)) == (6, 2 * CALLERS - 6)
+    for each in (team, other):
+        items = racing.owner("GET", f"{GPR}/list?sliceName={each}").data["items"]
+        assert len(items) == 3
+
+    # Endpoints, and the GPRs that come with them: two of the three places are taken again.
+    for item in racing.owner("GET", f"{GPR}/list?sliceName={team}").data["items"][:2]:
+        racing.owner("DELETE", GPR, {"gprId": item["gprId"]}).ok()
+    creates = [("POST", ENDPOINT, endpoint_body(racing, team)) for _ in range(CALLERS)]
+    statuses = [reply.status for reply in at_once(racing, creates)]
+    assert (statuses.count(200), statuses.count(403)) == (2, CALLERS - 2)
+    names = [
+        each["endpointName"]
+        for each in racing.owner("GET", f"{ENDPOINT}/list?workspace={team}").data["endpoints"]
+    ]
+    assert len(names) == 2
+
+    # Who starts endpoints again competes for the same places.
+    for name in names:
+        place = {"workspace": team, "endpoint": name}
+        racing.owner("POST", f"{ENDPOINT}/stop", place).ok()
+        [request] = racing.requests_of(racing.stored(team, name).uid)
+        racing.owner("DELETE", GPR, {"gprId": request.id}).ok()
+    racing.ask(team)
+    starts = [
+        ("POST", f"{ENDPOINT}/start", {"workspace": team, "endpoint": name})
+        for name in names
+        for _ in range(2)
+    ]
+    statuses = [reply.status for reply in at_once(racing, starts)]
+    assert set(statuses) == {200, 403}
+    live = [each for name in names for each in racing.requests_of(racing.stored(team, name).uid)]
+    assert len(live) == 1
+
+
+def endpoint_body(world: GpuWorld, team: str) -> dict[str, Any]:
+    return {
+        "endpointName": world.name("e"),
+        "workspace": team,
+        "clusterName": "worker-1",
+        "modelSpec": {"modelName": "sklearn", "storageURI": "/models/iris.joblib"},
+        "gpuSpec": {"enableAutoGpuSelection": True, "memoryPerGPU": 40},
+    }
 
 
 def test_races_have_one_winner(racing: GpuWorld) -> None:
