@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from inferplane.domain.names import check_name
 from inferplane.engines.nvml import (
     Device,
     DeviceMeter,
     NvmlNodes,
     Reading,
+    host_label,
     load_library,
     node_name,
     nodes_of,
@@ -102,6 +104,18 @@ def test_a_lost_gpu_stays_and_is_not_granted() -> None:
     assert (node.gpu_count, node.indexes) == (2, (1,))
 
 
+def test_with_every_gpu_lost_there_is_no_node_and_a_problem() -> None:
+    assert nodes_of("local", "host", (Device(0), Device(1))) == ()
+
+
+def test_a_card_that_comes_or_goes_renames_nobodys_node() -> None:
+    every_kind = {node.gpu_shape: node.name for node in nodes_of("local", "host", (A100, T4))}
+    for devices in ((T4,), (A100,), (replace(T4, index=0), replace(A100, index=5)), (Device(0), T4)):
+        for node in nodes_of("local", "host", devices):
+            assert node.name == every_kind[node.gpu_shape]
+            assert node.host == "host"
+
+
 def test_a_device_that_counts_no_use_is_a_device_all_the_same() -> None:
     (device,) = read_devices(Library((A100,), fails=frozenset({"utilisation"}))).devices
     assert device == replace(A100, busy_percent=None)
@@ -116,13 +130,13 @@ def test_gpus_that_are_alike_are_one_node_and_keep_their_indexes() -> None:
     devices = (A100, replace(A100, index=1, uuid="GPU-bb"), T4)
     first, second = nodes_of("local", "Big-Box.example", devices)
     assert (first.name, first.gpu_shape, first.memory_gb, first.indexes) == (
-        "big-box",
+        "big-box-nvidia-a100-sxm4-80gb-80gb",
         "NVIDIA-A100-SXM4-80GB",
         80,
         (0, 1),
     )
     assert (second.name, second.gpu_shape, second.memory_gb, second.indexes) == (
-        "big-box-1",
+        "big-box-tesla-t4-15gb",
         "Tesla-T4",
         15,
         (2,),
@@ -142,10 +156,23 @@ def test_the_platform_offers_only_what_it_was_left_itself(
 
 
 @pytest.mark.parametrize(
-    ("host", "name"), [("A_b.c", "a-b"), ("", "this-machine"), ("...", "this-machine"), ("x" * 99, "x" * 59)]
+    ("host", "name"), [("A_b.c", "a-b"), ("", "this-machine"), ("...", "this-machine"), ("x" * 99, "x" * 63)]
 )
-def test_any_host_name_makes_a_node_name(host: str, name: str) -> None:
-    assert node_name(host) == name
+def test_any_host_has_a_label(host: str, name: str) -> None:
+    assert host_label(host) == name
+
+
+def test_a_node_is_called_after_machine_and_kind_and_no_two_kinds_alike() -> None:
+    assert node_name("box.example", "Tesla-T4", 15) == "box-tesla-t4-15gb"
+    hard = [
+        node_name(host, shape, memory_gb)
+        for host in ("box", "x" * 99)
+        for shape in ("a.b", "a_b", "a-b", "y" * 200)
+        for memory_gb in (8, 80)
+    ]
+    assert len(set(hard)) == len(hard)
+    for name in hard:
+        assert check_name(name, "node") == name
 
 
 def test_any_product_name_makes_a_shape() -> None:
@@ -158,9 +185,11 @@ async def test_the_source_reads_anew_each_time_and_explains_an_empty_machine() -
     source = NvmlNodes("local", "host", allowed="0", read=lambda: next(readings))
     assert await source.nodes() == ((), "no driver")
     nodes, problem = await source.nodes()
-    assert ([node.name for node in nodes], problem) == (["host"], "")
+    assert ([node.name for node in nodes], problem) == (["host-nvidia-a100-sxm4-80gb-80gb"], "")
     blind = NvmlNodes("local", "host", allowed="", read=lambda: Reading((A100,)))
     assert await blind.nodes() == ((), "CUDA_VISIBLE_DEVICES= leaves the platform no GPU")
+    broken = NvmlNodes("local", "host", read=lambda: Reading((Device(0), Device(1))))
+    assert await broken.nodes() == ((), "the NVIDIA driver has lost every GPU of this machine, 2 in all")
 
 
 async def test_a_gpu_at_work_is_seen_and_one_at_rest_says_nothing() -> None:

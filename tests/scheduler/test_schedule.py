@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus, Selection, draining
-from inferplane.domain.inventory import NodeHealth
+from inferplane.domain.inventory import Gpu, NodeHealth
 from inferplane.domain.workspace import WorkspacePolicy
 from inferplane.scheduler import Ageing, FairShare, forecast, renewal, schedule, wait_times
 from inferplane.scheduler.cycle import EVICTIONS_PER_CYCLE_MAX
@@ -411,6 +411,38 @@ def test_who_waits_for_other_gpus_does_not_stop_a_renewal(world: World) -> None:
     other = Selection(cluster_name="worker-1", gpu_shape="L4")
     waiting = world.waits(1, 8, priority=250, selection=other)
     assert renewal(world.snapshot(floor, [held, full, waiting]), held).extend
+
+
+@pytest.mark.parametrize("why", ["gone", "unhealthy"])
+def test_who_holds_what_is_gone_or_out_of_order_does_not_go_on(why: str, world: World, ids: Ids) -> None:
+    nodes = [world.node("a", health=NodeHealth.UNHEALTHY)] if why == "unhealthy" else []
+    held = world.holds(9, {"a": tuple(range(8))}, auto_renew=True)
+    snapshot = world.snapshot([*nodes, world.node("b")], [held])
+    answer = renewal(snapshot, held)
+    assert not answer.extend
+    assert "gone or out of order" in answer.message
+    forecast(world.snapshot(nodes, [held, world.waits(1, 8)]))  # and it comes to an end
+
+
+def test_an_index_held_under_an_older_name_of_the_node_is_not_granted_again(world: World, ids: Ids) -> None:
+    one = replace(world.node("box-a100-80gb", 2), host="box")
+    other = replace(
+        world.node("box-l4-24gb", 1, shape="L4", memory_gb=24), host="box", gpus=(Gpu(2, "GPU-2"),)
+    )
+    held = world.holds(9, {"box": (0,)}, left=30)
+    line = [
+        world.waits(1, 1, since=3),
+        world.waits(2, 1, since=2),
+        world.waits(3, 1, since=1, selection=Selection(cluster_name="worker-1", gpu_shape="L4")),
+    ]
+    snapshot = world.snapshot([one, other], [held, *line])
+    decisions = schedule(snapshot)
+    assert [each.grant.nodes for each in decisions.grants] == [
+        (("box-a100-80gb", (1,)),),
+        (("box-l4-24gb", (2,)),),
+    ]
+    assert granted(decisions) == ids(1, 3)
+    assert forecast(snapshot)[ids(2)[0]].start == world.at(30)
 
 
 def test_wait_times_list_every_candidate_soonest_first(world: World) -> None:

@@ -524,6 +524,12 @@ def test_a_node_in_a_state_that_is_not_known_gets_no_work() -> None:
     assert node.gpus == ()
 
 
+def test_a_node_says_whose_machine_it_is_part_of_and_an_older_row_does_not() -> None:
+    node = Node("c", "n", "t", "s", 8, 80, host="box")
+    assert codec.node_from_row(codec.node_to_row(node)) == node
+    assert codec.node_from_row(codec.node_to_row(node) | {"body": '{"health":"Healthy"}'}).host == ""
+
+
 def test_what_a_row_lacks_takes_its_default() -> None:
     bare = codec.spec_from_json('{"model":{"format":"sklearn","storage_uri":"file:///m"}}')
     assert bare == EndpointSpec(ModelSpec(format="sklearn", storage_uri="file:///m"))

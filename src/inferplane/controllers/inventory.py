@@ -4,8 +4,9 @@ One pass per cluster, at the start, regularly, and for clusters that are gone fr
 ask the cluster's source, compare, save if different. Level-triggered like every controller: nothing is
 remembered here, and a pass may be repeated or lost.
 
-A source that had nodes and now cannot tell (the driver is being replaced, say) does not make them
-vanish: they stay, unhealthy, so that nothing new is placed there and those who hold them are seen.
+Nothing vanishes under those who hold it (`nodes_to_keep`). A source that had nodes and now cannot tell
+(the driver is being replaced, every GPU is lost) leaves them as they were, unhealthy; so does one that
+says nothing of a node of which something is held. A node comes back as it was when it is seen again.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from inferplane.domain.events import Event
-from inferplane.domain.inventory import Node, NodeHealth
+from inferplane.domain.inventory import Gpu, Node, NodeHealth, held_gpus
 from inferplane.engines.port import Clock
 from inferplane.observability import get_logger
-from inferplane.store.sql import Store
+from inferplane.store.sql import Store, Tx
 
 ACTOR = "inventory"
 REFRESH_SECONDS = 30.0
@@ -72,13 +73,14 @@ class InventoryController:
         seen, problem = ((), "") if source is None else await source.nodes()
         async with self._store.read() as tx:
             stored = tuple(await tx.list_nodes(key))
-        wanted = nodes_to_keep(stored, seen, problem)
+            held = await _held_nodes(tx, key) if _differ(stored, seen) else frozenset()
+        wanted = nodes_to_keep(stored, seen, problem, held)
         if problem and problem != self._problems.get(key):
             log.info("no GPUs are found", cluster=key, why=problem)
         self._problems[key] = problem
-        if sorted(wanted, key=_by_name) != sorted(stored, key=_by_name):
+        if _differ(stored, wanted):
             await self._save(key, wanted)
-        return REFRESH_SECONDS if source is not None else None
+        return REFRESH_SECONDS if source is not None or wanted else None
 
     async def _save(self, cluster: str, nodes: tuple[Node, ...]) -> None:
         message = inventory_sentence(cluster, nodes)
@@ -88,11 +90,85 @@ class InventoryController:
         log.info("inventory changed", cluster=cluster, nodes=len(nodes))
 
 
-def nodes_to_keep(stored: tuple[Node, ...], seen: tuple[Node, ...], problem: str) -> tuple[Node, ...]:
-    """What the store should say. Nodes that cannot be seen for a `problem` stay, unless only declared."""
-    if seen or not problem:
-        return seen
-    return tuple(replace(node, health=NodeHealth.UNHEALTHY) for node in stored if not node.simulated)
+def nodes_to_keep(
+    stored: tuple[Node, ...],
+    seen: tuple[Node, ...],
+    problem: str,
+    held: frozenset[str] = frozenset(),
+) -> tuple[Node, ...]:
+    """What the store should say, given what is `stored`, `seen` now, and the names of nodes that are `held`.
+
+    1. Nodes that cannot be seen for a `problem` stay, unhealthy, unless they were only declared.
+    2. A machine whose GPU indexes mean other devices than before stays as it was, unhealthy, until nothing
+       of it is held: servers still run on devices that now have the indexes of others.
+    3. A lost GPU stays on the node where it was known, which stays for it.
+    4. A held node that is seen no longer stays, unhealthy, unless its GPUs are seen under another name.
+    """
+    if not seen and problem:
+        return tuple(_unhealthy(node) for node in stored if not node.simulated or node.name in held)
+    if held and _renumbered(stored, seen):
+        return tuple(_unhealthy(node) for node in stored)
+    now = {node.name: node for node in _with_lost_at_home(stored, seen)}
+    hosts = {node.host for node in seen}
+    for node in stored:
+        if node.name in held and node.name not in now and not _is_renamed(node, seen):
+            # Of a machine that is called something else now, it can only be said that it is some machine.
+            host = node.host if not hosts or node.host in hosts else ""
+            now[node.name] = replace(_unhealthy(node), host=host)
+    return tuple(now.values())
+
+
+def _unhealthy(node: Node) -> Node:
+    return replace(node, health=NodeHealth.UNHEALTHY)
+
+
+def _renumbered(stored: tuple[Node, ...], seen: tuple[Node, ...]) -> bool:
+    """Whether a device has another index than before."""
+    before = {gpu.uuid: gpu.index for node in stored for gpu in node.gpus if gpu.uuid}
+    return any(before.get(gpu.uuid, gpu.index) != gpu.index for node in seen for gpu in node.gpus if gpu.uuid)
+
+
+def _is_renamed(node: Node, seen: tuple[Node, ...]) -> bool:
+    """Whether the same GPUs are listed under another name: then they are held there (`Machines`)."""
+    there = {gpu.index: gpu.uuid for each in seen if each.host for gpu in each.gpus}
+    return bool(node.gpus) and all(
+        gpu.index in there and there[gpu.index] in ("", gpu.uuid) for gpu in node.gpus
+    )
+
+
+def _with_lost_at_home(stored: tuple[Node, ...], seen: tuple[Node, ...]) -> list[Node]:
+    """`seen`, with the lost GPUs moved to where they were before: what is lost no longer says its kind.
+
+    A node of which every GPU is lost is there again, unhealthy.
+    """
+    homes = {gpu.index: node for node in stored if node.host for gpu in node.gpus}
+    nodes = {node.name: node for node in seen}
+    for node in seen:
+        for gpu in node.gpus:
+            home = homes.get(gpu.index)
+            if gpu.healthy or gpu.uuid or home is None or home.host != node.host or home.name == node.name:
+                continue
+            nodes[node.name] = _with_gpus(
+                nodes[node.name], [each for each in nodes[node.name].gpus if each != gpu]
+            )
+            there = nodes.get(home.name) or _unhealthy(replace(home, gpus=()))
+            nodes[home.name] = _with_gpus(there, [*there.gpus, gpu])
+    return list(nodes.values())
+
+
+def _with_gpus(node: Node, gpus: Iterable[Gpu]) -> Node:
+    ordered = tuple(sorted(gpus, key=lambda each: each.index))
+    return replace(node, gpus=ordered, gpu_count=len(ordered))
+
+
+async def _held_nodes(tx: Tx, cluster: str) -> frozenset[str]:
+    """The names under which something of the cluster is held."""
+    holdings = held_gpus(await tx.list_gpu_requests(live_only=True))
+    return frozenset(name for there, name in holdings if there == cluster)
+
+
+def _differ(one: tuple[Node, ...], other: tuple[Node, ...]) -> bool:
+    return sorted(one, key=_by_name) != sorted(other, key=_by_name)
 
 
 def inventory_sentence(cluster: str, nodes: tuple[Node, ...]) -> str:

@@ -3,6 +3,10 @@
 Capacity is free when it is *seen* free: a request holds its GPUs from the moment it is granted until it
 has left Draining, that is until the engine has shown that nothing runs on them any more. Nothing here
 subtracts counters; what is free is computed from the nodes and the grants each time, so it cannot drift.
+
+A machine with GPUs of several kinds is several nodes, one for each kind, which share the machine's GPU
+indexes (`Node.host`). So an index that is held under the name of one of them is held on all (`Machines`):
+names may change under those who hold something, the machine's own indexes are the same device.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from inferplane.domain.gpu_request import GpuRequest
+from inferplane.domain.gpu_request import GpuRequest, Grant
 
 
 class NodeHealth(StrEnum):
@@ -44,7 +48,8 @@ class Node:
     """A machine with GPUs of one shape. `memory_gb` is per GPU; `simulated` means no hardware is behind it.
 
     `gpus` may be left empty where nothing is known of the single devices; their indexes are then
-    0 … `gpu_count` - 1, all healthy.
+    0 … `gpu_count` - 1, all healthy. `host` names the machine where GPU indexes are the machine's own and
+    not the node's; "" where the node is all there is to them.
     """
 
     cluster: str
@@ -59,6 +64,7 @@ class Node:
     gpu_model_name: str = ""
     cloud_provider: str = ""
     region: str = ""
+    host: str = ""
 
     @property
     def indexes(self) -> tuple[int, ...]:
@@ -107,6 +113,52 @@ class ShapeSummary:
     nodes: int
 
 
+class Machines:
+    """Which nodes a grant's (node, GPU indexes) speaks of, where several nodes may be one machine."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self._nodes: dict[tuple[str, str], Node] = {}
+        self._parts: dict[tuple[str, str], list[Node]] = {}  # (cluster, host) → its nodes
+        self._all_parts: dict[str, list[Node]] = {}  # cluster → its nodes with a host
+        for node in nodes:
+            self._nodes.setdefault((node.cluster, node.name), node)
+            if node.host:
+                self._parts.setdefault((node.cluster, node.host), []).append(node)
+                self._all_parts.setdefault(node.cluster, []).append(node)
+
+    def nodes_of(self, cluster: str, name: str) -> tuple[Node, ...]:
+        """The node of this name, if there is one, and all others on which the same indexes are held.
+
+        Under a name that says of no machine whose it is (a node that is gone, or was stored before nodes
+        said so) the indexes count on every machine of the cluster: better one too many than one twice.
+        """
+        named = self._nodes.get((cluster, name))
+        if named is not None and named.host:
+            others = self._parts[cluster, named.host]
+        else:
+            others = self._all_parts.get(cluster, [])
+        first = () if named is None else (named,)
+        return (*first, *(each for each in others if each is not named))
+
+    def is_in_order(self, grant: Grant) -> bool:
+        """Whether every GPU of `grant` is where it was granted, and nothing is known against it."""
+        return all(self._has(grant, name, indexes) for name, indexes in grant.nodes)
+
+    def _has(self, grant: Grant, name: str, indexes: tuple[int, ...]) -> bool:
+        named = self._nodes.get((grant.cluster, name))
+        if named is not None:
+            return _offers(named, indexes)
+        return any(
+            _offers(each, indexes)
+            for each in self.nodes_of(grant.cluster, name)  # the node may only have changed its name
+            if (each.gpu_shape, each.memory_gb) == (grant.gpu_shape, grant.memory_gb)
+        )
+
+
+def _offers(node: Node, indexes: tuple[int, ...]) -> bool:
+    return node.health is not NodeHealth.UNHEALTHY and set(indexes) <= set(node.indexes)
+
+
 def held_gpus(requests: Iterable[GpuRequest]) -> Mapping[tuple[str, str], tuple[NodeHolding, ...]]:
     """(cluster, node) → what is held there, by request id. Draining requests still hold."""
     found: dict[tuple[str, str], list[NodeHolding]] = {}
@@ -119,14 +171,27 @@ def held_gpus(requests: Iterable[GpuRequest]) -> Mapping[tuple[str, str], tuple[
 
 def node_uses(nodes: Iterable[Node], requests: Iterable[GpuRequest]) -> tuple[NodeUse, ...]:
     """Every node with its holders, ordered by cluster and name."""
-    held = held_gpus(requests)
+    nodes = sorted(nodes, key=lambda each: (each.cluster, each.name))
+    machines = Machines(nodes)
+    held: dict[tuple[str, str], list[NodeHolding]] = {}
+    for (cluster, name), holdings in held_gpus(requests).items():
+        for node in machines.nodes_of(cluster, name):
+            here = holdings if node.name == name else _held_here(node, holdings)
+            held.setdefault((cluster, node.name), []).extend(here)
     uses = []
-    for node in sorted(nodes, key=lambda each: (each.cluster, each.name)):
-        holdings = held.get((node.cluster, node.name), ())
-        taken = {index for holding in holdings for index in holding.gpus}
+    for node in nodes:
+        holders = tuple(sorted(held.get((node.cluster, node.name), ()), key=lambda each: each.request.id))
+        taken = {index for holding in holders for index in holding.gpus}
         free = tuple(index for index in node.indexes if index not in taken) if node.schedulable else ()
-        uses.append(NodeUse(node, holdings, free))
+        uses.append(NodeUse(node, holders, free))
     return tuple(uses)
+
+
+def _held_here(node: Node, holdings: Iterable[NodeHolding]) -> list[NodeHolding]:
+    """What of `holdings`, which are under another name, is a GPU of `node`."""
+    present = {gpu.index for gpu in node.gpus} if node.gpus else set(range(node.gpu_count))
+    found = ((each.request, tuple(i for i in each.gpus if i in present)) for each in holdings)
+    return [NodeHolding(request, gpus) for request, gpus in found if gpus]
 
 
 def shape_summaries(nodes: Iterable[Node], clusters: Iterable[str] | None = None) -> tuple[ShapeSummary, ...]:

@@ -6,12 +6,16 @@ The library is an optional extra. That it is missing, or that there is no driver
 a laptop and no error: the reading then has no devices and says why. A GPU that the driver has lost
 stays in the reading as unhealthy, so that nobody is granted it and everybody can see it.
 
+A node is called after the machine and the kind of its GPUs, whatever else is in the machine, so that a
+card that comes or goes renames nobody's node. GPU indexes are the machine's own, on every node.
+
 GPUs that are split into instances (MIG) are listed whole.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,7 +33,7 @@ GPU_EXTRA = "inferplane[gpu]"
 DEVICES_MAX = 100
 METER_SECONDS = 5.0
 _GIBIBYTE = 1024**3
-_HOST_CHARACTERS_MAX = NAME_CHARACTERS_MAX - 4  # room for a number
+_DIGEST_CHARACTERS = 6
 
 log = get_logger("engines.nvml")
 
@@ -121,34 +125,38 @@ def _is_named(device: Device, word: str) -> bool:
 
 
 def nodes_of(cluster: str, host: str, devices: Sequence[Device]) -> tuple[Node, ...]:
-    """The machine as nodes of GPUs that are alike: one, or one for each kind, by lowest index.
+    """The machine as nodes of GPUs that are alike, one for each kind (shape and memory), by name.
 
-    GPU indexes are the machine's own on every node. Lost devices belong to the first node; with
+    GPU indexes are the machine's own on every node. What kind a lost device was it does not say itself:
+    it is listed with the first kind, and the inventory knows better where it has seen it before. With
     nothing but lost devices there is no node.
     """
     kinds: dict[tuple[str, int], list[Device]] = {}
     for device in sorted(devices, key=lambda each: each.index):
         if not device.lost:
-            kinds.setdefault((device.name, round(device.memory_bytes / _GIBIBYTE)), []).append(device)
-    lost = [device for device in devices if device.lost]
+            kind = (shape_of(device.name), round(device.memory_bytes / _GIBIBYTE))
+            kinds.setdefault(kind, []).append(device)
+    if kinds:
+        kinds[min(kinds)] += [device for device in devices if device.lost]
     nodes = []
-    for number, ((name, memory_gb), alike) in enumerate(kinds.items()):
-        members = sorted([*alike, *(lost if number == 0 else [])], key=lambda each: each.index)
+    for (shape, memory_gb), alike in kinds.items():
+        members = sorted(alike, key=lambda each: each.index)
         gpus = tuple(Gpu(each.index, each.uuid, each.name, healthy=not each.lost) for each in members)
         nodes.append(
             Node(
                 cluster=cluster,
-                name=node_name(host) if number == 0 else f"{node_name(host)}-{number}",
+                name=node_name(host, shape, memory_gb),
                 instance_type=INSTANCE_TYPE,
-                gpu_shape=shape_of(name),
+                gpu_shape=shape,
                 gpu_count=len(gpus),
                 memory_gb=memory_gb,
                 health=NodeHealth.HEALTHY,
                 gpus=gpus,
-                gpu_model_name=name,
+                gpu_model_name=next(each.name for each in members if not each.lost),
+                host=host_label(host),
             )
         )
-    return tuple(nodes)
+    return tuple(sorted(nodes, key=lambda each: each.name))
 
 
 def shape_of(name: str) -> str:
@@ -156,10 +164,26 @@ def shape_of(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "NVIDIA-GPU"
 
 
-def node_name(host: str) -> str:
-    """The machine's name as a node's: its first label, in lower case."""
-    label = re.sub(r"[^a-z0-9-]+", "-", host.partition(".")[0].lower()).strip("-")
-    return label[:_HOST_CHARACTERS_MAX].strip("-") or "this-machine"
+def node_name(host: str, shape: str, memory_gb: int) -> str:
+    """The node of one kind: `<host>-<shape>-<memory>gb`, in lower case; a DNS label.
+
+    Where that would be too long, or another shape could be called the same, a digest keeps it unique.
+    """
+    whole = f"{host_label(host)}-{shape.lower()}-{memory_gb}gb"
+    name = _label(whole)
+    if name == whole and len(name) <= NAME_CHARACTERS_MAX:
+        return name
+    digest = hashlib.blake2b(whole.encode(), digest_size=_DIGEST_CHARACTERS // 2).hexdigest()
+    return f"{name[: NAME_CHARACTERS_MAX - _DIGEST_CHARACTERS - 1].strip('-')}-{digest}"
+
+
+def host_label(host: str) -> str:
+    """The machine's name: its first label, in lower case."""
+    return _label(host.partition(".")[0].lower())[:NAME_CHARACTERS_MAX].strip("-") or "this-machine"
+
+
+def _label(text: str) -> str:
+    return re.sub(r"[^a-z0-9-]+", "-", text).strip("-")
 
 
 class NvmlNodes:
@@ -186,9 +210,12 @@ class NvmlNodes:
         reading = await asyncio.to_thread(self._read)
         devices = visible_devices(reading.devices, self._allowed)
         problem = reading.problem
+        nodes = nodes_of(self._cluster, self._host, devices)
         if reading.devices and not devices:
             problem = f"CUDA_VISIBLE_DEVICES={self._allowed} leaves the platform no GPU"
-        return nodes_of(self._cluster, self._host, devices), problem
+        elif devices and not nodes:
+            problem = f"the NVIDIA driver has lost every GPU of this machine, {len(devices)} in all"
+        return nodes, problem
 
 
 class DeviceMeter:

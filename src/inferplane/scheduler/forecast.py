@@ -78,17 +78,21 @@ def wait_times(snapshot: Snapshot, request: GpuRequest) -> tuple[Candidate, ...]
 
 
 def renewal(snapshot: Snapshot, request: GpuRequest) -> Renewal:
-    """Whether a holder may go on past its deadline: it may unless somebody ahead of it wants its GPUs.
+    """Whether a holder may go on past its deadline: it may unless somebody ahead of it wants its GPUs, or
+    these are gone or out of order: asking again, it gets some that work.
 
     Ahead means: in the line as it would be if the holder asked again now.
     """
     again = _asking_again(request, snapshot.now)
     line = order_queue([*waiting_requests(snapshot), again], snapshot.now, snapshot.usage, snapshot.switches)
     floor = Floor(snapshot)
+    holder = floor.holders.get(request.id)
+    if holder is not None and not floor.is_in_order(holder):
+        return Renewal(False, "its GPUs are gone or out of order")
     decisions = decide(floor, _without(line, again.id), snapshot, snapshot.now)
     place = next(index for index, each in enumerate(line.requests) if each.id == again.id)
     ahead = {each.id for each in line.requests[:place]}
-    held = _pools_of(floor.holders.get(request.id))
+    held = _pools_of(holder)
     wanting = next(
         (each for each in decisions.waits if each.request_id in ahead and _competes(each, held)), None
     )
@@ -184,7 +188,7 @@ class _Replay:
         request = holder.request
         if request.auto_renew and not holder.draining:
             again = _asking_again(request, self.now)
-            if not self._is_wanted(holder, again, waiting):
+            if self.floor.is_in_order(holder) and not self._is_wanted(holder, again, waiting):
                 self.floor.end_at(
                     holder, holder.ends_at + max(request.exit_duration, SOONEST_END), draining=False
                 )

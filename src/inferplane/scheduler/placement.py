@@ -20,7 +20,7 @@ from heapq import nsmallest
 from operator import attrgetter
 
 from inferplane.domain.gpu_request import GpuRequest, Grant, ProvisioningStatus, Selection
-from inferplane.domain.inventory import Node
+from inferplane.domain.inventory import Machines, Node
 from inferplane.domain.workspace import WorkspacePolicy
 from inferplane.scheduler.snapshot import Snapshot, Switches
 
@@ -191,6 +191,7 @@ class Floor:
                 self.clusters.add(node.cluster)
             slot = slots[node.cluster, node.name] = Slot(node, pool, len(pool.slots))
             pool.slots.append(slot)
+        self.machines = Machines(slot.node for slot in slots.values())
         for request in sorted((each for each in snapshot.requests if each.holds_gpus), key=attrgetter("id")):
             self._seat(request, slots, snapshot.now)
         self.pools = {key: self.pools[key] for key in sorted(self.pools)}
@@ -198,7 +199,10 @@ class Floor:
             pool.settle()
 
     def _seat(self, request: GpuRequest, slots: Mapping[tuple[str, str], Slot], now: datetime) -> None:
-        """Take what `request` already holds. Nodes that are gone, and GPUs held twice, count for nothing."""
+        """Take what `request` already holds, on every node that has the same GPUs.
+
+        GPUs that are gone, or held twice, count for nothing.
+        """
         assert request.grant is not None
         holder = Holder(
             request,
@@ -207,14 +211,22 @@ class Floor:
             request.status is ProvisioningStatus.DRAINING,
         )
         for name, indexes in request.grant.nodes:
-            slot = slots.get((request.grant.cluster, name))
-            if slot is not None:
+            for node in self.machines.nodes_of(request.grant.cluster, name):
+                slot = slots[node.cluster, node.name]
                 mask = slot.free_mask & _mask(indexes)
+                if not mask and node.name != name:
+                    continue
                 slot.free_mask &= ~mask
                 slot.free = slot.free_mask.bit_count()
                 holder.parts.append((slot, mask))
-                slot.held[request.id] = (holder, mask.bit_count())
+                _, before = slot.held.get(request.id, (holder, 0))
+                slot.held[request.id] = (holder, before + mask.bit_count())
         self._enter(holder, request.grant.gpus)
+
+    def is_in_order(self, holder: Holder) -> bool:
+        """Whether all its GPUs are still there and healthy. One that was seated here is: it got what is."""
+        grant = holder.request.grant
+        return grant is None or self.machines.is_in_order(grant)
 
     def grant(self, request: GpuRequest, slots: list[Slot], now: datetime) -> Grant:
         """Give `request` GPUs on each of `slots`: the lowest free indexes. They must be free."""

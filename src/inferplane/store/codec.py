@@ -956,6 +956,7 @@ def node_to_row(node: Node) -> dict[str, Any]:
         "gpu_model_name": node.gpu_model_name,
         "cloud_provider": node.cloud_provider,
         "region": node.region,
+        "host": node.host,
     }
     return {"cluster": node.cluster, "name": node.name, "body": to_json(body)}
 
@@ -976,6 +977,7 @@ def node_from_row(row: Row) -> Node:
         gpu_model_name=_text(raw, "gpu_model_name"),
         cloud_provider=_text(raw, "cloud_provider"),
         region=_text(raw, "region"),
+        host=_text(raw, "host"),
     )
 
 
