@@ -28,6 +28,8 @@ DEFAULT_MAX_REQUEST_BYTES = 16 * 1024 * 1024
 DEFAULT_REQUEST_TIMEOUT_SECONDS = 60.0
 DEFAULT_START_TIMEOUT_SECONDS = 300.0
 REPLICAS_MAX = 100
+DEFAULT_TARGET_CONCURRENCY = 32.0
+DEFAULT_SCALE_TO_ZERO_AFTER = timedelta(minutes=5)
 REVISIONS_KEPT_MAX = 10
 NODES_SHOWN_MAX = 3
 
@@ -65,10 +67,28 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Bounds on the number of replicas."""
+    """Bounds on the number of replicas, and what moves it between them.
+
+    `target_concurrency` is how many requests at once one replica should have, `target_rate` how many a
+    second; without either, DEFAULT_TARGET_CONCURRENCY counts. With `min_replicas` 0 the endpoint falls
+    asleep when no request came for `scale_to_zero_after`, and the next one wakes it.
+    """
 
     min_replicas: int = 1
     max_replicas: int = 1
+    target_concurrency: float | None = None
+    target_rate: float | None = None
+    scale_to_zero_after: timedelta = DEFAULT_SCALE_TO_ZERO_AFTER
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it may have no replica at all."""
+        return self.min_replicas == 0
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether there is nothing to decide."""
+        return self.min_replicas == self.max_replicas
 
 
 @dataclass(frozen=True, slots=True)
