@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from gpu_world import GpuWorld
 from inferplane.cli.exits import ExitCode
 from inferplane.domain.gpu_request import ProvisioningStatus
+from platform_stack import wait_for
 
 A100 = (
     *("--gpu-shape", "NVIDIA-A100", "--instance-type", "a2-ultragpu-1g", "--gpu-memory", "80"),
@@ -77,6 +79,56 @@ def test_a_request_waits_moves_and_is_deleted(run: Run, world: GpuWorld, team: s
     assert run("gpr", "delete", gpr_id).out == f"{gpr_id} is deleted\n"
     assert run("gpr", "describe", gpr_id).code == ExitCode.NOT_FOUND
     assert run("gpr", "list", "-w", team).out == "no GPU requests\n"
+
+
+def test_a_request_is_named_by_its_name_in_its_workspace(run: Run, team: str) -> None:
+    where = ("-w", team)
+    gpr_id = run("gpr", "create", "train", *A100, "-c", "worker-1", *where).out.strip()
+    assert gpr_id in run("gpr", "describe", "train", *where).out
+    assert run("gpr", "move", "train", "--priority", "200", *where).out == "train is changed\n"
+    assert run("gpr", "extend", "train", "--exit-duration", "3h", *where).out == "train now has 3h\n"
+    assert run("gpr", "describe", "train").code == ExitCode.NOT_FOUND
+    run("gpr", "create", "train", *A100, "-c", "worker-1", *where)
+    ambiguous = run("gpr", "delete", "train", *where)
+    assert ambiguous.code == ExitCode.INVALID
+    assert gpr_id in ambiguous.err
+    assert run("gpr", "delete", gpr_id).code == 0
+    assert run("gpr", "delete", "train", *where).out == "train is deleted\n"
+
+
+def test_a_create_can_wait_until_it_is_granted(run: Run, world: GpuWorld, team: str) -> None:
+    words = ("gpr", "create", "train", *A100, "-c", "worker-1", "-w", team, "--wait")
+    late = run(*words, "--timeout", "0")
+    gpr_id = run("gpr", "list", "-w", team, "-o", "json").json["items"][0]["gprId"]
+    assert late.code == ExitCode.TIMED_OUT
+    assert f"see: inferplane gpr describe {gpr_id}" in late.err
+
+    def grant_when_asked_for() -> None:
+        wait_for(lambda: len(world.gprs_of(team)) == 2, "the second request")
+        world.grant(world.gprs_of(team)[-1].id)
+
+    with ThreadPoolExecutor(1) as aside:
+        granted = aside.submit(grant_when_asked_for)
+        made = run(*words, "-o", "json")
+        granted.result()
+    assert made.code == 0, made.err
+    assert made.json["status"]["nodes"] == ["gpu-0"]
+    assert "train: Queued — " in made.err
+    assert "train: Successful — in use: GPU 0 of gpu-0" in made.err
+    world.drain(made.json["gprId"], ProvisioningStatus.COMPLETE)
+    world.end(made.json["gprId"])
+
+
+def test_clusters_are_added_and_removed(run: Run, world: GpuWorld) -> None:
+    name = world.name("cluster")
+    added = run("cluster", "add", name, "--engine", "simulated")
+    assert (added.code, added.out) == (0, f"cluster {name} is known\n")
+    assert "[[cluster]]" in added.err
+    assert name in run("cluster", "list").out
+    assert run("cluster", "add", name).code == ExitCode.CONFLICT
+    assert run("cluster", "add", world.name("c"), "--engine", "kserve").code == ExitCode.INVALID
+    assert run("cluster", "remove", name).out == f"cluster {name} is forgotten\n"
+    assert run("cluster", "remove", name).code == ExitCode.NOT_FOUND
 
 
 def test_what_holds_gpus_is_released(run: Run, world: GpuWorld, team: str) -> None:

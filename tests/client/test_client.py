@@ -101,6 +101,22 @@ def test_a_refusal_is_an_exception_with_everything_in_it(caller: Caller) -> None
     assert (error.next_action, error.request_id) == ("Choose another name.", "req-1")
 
 
+async def test_a_client_that_was_closed_says_so() -> None:
+    platform = FakePlatform()
+    blocking = Client(URL, KEY, transport=platform.transport())
+    blocking.list_clusters()
+    blocking.close()
+    with pytest.raises(ConfigurationError, match="this client was closed") as caught:
+        blocking.list_clusters()
+    assert caught.value.reason == "ClientClosed"
+    with pytest.raises(ConfigurationError, match="this client was closed"):
+        list(blocking.watch())
+    async with AsyncClient(URL, KEY, transport=platform.transport()) as awaiting:
+        pass
+    with pytest.raises(ConfigurationError, match="this client was closed"):
+        await awaiting.list_clusters()
+
+
 def test_an_expired_token_is_not_noticed_by_the_caller(caller: Caller) -> None:
     caller.call("list_clusters")
     caller.platform.valid_tokens.clear()

@@ -266,6 +266,24 @@ def test_the_timeout_says_where_the_endpoint_was() -> None:
     assert caught.value.reason == "Downloading"
 
 
+def test_the_time_in_the_queue_for_gpus_does_not_count() -> None:
+    queued, loading = waiting("iris", "Queued", "WaitingForGpus"), waiting("iris", "Loading", "Loading")
+    world = World(FakePlatform({"iris": [*[queued] * 100, loading, running("iris")]}))
+    assert world.hold(conversations.wait_until_running, "iris", 5).status == "Running"
+    assert world.now > 100 + 90
+
+    world = World(FakePlatform({"iris": [*[queued] * 100, loading]}))
+    with pytest.raises(errors.WaitTimeoutError, match="still Loading after 5 s"):
+        world.hold(conversations.wait_until_running, "iris", 5)
+
+
+def test_the_queue_can_have_a_limit_of_its_own() -> None:
+    world = World(FakePlatform({"iris": [waiting("iris", "Queued", "WaitingForGpus", "position 3")]}))
+    with pytest.raises(errors.WaitTimeoutError, match="iris is still Queued after 30 s in line: position 3"):
+        world.hold(conversations.wait_until_running, "iris", 5, queue_timeout=30)
+    assert world.now == pytest.approx(130)
+
+
 def test_waiting_for_what_is_not_there() -> None:
     with pytest.raises(errors.NotFoundError):
         World().hold(conversations.wait_until_running, "iris")

@@ -9,15 +9,20 @@ import pytest
 
 from gpu_world import GpuWorld
 from inferplane import (
+    AlreadyExistsError,
     AsyncClient,
     BoundCluster,
     Client,
     ConflictError,
+    GprEndedError,
     GpuWish,
     InvalidError,
     NotFoundError,
     QuotaExceededError,
+    WaitTimeoutError,
 )
+from inferplane.domain.gpu_request import ProvisioningStatus
+from inferplane.wire.gpus import GprItem
 
 A100 = GpuWish(
     gpus=1, nodes=1, shape="NVIDIA-A100", instance_type="a2-ultragpu-1g", memory_gb=80, exit_duration="1h"
@@ -62,6 +67,52 @@ def test_a_requests_life(client: Client, workspace: str) -> None:
     client.delete_gpr(gpr_id)
     with pytest.raises(NotFoundError):
         client.describe_gpr(gpr_id)
+
+
+def test_a_request_is_found_by_its_name(client: Client, workspace: str) -> None:
+    first = client.create_gpr("train", A100, workspace=workspace, cluster="worker-1")
+    assert client.find_gpr("train", workspace=workspace) == client.find_gpr(first) == first
+    with pytest.raises(NotFoundError, match="no GPU request named 'test'"):
+        client.find_gpr("test", workspace=workspace)
+    second = client.create_gpr("train", A100, workspace=workspace, cluster="worker-1")
+    with pytest.raises(InvalidError) as caught:
+        client.find_gpr("train", workspace=workspace)
+    assert caught.value.reason == "AmbiguousName"
+    assert first in caught.value.message
+    assert second in caught.value.message
+
+
+def test_waiting_for_a_requests_gpus(client: Client, workspace: str, world: GpuWorld) -> None:
+    gpr_id = client.create_gpr("train", A100, workspace=workspace, cluster="worker-1")
+    with pytest.raises(WaitTimeoutError, match="train is still Queued after 0 s"):
+        client.wait_until_granted(gpr_id, 0)
+    seen: list[str] = []
+
+    def report(item: GprItem) -> None:
+        seen.append(item.status.provisioning_status)
+        if len(seen) == 2:
+            world.grant(gpr_id)
+
+    found = client.wait_until_granted(gpr_id, progress=report)
+    assert (found.status.nodes, seen) == (("gpu-0",), ["Queued", "Queued", "Successful"])
+    world.drain(gpr_id, ProvisioningStatus.COMPLETE)
+    world.end(gpr_id)
+    with pytest.raises(GprEndedError, match="exit duration of 1h0m0s was reached") as caught:
+        client.wait_until_granted(gpr_id)
+    assert caught.value.reason == "Complete"
+
+
+def test_a_cluster_is_made_known_and_forgotten(client: Client, world: GpuWorld) -> None:
+    name = world.name("cluster")
+    assert client.register_cluster(name, engine="simulated") == name
+    (found,) = [each for each in client.list_clusters() if each.name == name]
+    assert (found.engine, found.reachable) == ("simulated", False)
+    with pytest.raises(AlreadyExistsError):
+        client.register_cluster(name, engine="simulated")
+    with pytest.raises(InvalidError, match="cannot be connected yet"):
+        client.register_cluster(f"{name}-k", engine="kserve")
+    client.delete_cluster(name)
+    assert name not in {each.name for each in client.list_clusters()}
 
 
 def test_how_long_it_would_wait_stores_nothing(client: Client, workspace: str) -> None:

@@ -95,6 +95,13 @@ class GpuWorld(World):
 
         return self.do(get())
 
+    def gprs_of(self, team: str) -> list[GpuRequest]:
+        async def get() -> list[GpuRequest]:
+            async with self.store.read() as tx:
+                return await tx.list_gpu_requests(workspace=team)
+
+        return self.do(get())
+
     # What the admission controller would do
 
     def admit(self, gpr_id: str, change: Callable[[GpuRequest], GpuRequest]) -> None:

@@ -174,3 +174,40 @@ def list_clusters(context: typer.Context, output: Output = Format.TABLE) -> None
         print_json({"items": found})
     else:
         print_result(render.cluster_list(found))
+
+
+@clusters.command("add")
+def add_cluster(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the cluster.", show_default=False)],
+    engine: Annotated[
+        str, typer.Option("--engine", help="What runs its model servers: local or simulated.")
+    ] = "local",
+    domain: Annotated[
+        str, typer.Option("--domain", help="What its endpoints' names end in.", show_default=False)
+    ] = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """Make a cluster known, so that workspaces can be given it before the platform runs it."""
+    with connected(context) as client:
+        made = client.register_cluster(name, engine=engine, domain=domain)
+    if output is Format.JSON:
+        print_json({"name": made})
+    else:
+        print_result(f"cluster {made} is known")
+        note("It runs nothing until it is declared as [[cluster]] in the configuration file of `up`.")
+
+
+@clusters.command("remove")
+def remove_cluster(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the cluster.", show_default=False)],
+    output: Output = Format.TABLE,
+) -> None:
+    """Forget a cluster that no workspace has and that the configuration file does not declare."""
+    with connected(context) as client:
+        client.delete_cluster(name)
+    if output is Format.JSON:
+        print_json({})
+    else:
+        print_result(f"cluster {name} is forgotten")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,8 @@ from inferplane.cli.options import (
     DryRun,
     Name,
     Output,
+    QueueTimeout,
+    RunTimeout,
     Timeout,
     Wait,
     Workspace,
@@ -153,7 +156,8 @@ def deploy(
     auto_cluster: AutoCluster = False,
     precedence: Precedence = None,
     wait: Wait = False,
-    timeout: Timeout = WAIT_SECONDS,
+    timeout: RunTimeout = WAIT_SECONDS,
+    queue_timeout: QueueTimeout = None,
     dry_run: DryRun = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -186,7 +190,8 @@ def deploy(
             auto_renew=auto_renew,
             dry_run=dry_run,
         )
-        _accepted(client, made, cluster, wait=wait, timeout=timeout, output=output)
+        limits = _Limits(timeout, queue_timeout)
+        _accepted(client, made, cluster, wait=wait, limits=limits, output=output)
 
 
 def apply(
@@ -223,7 +228,8 @@ def apply(
     auto_cluster: AutoCluster = False,
     precedence: Precedence = None,
     wait: Wait = False,
-    timeout: Timeout = WAIT_SECONDS,
+    timeout: RunTimeout = WAIT_SECONDS,
+    queue_timeout: QueueTimeout = None,
     dry_run: DryRun = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -247,7 +253,8 @@ def apply(
             auto_renew=auto_renew,
             dry_run=dry_run,
         )
-        _accepted(client, made, cluster, wait=wait, timeout=timeout, output=output)
+        limits = _Limits(timeout, queue_timeout)
+        _accepted(client, made, cluster, wait=wait, limits=limits, output=output)
 
 
 def list_(
@@ -436,7 +443,8 @@ def start(
     workspace: Workspace = "",
     cluster: Cluster = "",
     wait: Wait = False,
-    timeout: Timeout = WAIT_SECONDS,
+    timeout: RunTimeout = WAIT_SECONDS,
+    queue_timeout: QueueTimeout = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Start a stopped endpoint again."""
@@ -446,7 +454,7 @@ def start(
         if not wait:
             _print_done(started, "is being started", output)
             return
-        found = _wait_until_running(client, name, timeout, first="starting", **where)
+        found = _wait_until_running(client, name, _Limits(timeout, queue_timeout), first="starting", **where)
     _print_endpoint_or_line(found, _running_line(found), output)
 
 
@@ -494,8 +502,16 @@ def delete(
 # --- leaves -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """How many seconds --wait waits: outside the queue for GPUs, and in it (None: until it is its turn)."""
+
+    timeout: float
+    queue_timeout: float | None
+
+
 def _accepted(
-    client: Client, made: Deployment, cluster: str, *, wait: bool, timeout: float, output: Format
+    client: Client, made: Deployment, cluster: str, *, wait: bool, limits: _Limits, output: Format
 ) -> None:
     if made.dry_run:
         if output is Format.JSON:
@@ -514,17 +530,22 @@ def _accepted(
             print_result(f"{made.name} is accepted in workspace {made.workspace}")
             note(f"Follow it with: inferplane describe {made.name} -w {made.workspace}")
         return
-    found = _wait_until_running(client, made.name, timeout, workspace=made.workspace, cluster=cluster)
+    found = _wait_until_running(client, made.name, limits, workspace=made.workspace, cluster=cluster)
     _print_endpoint_or_line(found, _running_line(found), output)
 
 
 def _wait_until_running(
-    client: Client, name: str, timeout: float, *, workspace: str, cluster: str, first: str = "accepted"
+    client: Client, name: str, limits: _Limits, *, workspace: str, cluster: str, first: str = "accepted"
 ) -> EndpointDescription:
     try:
         with progress(f"{name}: {first}") as shown:
             return client.wait_until_running(
-                name, timeout, workspace=workspace, cluster=cluster, progress=_reporter(shown.show)
+                name,
+                limits.timeout,
+                workspace=workspace,
+                cluster=cluster,
+                queue_timeout=limits.queue_timeout,
+                progress=_reporter(shown.show),
             )
     except KeyboardInterrupt:
         note(f"{name} goes on without being watched; see: inferplane describe {name} -w {workspace}")
@@ -533,7 +554,8 @@ def _wait_until_running(
 
 def _reporter(show: Any) -> Any:
     def report(endpoint: EndpointDescription) -> None:
-        show(f"{endpoint.status} {endpoint.reason}", render.endpoint_step(endpoint))
+        place = endpoint.gpu.queue_position if endpoint.gpu is not None else 0
+        show(f"{endpoint.status} {endpoint.reason} {place}", render.endpoint_step(endpoint))
 
     return report
 

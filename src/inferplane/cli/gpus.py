@@ -23,11 +23,29 @@ from inferplane.cli.gpu_options import (
     wish_of,
 )
 from inferplane.cli.options import Cluster, Output, Workspace, connected, workspace_or_default
-from inferplane.cli.output import Format, note, print_json, print_result
+from inferplane.cli.output import Format, note, print_json, print_result, progress
+from inferplane.client import Client, WaitTimeoutError
+from inferplane.wire.gpus import GprItem
 
 requests = typer.Typer(no_args_is_help=True, help="Requests for GPUs (GPRs).")
 
-Id = Annotated[str, typer.Argument(help="The request's id, as `gpr list` shows it.", show_default=False)]
+Gpr = Annotated[
+    str,
+    typer.Argument(metavar="GPR", help="The request's id, or its name in the workspace.", show_default=False),
+]
+WaitForGpus = Annotated[
+    bool, typer.Option("--wait/--no-wait", help="Wait until it holds GPUs, showing its place in line.")
+]
+GrantTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        min=0,
+        metavar="SECONDS",
+        help="How long --wait waits at most; without it, until it is its turn.",
+        show_default=False,
+    ),
+]
 Duration = Annotated[
     str,
     typer.Option(
@@ -90,6 +108,8 @@ def create(
     preferred: Preferred = None,
     auto_cluster: AutoCluster = False,
     workspace: Workspace = "",
+    wait: WaitForGpus = False,
+    timeout: GrantTimeout = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Ask for GPUs; prints the request's id."""
@@ -107,6 +127,14 @@ def create(
             preferred_clusters=preferred or (),
             auto_cluster=auto_cluster,
         )
+        if wait:
+            found = _wait_until_granted(client, gpr_id, name, timeout)
+            if output is Format.JSON:
+                print_json(found)
+            else:
+                print_result(gpr_id)
+                note(f"{name} holds its GPUs: {found.explanation}")
+            return
     if output is Format.JSON:
         print_json({"gprId": gpr_id})
     else:
@@ -163,10 +191,12 @@ def list_(context: typer.Context, workspace: Workspace = "", output: Output = Fo
 
 
 @requests.command("describe")
-def describe(context: typer.Context, gpr_id: Id, output: Output = Format.TABLE) -> None:
+def describe(
+    context: typer.Context, gpr: Gpr, workspace: Workspace = "", output: Output = Format.TABLE
+) -> None:
     """Show everything about a request: its place in line and why, what it holds, how it ended."""
     with connected(context) as client:
-        found = client.describe_gpr(gpr_id)
+        found = client.describe_gpr(_id(client, gpr, workspace))
     if output is Format.JSON:
         print_json(found)
     else:
@@ -176,47 +206,74 @@ def describe(context: typer.Context, gpr_id: Id, output: Output = Format.TABLE) 
 @requests.command("move")
 def move(
     context: typer.Context,
-    gpr_id: Id,
+    gpr: Gpr,
     priority: Priority = None,
     name: Annotated[str, typer.Option("--name", help="Another name.", show_default=False)] = "",
+    workspace: Workspace = "",
     output: Output = Format.TABLE,
 ) -> None:
     """Move a waiting request by its priority, or rename it."""
     if priority is None and not name:
         raise typer.BadParameter("give --priority, --name or both", param_hint="--priority")
     with connected(context) as client:
-        client.change_gpr(gpr_id, priority=priority, name=name or None)
-    _done(gpr_id, "is changed", output)
+        client.change_gpr(_id(client, gpr, workspace), priority=priority, name=name or None)
+    _done(gpr, "is changed", output)
 
 
 @requests.command("extend")
 def extend(
-    context: typer.Context, gpr_id: Id, exit_duration: Duration, output: Output = Format.TABLE
+    context: typer.Context,
+    gpr: Gpr,
+    exit_duration: Duration,
+    workspace: Workspace = "",
+    output: Output = Format.TABLE,
 ) -> None:
     """Give a request longer: its whole duration, counted from its start."""
     with connected(context) as client:
-        client.change_gpr(gpr_id, exit_duration=exit_duration)
-    _done(gpr_id, f"now has {exit_duration}", output)
+        client.change_gpr(_id(client, gpr, workspace), exit_duration=exit_duration)
+    _done(gpr, f"now has {exit_duration}", output)
 
 
 @requests.command("release")
-def release(context: typer.Context, gpr_id: Id, output: Output = Format.TABLE) -> None:
+def release(
+    context: typer.Context, gpr: Gpr, workspace: Workspace = "", output: Output = Format.TABLE
+) -> None:
     """Give a request's GPUs back before its time."""
     with connected(context) as client:
-        client.release_gpr(gpr_id)
-    _done(gpr_id, "is being released", output)
+        client.release_gpr(_id(client, gpr, workspace))
+    _done(gpr, "is being released", output)
 
 
 @requests.command("delete")
-def delete(context: typer.Context, gpr_id: Id, output: Output = Format.TABLE) -> None:
+def delete(
+    context: typer.Context, gpr: Gpr, workspace: Workspace = "", output: Output = Format.TABLE
+) -> None:
     """Delete a request that waits or has ended."""
     with connected(context) as client:
-        client.delete_gpr(gpr_id)
-    _done(gpr_id, "is deleted", output)
+        client.delete_gpr(_id(client, gpr, workspace))
+    _done(gpr, "is deleted", output)
 
 
-def _done(gpr_id: str, said: str, output: Format) -> None:
+def _id(client: Client, gpr: str, workspace: str) -> str:
+    return client.find_gpr(gpr, workspace=workspace_or_default(workspace))
+
+
+def _wait_until_granted(client: Client, gpr_id: str, name: str, timeout: float | None) -> GprItem:
+    try:
+        with progress(f"{name}: asked for as {gpr_id}") as shown:
+
+            def report(item: GprItem) -> None:
+                status = item.status.provisioning_status
+                shown.show(f"{status} {item.queue_position}", f"{name}: {status} — {item.explanation}")
+
+            return client.wait_until_granted(gpr_id, timeout, progress=report)
+    except (KeyboardInterrupt, WaitTimeoutError):
+        note(f"{name} goes on waiting without being watched; see: inferplane gpr describe {gpr_id}")
+        raise
+
+
+def _done(gpr: str, said: str, output: Format) -> None:
     if output is Format.JSON:
         print_json({})
     else:
-        print_result(f"{gpr_id} {said}")
+        print_result(f"{gpr} {said}")

@@ -44,6 +44,25 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is d
 Timeout = Annotated[
     float, typer.Option("--timeout", min=0, metavar="SECONDS", help="How long --wait waits at most.")
 ]
+RunTimeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        min=0,
+        metavar="SECONDS",
+        help="How long --wait waits at most; the time in the queue for GPUs does not count.",
+    ),
+]
+QueueTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--queue-timeout",
+        min=0,
+        metavar="SECONDS",
+        help="How long --wait waits in the queue for GPUs at most; without it, until it is its turn.",
+        show_default=False,
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only check what would happen; nothing is stored.")]
 Name = Annotated[str, typer.Argument(help="Name of the endpoint.", show_default=False)]
 

@@ -189,6 +189,15 @@ class _Trust(ssl.SSLContext):
         self._loaded = True
 
 
+def _check_open(http: httpx.Client | httpx.AsyncClient) -> None:
+    if http.is_closed:
+        raise ConfigurationError(
+            "this client was closed, and nothing was sent",
+            reason="ClientClosed",
+            next_action="Make a new one, and close it (or leave its `with`) after the last call.",
+        )
+
+
 def _built(http: httpx.Client | httpx.AsyncClient, request: Request[Any]) -> httpx.Request:
     return http.build_request(
         request.method,
@@ -250,6 +259,7 @@ class _Exchange:
                 return time.monotonic()
 
     def _send(self, request: Request[Any]) -> Answer:
+        _check_open(self._http)
         response = self._http.send(_built(self._http, request), stream=request.stream)
         if request.stream and response.status_code == 200:
             self._response, self._chunks = response, response.iter_bytes()
@@ -340,12 +350,16 @@ class Client(_Shell):
     delete_workspace = _returns(conversations.delete_workspace)
     list_workspaces = _returns(conversations.list_workspaces)
     list_clusters = _returns(conversations.list_clusters)
+    register_cluster = _returns(conversations.register_cluster)
+    delete_cluster = _returns(conversations.delete_cluster)
     inventory = _returns(gpu_conversations.inventory)
     gpu_shapes = _returns(gpu_conversations.gpu_shapes)
     create_gpr = _returns(gpu_conversations.create_gpr)
     wait_times = _returns(gpu_conversations.wait_times)
     list_gprs = _returns(gpu_conversations.list_gprs)
     describe_gpr = _returns(gpu_conversations.describe_gpr)
+    find_gpr = _returns(gpu_conversations.find_gpr)
+    wait_until_granted = _returns(gpu_conversations.wait_until_granted)
     change_gpr = _returns(gpu_conversations.change_gpr)
     release_gpr = _returns(gpu_conversations.release_gpr)
     delete_gpr = _returns(gpu_conversations.delete_gpr)
@@ -401,6 +415,7 @@ class _AsyncExchange:
                 return time.monotonic()
 
     async def _send(self, request: Request[Any]) -> Answer:
+        _check_open(self._http)
         response = await self._http.send(_built(self._http, request), stream=request.stream)
         if request.stream and response.status_code == 200:
             self._response, self._chunks = response, response.aiter_bytes()
@@ -486,12 +501,16 @@ class AsyncClient(_Shell):
     delete_workspace = _awaits(conversations.delete_workspace)
     list_workspaces = _awaits(conversations.list_workspaces)
     list_clusters = _awaits(conversations.list_clusters)
+    register_cluster = _awaits(conversations.register_cluster)
+    delete_cluster = _awaits(conversations.delete_cluster)
     inventory = _awaits(gpu_conversations.inventory)
     gpu_shapes = _awaits(gpu_conversations.gpu_shapes)
     create_gpr = _awaits(gpu_conversations.create_gpr)
     wait_times = _awaits(gpu_conversations.wait_times)
     list_gprs = _awaits(gpu_conversations.list_gprs)
     describe_gpr = _awaits(gpu_conversations.describe_gpr)
+    find_gpr = _awaits(gpu_conversations.find_gpr)
+    wait_until_granted = _awaits(gpu_conversations.wait_until_granted)
     change_gpr = _awaits(gpu_conversations.change_gpr)
     release_gpr = _awaits(gpu_conversations.release_gpr)
     delete_gpr = _awaits(gpu_conversations.delete_gpr)

@@ -34,8 +34,15 @@ from inferplane.wire.endpoints import (
     ModelResources,
     ModelSpecBody,
 )
+from inferplane.wire.gpus import GprItem
 from inferplane.wire.platform import Readiness
-from inferplane.wire.workspaces import ClusterItem, UpdateWorkspace, WorkspaceItem, WriteWorkspace
+from inferplane.wire.workspaces import (
+    ClusterItem,
+    UpdateWorkspace,
+    WorkspaceItem,
+    WriteCluster,
+    WriteWorkspace,
+)
 
 WAIT_SECONDS = 300.0
 POLL_SECONDS_FIRST = 0.05
@@ -44,6 +51,8 @@ POLL_GROWTH = 1.3
 FAILED_PATIENCE_SECONDS = 20.0
 """How long a failure that retries may mend is watched before waiting is given up."""
 EVENTS_POLL_SECONDS = 1.0
+QUEUED = "Queued"
+"""What waits for GPUs is called so, an endpoint as well as a request."""
 PAGES_MAX = 10_000
 MANIFEST_CHARACTERS_MAX = 1024 * 1024
 
@@ -524,7 +533,7 @@ def _stream(session: Session, request: Request[None], read: Callable[[ServerEven
 # --- waiting --------------------------------------------------------------------------------------
 
 Progress: TypeAlias = Callable[[EndpointDescription], None]
-Seen = TypeVar("Seen", EndpointDescription, EndpointDescription | None)
+Seen = TypeVar("Seen", EndpointDescription, EndpointDescription | None, GprItem)
 
 
 def wait_until_running(
@@ -534,17 +543,19 @@ def wait_until_running(
     *,
     workspace: str = "default",
     cluster: str = "",
+    queue_timeout: float | None = None,
     progress: Progress | None = None,
 ) -> Flow[EndpointDescription]:
     """Wait until the endpoint answers; returns its description.
 
-    `progress` is called with each description seen on the way. Raises EndpointFailedError as soon as
-    waiting will not help (a failure that is retried gets a little patience first), WaitTimeoutError
-    after `timeout` seconds, NotFoundError when the endpoint goes away.
+    The time for which it is Queued for GPUs does not count against `timeout` seconds: it has a limit of its
+    own, `queue_timeout`, or none. `progress` is called with each description seen on the way. Raises
+    EndpointFailedError as soon as waiting will not help (a failure that is retried gets a little patience
+    first), WaitTimeoutError, NotFoundError when the endpoint goes away.
     """
     failing_since: float | None = None
 
-    def look(endpoint: EndpointDescription, now: float, late: bool) -> bool:
+    def look(endpoint: EndpointDescription, now: float, late: str) -> bool:
         nonlocal failing_since
         if endpoint.status in {"Running", "Idle"}:
             return True
@@ -555,15 +566,18 @@ def wait_until_running(
             raise _failed(endpoint)
         if late:
             raise errors.WaitTimeoutError(
-                f"{name} is still {endpoint.status} after {timeout:g} s"
+                f"{name} is still {endpoint.status} {late}"
                 + (f": {endpoint.message}" if endpoint.message else ""),
                 reason=endpoint.reason,
                 next_action=endpoint.next_action,
             )
         return False
 
+    def queued(endpoint: EndpointDescription) -> bool:
+        return endpoint.status == QUEUED
+
     see = partial(describe, session, name, workspace=workspace, cluster=cluster)
-    return (yield from _watch(see, look, timeout, progress))
+    return (yield from look_until(see, look, timeout, progress, queued=queued, queue_timeout=queue_timeout))
 
 
 def wait_until_deleted(
@@ -583,18 +597,18 @@ def wait_until_deleted(
         except errors.NotFoundError:
             return None
 
-    def look(endpoint: EndpointDescription | None, _now: float, late: bool) -> bool:
+    def look(endpoint: EndpointDescription | None, _now: float, late: str) -> bool:
         if endpoint is None:
             return True
         if late:
             raise errors.WaitTimeoutError(
-                f"{name} is still there after {timeout:g} s: {endpoint.message or endpoint.status}",
+                f"{name} is still there {late}: {endpoint.message or endpoint.status}",
                 reason=endpoint.reason,
                 next_action=endpoint.next_action,
             )
         return False
 
-    yield from _watch(see, look, timeout, progress)
+    yield from look_until(see, look, timeout, progress)
 
 
 def wait_until_stopped(
@@ -608,39 +622,54 @@ def wait_until_stopped(
 ) -> Flow[EndpointDescription]:
     """Wait until a stopped endpoint has no server left. Raises WaitTimeoutError."""
 
-    def look(endpoint: EndpointDescription, _now: float, late: bool) -> bool:
+    def look(endpoint: EndpointDescription, _now: float, late: str) -> bool:
         if endpoint.status == "Stopped":
             return True
         if late:
-            raise errors.WaitTimeoutError(
-                f"{name} is still {endpoint.status} after {timeout:g} s", reason=endpoint.reason
-            )
+            raise errors.WaitTimeoutError(f"{name} is still {endpoint.status} {late}", reason=endpoint.reason)
         return False
 
     see = partial(describe, session, name, workspace=workspace, cluster=cluster)
-    return (yield from _watch(see, look, timeout, progress))
+    return (yield from look_until(see, look, timeout, progress))
 
 
-def _watch(
+def look_until(
     see: Callable[[], Flow[Seen]],
-    look: Callable[[Seen, float, bool], bool],
+    look: Callable[[Seen, float, str], bool],
     timeout: float,
-    progress: Progress | None,
+    progress: Callable[[Any], None] | None,
+    *,
+    queued: Callable[[Seen], bool] = lambda _: False,
+    queue_timeout: float | None = None,
 ) -> Flow[Seen]:
-    """See how the endpoint is again and again, ever more seldom, until `look` is satisfied; returns the last.
+    """See how it is again and again, ever more seldom, until `look` is satisfied; returns the last.
 
-    `look(endpoint, now, late)` is told whether the time is over and raises what is to be said then.
+    `look(seen, now, late)` is told how long it has taken once that is too long ("" before), and raises what
+    is to be said then. Time spent `queued` counts against `queue_timeout` and not against `timeout`.
     """
-    begun: float = yield Now()
+    before: float = yield Now()
+    worked, waited = 0.0, 0.0
     pause = POLL_SECONDS_FIRST
     while True:
-        endpoint = yield from see()
-        if progress is not None and endpoint is not None:
-            progress(endpoint)
+        seen = yield from see()
+        if progress is not None and seen is not None:
+            progress(seen)
         now: float = yield Now()
-        if look(endpoint, now, now - begun >= timeout):
-            return endpoint
-        yield Pause(min(pause, max(begun + timeout - now, 0.0)))
+        in_line = queued(seen)
+        if in_line:
+            waited += now - before
+        else:
+            worked += now - before
+        before = now
+        late = f"after {timeout:g} s" if worked >= timeout else ""
+        if in_line and queue_timeout is not None and waited >= queue_timeout:
+            late = f"after {queue_timeout:g} s in line"
+        if look(seen, now, late):
+            return seen
+        left = timeout - worked
+        if in_line:
+            left = POLL_SECONDS_MAX if queue_timeout is None else queue_timeout - waited
+        yield Pause(min(pause, max(left, 0.0)))
         pause = min(pause * POLL_GROWTH, POLL_SECONDS_MAX)
 
 
@@ -840,6 +869,22 @@ def list_clusters(session: Session) -> Flow[tuple[ClusterItem, ...]]:
     """The registered clusters."""
     answer = yield from ask(session, requests.list_clusters())
     return answer.items
+
+
+def register_cluster(session: Session, name: str, *, engine: str, domain: str = "") -> Flow[str]:
+    """Make a cluster known, with engine `local` or `simulated`; returns its name.
+
+    It can be given to workspaces from then on, and works once the platform is started with it in its
+    configuration file. Raises AlreadyExistsError, InvalidError.
+    """
+    body = WriteCluster(name, engine, domain=domain or None)
+    answer = yield from ask(session, requests.register_cluster(body))
+    return answer.name
+
+
+def delete_cluster(session: Session, name: str) -> Flow[None]:
+    """Forget a cluster. Raises ConflictError while the configuration file declares it, or a workspace has it."""
+    yield from ask(session, requests.delete_cluster(name))
 
 
 def readiness(session: Session) -> Flow[Readiness]:

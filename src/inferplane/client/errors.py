@@ -1,7 +1,7 @@
 """Everything that a call through the SDK can raise on purpose.
 
     ClientError
-    ├── ConfigurationError          no API key, an address that is none: nothing was sent
+    ├── ConfigurationError          no API key, a closed client: nothing was sent
     ├── UnreachableError            nothing answered at the address
     ├── ProtocolError               something answered, but it does not speak this API
     ├── ApiError                    the platform (or the gateway, or a model) said no
@@ -18,6 +18,7 @@
     │       ├── UnavailableError    503   a part that this needs does not answer right now
     │       └── AnswerTimeoutError  504   the model took longer than its stated limit
     ├── EndpointFailedError         waited for an endpoint that will not run by waiting
+    ├── GprEndedError               waited for GPUs of a request that ended before it got any
     ├── EndpointNotReadyError       asked an endpoint for a prediction that has no address yet
     └── WaitTimeoutError            waited as long as was allowed
 
@@ -135,9 +136,13 @@ class EndpointFailedError(ClientError):
     """The endpoint ended where waiting does not help; `reason` is its reason code."""
 
 
+class GprEndedError(ClientError):
+    """The GPU request ended where waiting for its GPUs does not help; `reason` is its status."""
+
+
 class EndpointNotReadyError(ClientError):
     """The endpoint has no address to send a prediction to yet; `reason` says why."""
 
 
 class WaitTimeoutError(ClientError):
-    """The time allowed for waiting is over; `reason` is where the endpoint was at that moment."""
+    """The time allowed for waiting is over; `reason` is where it was at that moment."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from inferplane.client import errors, requests
-from inferplane.client.conversations import Flow, Session, ask
+from inferplane.client.conversations import QUEUED, Flow, Session, ask, look_until
 from inferplane.client.gpu_wish import GpuWish
 from inferplane.wire.audit import AuditItem
 from inferplane.wire.gpus import (
@@ -24,6 +26,14 @@ from inferplane.wire.gpus import (
     WaitTimeItem,
 )
 from inferplane.wire.policies import PolicyBody, PolicyItem
+
+REQUEUE_PATIENCE_SECONDS = 5.0
+"""How long a request that was evicted or failed is watched: it may be put back into the queue."""
+
+_HOLDING = frozenset({"Provisioning", "Successful"})
+_ON_ITS_WAY = frozenset({QUEUED, "Draining"})
+_MAY_QUEUE_AGAIN = frozenset({"Evicted", "Failed"})
+_ID = re.compile(r"gpr-[0-9a-f]{8}-[0-9a-f]{4}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,73 @@ def list_gprs(session: Session, *, workspace: str = "default") -> Flow[tuple[Gpr
 def describe_gpr(session: Session, gpr_id: str) -> Flow[GprItem]:
     """One GPU request: its place in line and why, what it holds, how it ended."""
     return (yield from ask(session, requests.describe_gpr(gpr_id)))
+
+
+def find_gpr(session: Session, id_or_name: str, *, workspace: str = "default") -> Flow[str]:
+    """The id of a request that is named by its id, or by its name in a workspace.
+
+    Raises NotFoundError, and InvalidError naming the ids when several have that name.
+    """
+    if _ID.fullmatch(id_or_name):
+        return id_or_name
+    named = [
+        each for each in (yield from list_gprs(session, workspace=workspace)) if each.gpr_name == id_or_name
+    ]
+    if not named:
+        raise errors.NotFoundError(
+            f"workspace {workspace} has no GPU request named {id_or_name!r}",
+            reason="GprNotFound",
+            field="gprName",
+            next_action="See `inferplane gpr list`; another workspace is named with --workspace.",
+        )
+    if len(named) > 1:
+        ids = ", ".join(f"{each.gpr_id} ({each.status.provisioning_status})" for each in named)
+        raise errors.InvalidError(
+            f"workspace {workspace} has {len(named)} GPU requests named {id_or_name!r}: {ids}",
+            reason="AmbiguousName",
+            field="gprName",
+            next_action="Name one by its id.",
+        )
+    return named[0].gpr_id
+
+
+def wait_until_granted(
+    session: Session,
+    gpr_id: str,
+    timeout: float | None = None,
+    *,
+    progress: Callable[[GprItem], None] | None = None,
+) -> Flow[GprItem]:
+    """Wait until a request holds GPUs; returns it. None waits for as long as it is in line.
+
+    `progress` is called with each state seen on the way. Raises GprEndedError when it ended instead,
+    WaitTimeoutError after `timeout` seconds, NotFoundError when it was deleted.
+    """
+    ended_since: float | None = None
+
+    def look(item: GprItem, now: float, late: str) -> bool:
+        nonlocal ended_since
+        status = item.status.provisioning_status
+        if status in _HOLDING:
+            return True
+        if status in _ON_ITS_WAY:
+            ended_since = None
+        else:
+            ended_since = now if ended_since is None else ended_since
+            patient = status in _MAY_QUEUE_AGAIN and now - ended_since < REQUEUE_PATIENCE_SECONDS
+            if not patient:
+                raise errors.GprEndedError(
+                    f"{item.gpr_name} holds no GPUs; it is {item.explanation}", reason=status
+                )
+        if late:
+            raise errors.WaitTimeoutError(
+                f"{item.gpr_name} is still {status} {late}: {item.explanation}", reason=status
+            )
+        return False
+
+    see = partial(describe_gpr, session, gpr_id)
+    limit = float("inf") if timeout is None else timeout
+    return (yield from look_until(see, look, limit, progress))
 
 
 def change_gpr(

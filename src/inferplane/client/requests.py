@@ -138,6 +138,18 @@ def list_clusters() -> Request[workspaces.ClusterList]:
     return _read(paths.CLUSTER_LIST, workspaces.ClusterList)
 
 
+def register_cluster(body: workspaces.WriteCluster) -> Request[workspaces.ClusterRef]:
+    """Make a cluster known."""
+    return replace(
+        _write("POST", paths.CLUSTER, body, workspaces.ClusterRef, ""), resend=Resend.ONLY_IF_UNSENT
+    )
+
+
+def delete_cluster(name: str) -> Request[None]:
+    """Forget a cluster."""
+    return _act("DELETE", paths.CLUSTER, workspaces.ClusterRef(name))
+
+
 # --- GPUs -----------------------------------------------------------------------------------------
 
 
