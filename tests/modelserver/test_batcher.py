@@ -78,7 +78,7 @@ async def test_a_lone_request_is_computed_alone_and_at_once() -> None:
 async def test_what_arrives_meanwhile_leaves_together_and_each_gets_its_own() -> None:
     gate = Gate()
     seen: list[tuple[int, int]] = []
-    stats = BatchStats(lambda requests, rows: seen.append((requests, rows)))
+    stats = BatchStats(lambda batch: seen.append((batch.requests, batch.rows)))
     async with batching(gate, stats=stats) as batcher:
         first = await first_is_computing(batcher, gate)
         rest = await submitted(batcher, work(1), work(2, 3), work(4))

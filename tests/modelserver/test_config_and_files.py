@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from inferplane.modelserver.batcher import Batch
 from inferplane.modelserver.config import ConfigError, host_port, parse_config, thread_environment, unix_path
 from inferplane.modelserver.errors import LoadError, LoadReason, short
 from inferplane.modelserver.files import find_model_file
@@ -129,7 +130,8 @@ def test_metrics_are_text_that_prometheus_reads() -> None:
     metrics = Metrics()
     metrics.on_request("v1", 200, 0.002)
     metrics.on_request("v2", 400, 0.0001)
-    metrics.on_batch(2, 7)
+    metrics.on_batch(Batch(2, 7, 0.001, [0.0, 0.002]))
+    metrics.on_late()
     text = metrics.render("m", ready=True, in_flight=1, queued_rows=0)
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert {sample.labels["code"] for sample in families["inferplane_model_requests"].samples} == {

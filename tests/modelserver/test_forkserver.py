@@ -21,7 +21,7 @@ def test_it_says_what_it_has_loaded_and_has_one_thread(forkserver: Any) -> None:
     assert hello["pid"] == forkserver.process.pid
     assert hello["version"]
     assert hello["threads"] == 1
-    assert {"numpy", "uvicorn", "sklearn.ensemble", "xgboost", "lightgbm"} <= set(hello["preloaded"])
+    assert {"numpy", "uvloop", "sklearn.ensemble", "xgboost", "lightgbm"} <= set(hello["preloaded"])
     assert hello["skipped"] == {}
 
 

@@ -1,22 +1,30 @@
 """While a batch computes, the next one gathers.
 
-One worker thread runs the model. A request that finds it idle is handed over at once; requests
-that arrive meanwhile wait in a queue, and when the worker is free, those that can share a call of
-the model (same input names, dtypes and row shapes, same outputs wanted) leave together with the one
-that waited longest. Under light load nothing waits, under heavy load batches grow by themselves;
+A request that finds the model idle is computed as soon as the event loop has read what else had arrived
+with it; requests that arrive during a computation wait in a queue, and when the model is free, those that
+can share a call of it (same input names, dtypes and row shapes, same outputs wanted) leave together with
+the one that waited longest. Under light load nothing waits, under heavy load batches grow by themselves;
 there is nothing to tune. `max_batch_delay_seconds` > 0 lets a first request wait for company.
 
+A call runs in one worker thread, so that the event loop stays free. For models whose time depends on the
+number of rows alone (`steady`), the time of each size of batch is remembered, and a size that takes less
+than `INLINE_SECONDS_MAX` is computed in the event loop itself: handing a tenth of a millisecond of work
+from thread to thread costs as much as the work. One slow call sends that size back to the thread.
+
 Answers and errors go to their own caller: when a joint call fails, each member is computed again on
-its own, so that a bad row fails only its own request. A caller who went away is skipped.
-The queue is bounded in rows; what does not fit is refused as not processed.
+its own, so that a bad row fails only its own request. A caller who went away is skipped, and so is one
+whose time is over: nobody would read the answer. The queue is bounded in rows; what does not fit is
+refused as not processed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +32,19 @@ from itertools import islice
 
 import numpy as np
 
-from inferplane.modelserver.errors import NotProcessed
+from inferplane.modelserver.errors import NotProcessed, TooLate
 from inferplane.modelserver.frameworks.base import Inputs, Outputs
 from inferplane.modelserver.intake import Work
 
 Compute = Callable[[Inputs, Sequence[str]], Outputs]
-_Result = Outputs | Exception
+Result = Outputs | Exception
+
+#: A call of the model that takes no longer than this may be made in the event loop.
+INLINE_SECONDS_MAX = 0.002
+#: How much a quicker call pulls the remembered time of its size down; a slower one replaces it.
+FORGETTING = 0.25
+#: Sizes of batches are told apart by powers of two, up to this one.
+SIZES = 33
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +56,37 @@ class BatchLimits:
     max_batch_delay_seconds: float = 0.0
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    work: Work
-    key: Hashable
-    answer: asyncio.Future[Outputs]
+class Entry:
+    """One request in the queue. `done` is called once with its outputs or what went wrong."""
+
+    __slots__ = ("arrived", "deadline", "done", "key", "work")
+
+    def __init__(
+        self, work: Work, key: Hashable, arrived: float, deadline: float, done: Callable[[Result], None]
+    ) -> None:
+        self.work = work
+        self.key = key
+        self.arrived = arrived
+        self.deadline = deadline
+        self.done: Callable[[Result], None] | None = done
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What metrics are told after each call of the model: times in seconds, one wait a request."""
+
+    requests: int
+    rows: int
+    compute_seconds: float
+    waits: Sequence[float]
 
 
 @dataclass(slots=True)
 class BatchStats:
-    """What metrics are told: `on_batch(requests, rows)` after each call of the model."""
+    """Who is told of each batch, and of requests whose time was over before they were computed."""
 
-    on_batch: Callable[[int, int], None] = field(default=lambda _requests, _rows: None)
+    on_batch: Callable[[Batch], None] = field(default=lambda _batch: None)
+    on_late: Callable[[], None] = field(default=lambda: None)
 
 
 class Batcher:
@@ -64,20 +98,24 @@ class Batcher:
         limits: BatchLimits,
         *,
         batchable: bool = True,
+        steady: bool = False,
         stats: BatchStats | None = None,
     ) -> None:
         self._compute = compute
         self._limits = limits
         self._batchable = batchable
+        self._steady = steady
         self._stats = stats or BatchStats()
         self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
         # In order of arrival, and by what can share a call: a batch is found without a look at the rest.
-        self._waiting: OrderedDict[_Entry, None] = OrderedDict()
-        self._alike: dict[Hashable, OrderedDict[_Entry, None]] = {}
+        self._waiting: OrderedDict[Entry, None] = OrderedDict()
+        self._alike: dict[Hashable, OrderedDict[Entry, None]] = {}
         self._waiting_rows = 0
         self._busy_since: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._batches: queue.SimpleQueue[list[_Entry] | None] = queue.SimpleQueue()
+        self._planned: asyncio.Handle | None = None
+        self._pace = Pace()
+        self._batches: queue.SimpleQueue[list[Entry] | None] = queue.SimpleQueue()
         # A daemon, because a model stuck in a computation must not keep the process alive.
         self._worker = threading.Thread(target=self._work, name="model", daemon=True)
         self._worker.start()
@@ -89,55 +127,88 @@ class Batcher:
 
     def busy_seconds(self) -> float:
         """How long the present batch has been computing; 0 when the worker is idle."""
-        return 0.0 if self._busy_since is None else self._loop.time() - self._busy_since
+        return 0.0 if self._busy_since is None else self._now() - self._busy_since
 
-    async def submit(self, work: Work) -> Outputs:
-        """Compute one request. Raises NotProcessed when the queue is full, and the model's own errors."""
+    def add(self, work: Work, deadline: float, done: Callable[[Result], None]) -> Entry:
+        """Queue one request, whose caller waits until `deadline` (loop time). Raises NotProcessed when
+        the queue is full."""
         if self._waiting and self._waiting_rows + work.rows > self._limits.queue_rows_max:
             raise NotProcessed("too many requests are waiting for this model; try again in a moment")
-        entry = _Entry(work, _key(work), self._loop.create_future())
-        self._append(entry)
+        entry = Entry(work, _key(work), self._now(), deadline, done)
+        self._waiting[entry] = None
+        self._waiting_rows += work.rows
+        if self._batchable:
+            alike = self._alike.get(entry.key)
+            if alike is None:
+                alike = self._alike[entry.key] = OrderedDict()
+            alike[entry] = None
         if self._busy_since is None:
-            self._start_or_wait()
+            self._plan()
+        return entry
+
+    def drop(self, entry: Entry) -> None:
+        """Forget a request whose caller went away or got another answer: its place is free at once."""
+        entry.done = None
+        if entry in self._waiting:
+            self._remove(entry)
+
+    async def submit(self, work: Work, deadline: float = math.inf) -> Outputs:
+        """Compute one request. Raises NotProcessed when the queue is full, TooLate, and the model's own
+        errors."""
+        answer: asyncio.Future[Outputs] = self._loop.create_future()
+
+        def done(result: Result) -> None:
+            if answer.done():
+                return
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
+
+        entry = self.add(work, deadline, done)
         try:
-            return await entry.answer
+            return await answer
         finally:
-            if entry in self._waiting:  # the caller went away: its place is free at once
-                self._remove(entry)
+            self.drop(entry)
 
     def close(self) -> None:
-        """Let the worker end after its present batch. What still waits is cancelled."""
+        """Let the worker end after its present batch. What still waits is refused."""
         self._batches.put(None)
-        for entry in self._waiting:
-            entry.answer.cancel()
+        waiting = list(self._waiting)
         self._waiting.clear()
         self._alike.clear()
         self._waiting_rows = 0
+        for entry in waiting:
+            _tell(entry, NotProcessed("this server is shutting down; send the request again"))
 
-    def _start_or_wait(self) -> None:
-        delay = self._limits.max_batch_delay_seconds
-        if delay <= 0 or self._waiting_rows >= self._limits.max_batch_rows:
-            self._start()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(delay, self._start)
+    def _plan(self) -> None:
+        """Start a batch once the event loop has handed over all that it has read by now."""
+        full = self._waiting_rows >= self._limits.max_batch_rows
+        delay = 0.0 if full else self._limits.max_batch_delay_seconds
+        if self._planned is None:
+            later = self._loop.call_soon if delay <= 0 else lambda start: self._loop.call_later(delay, start)
+            self._planned = later(self._start)
+        elif full and self._limits.max_batch_delay_seconds > 0:
+            self._planned.cancel()
+            self._planned = self._loop.call_soon(self._start)
 
     def _start(self) -> None:
-        """Hand the next batch to the idle worker, if anyone waits."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Compute the next batch if anyone waits: here when that is quick, else in the worker's thread."""
+        if self._planned is not None:
+            self._planned.cancel()
+            self._planned = None
         batch = self._gather()
-        if batch:
-            self._busy_since = self._loop.time()
+        if not batch:
+            return
+        self._busy_since = self._now()
+        if not self._steady or not self._pace.quick(_rows(batch)):
             self._batches.put(batch)
+            return
+        began = time.perf_counter()
+        results = compute_batch(self._compute, [entry.work for entry in batch])
+        self._finish(batch, results, time.perf_counter() - began, time.perf_counter() - began)
 
-    def _append(self, entry: _Entry) -> None:
-        self._waiting[entry] = None
-        self._waiting_rows += entry.work.rows
-        if self._batchable:
-            self._alike.setdefault(entry.key, OrderedDict())[entry] = None
-
-    def _remove(self, entry: _Entry) -> None:
+    def _remove(self, entry: Entry) -> None:
         del self._waiting[entry]
         self._waiting_rows -= entry.work.rows
         if self._batchable:
@@ -146,15 +217,18 @@ class Batcher:
             if not alike:
                 del self._alike[entry.key]
 
-    def _gather(self) -> list[_Entry]:
+    def _gather(self) -> list[Entry]:
         """Take the longest-waiting entry and those like it behind it that fit with it, in order.
 
         Looks at no more entries than a full batch could hold, however many wait.
         """
-        batch: list[_Entry] = []
+        now = self._now()
+        batch: list[Entry] = []
         rows = 0
-        for entry in self._next_ones():
-            if not batch or rows + entry.work.rows <= self._limits.max_batch_rows:
+        for entry in self._next_ones(now):
+            if entry.deadline <= now:
+                self._too_late(entry)
+            elif not batch or rows + entry.work.rows <= self._limits.max_batch_rows:
                 self._remove(entry)
                 batch.append(entry)
                 rows += entry.work.rows
@@ -162,59 +236,91 @@ class Batcher:
                 break
         return batch
 
-    def _next_ones(self) -> list[_Entry]:
-        """The longest-waiting entry, and those that can share a call with it."""
+    def _next_ones(self, now: float) -> list[Entry]:
+        """The longest-waiting entry that is still waited for, and those that can share a call with it."""
         while self._waiting:
             first = next(iter(self._waiting))
-            if first.answer.done():  # its caller went away a moment ago
-                self._remove(first)
+            if first.deadline <= now:
+                self._too_late(first)
             elif self._batchable:
-                alike = islice(self._alike[first.key], self._limits.max_batch_rows)
-                return [entry for entry in alike if not entry.answer.done()]
+                return list(islice(self._alike[first.key], self._limits.max_batch_rows))
             else:
                 return [first]
         return []
 
-    def _finish(self, batch: list[_Entry], results: list[_Result]) -> None:
+    def _too_late(self, entry: Entry) -> None:
+        self._remove(entry)
+        self._stats.on_late()
+        _tell(entry, TooLate("its time was over before the model was free; nothing was computed"))
+
+    def _finish(self, batch: list[Entry], results: list[Result], seconds: float, own_seconds: float) -> None:
+        began = self._busy_since or 0.0
         self._busy_since = None
-        self._stats.on_batch(len(batch), sum(entry.work.rows for entry in batch))
-        # The worker's next batch first: it computes while the answers below are written.
+        rows = _rows(batch)
+        self._pace.saw(rows, own_seconds)
+        waits = [began - entry.arrived for entry in batch]
+        self._stats.on_batch(Batch(len(batch), rows, seconds, waits))
+        # The next batch first: in the worker's thread it computes while the answers below are written.
         if self._waiting:
-            self._start()
+            self._plan()
         for entry, result in zip(batch, results, strict=True):
-            if entry.answer.done():
-                continue
-            if isinstance(result, Exception):
-                entry.answer.set_exception(result)
-            else:
-                entry.answer.set_result(result)
+            _tell(entry, result)
 
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:
+            began, own = time.perf_counter(), time.thread_time()
             results = compute_batch(self._compute, [entry.work for entry in batch])
+            seconds = time.perf_counter() - began
+            # What this thread waited for the event loop to let it go on says nothing about the model.
+            own_seconds = time.thread_time() - own if self._steady else seconds
             try:
-                self._loop.call_soon_threadsafe(self._finish, batch, results)
+                self._loop.call_soon_threadsafe(self._finish, batch, results, seconds, own_seconds)
             except RuntimeError:
                 return  # the loop is closed: the server has ended
 
 
-def compute_batch(compute: Compute, works: Sequence[Work]) -> list[_Result]:
+class Pace:
+    """What a call of the model takes by the size of its batch, as far as it has been seen."""
+
+    def __init__(self) -> None:
+        self._seconds = [math.inf] * SIZES
+
+    def quick(self, rows: int) -> bool:
+        """Whether a batch of this size is known to be done within `INLINE_SECONDS_MAX`."""
+        return self._seconds[min(rows.bit_length(), SIZES - 1)] <= INLINE_SECONDS_MAX
+
+    def saw(self, rows: int, seconds: float) -> None:
+        """Remember one call."""
+        size = min(rows.bit_length(), SIZES - 1)
+        known = self._seconds[size]
+        quicker = seconds < known < math.inf
+        self._seconds[size] = known + (seconds - known) * FORGETTING if quicker else seconds
+
+
+def compute_batch(compute: Compute, works: Sequence[Work]) -> list[Result]:
     """One result a work: from a joint call when that succeeds, else each from its own call."""
     if len(works) > 1:
         # Whatever went wrong: whose fault it was shows when each is computed on its own.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception, SystemExit):
             return _jointly(compute, works)
     return [_alone(compute, work) for work in works]
 
 
-def _jointly(compute: Compute, works: Sequence[Work]) -> list[_Result]:
+def _jointly(compute: Compute, works: Sequence[Work]) -> list[Result]:
     inputs = {name: np.concatenate([work.inputs[name] for work in works]) for name in works[0].inputs}
     outputs = compute(inputs, works[0].outputs)
     total = sum(work.rows for work in works)
     if any(array.ndim == 0 or len(array) != total for array in outputs.values()):
         raise ValueError("the model does not answer row by row")
-    results: list[_Result] = []
+    results: list[Result] = []
     start = 0
+    if len(outputs) == 1:
+        (name, array) = next(iter(outputs.items()))
+        for work in works:
+            end = start + work.rows
+            results.append({name: array[start:end]})
+            start = end
+        return results
     for work in works:
         end = start + work.rows
         results.append({name: array[start:end] for name, array in outputs.items()})
@@ -222,16 +328,31 @@ def _jointly(compute: Compute, works: Sequence[Work]) -> list[_Result]:
     return results
 
 
-def _alone(compute: Compute, work: Work) -> _Result:
+def _alone(compute: Compute, work: Work) -> Result:
     try:
         return compute(work.inputs, work.outputs)
+    except SystemExit as error:  # a model's own code may call exit(); that must not end the server
+        return RuntimeError(f"the model tried to end the process: {error}")
     except Exception as error:  # noqa: BLE001 - a model raises anything; it is the caller's answer, not ours
         return error
 
 
+def _tell(entry: Entry, result: Result) -> None:
+    done, entry.done = entry.done, None
+    if done is not None:
+        done(result)
+
+
+def _rows(batch: Sequence[Entry]) -> int:
+    return sum(entry.work.rows for entry in batch)
+
+
 def _key(work: Work) -> Hashable:
     """Requests of equal keys can share a call of the model."""
+    if len(work.inputs) == 1:
+        ((name, array),) = work.inputs.items()
+        return (work.outputs, name, array.dtype, array.shape[1:])
     return (
         work.outputs,
-        tuple((name, array.dtype.str, array.shape[1:]) for name, array in work.inputs.items()),
+        tuple((name, array.dtype, array.shape[1:]) for name, array in work.inputs.items()),
     )

@@ -5,7 +5,8 @@
     └── RequestError       one request cannot be answered; the program lives on
         ├── BadInput         400: the caller can mend it
         ├── TooLarge         413
-        └── NotProcessed     503: nothing was computed, safe to send again elsewhere
+        ├── NotProcessed     503: nothing was computed, safe to send again elsewhere
+        └── TooLate          504: the caller's time was over before anything was computed
 
 The reason codes are the platform's closed list, written out here because this program imports
 nothing of the platform.
@@ -71,6 +72,12 @@ class NotProcessed(RequestError):
     """Nothing was computed for this request, so it is safe to send it to another replica."""
 
     status = 503
+
+
+class TooLate(RequestError):
+    """The caller stopped waiting before the model was free; nothing was computed."""
+
+    status = 504
 
 
 def short(error: BaseException, limit: int = 300) -> str:

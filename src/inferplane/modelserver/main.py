@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -36,15 +36,16 @@ from inferplane.modelserver.errors import LoadError, LoadReason, ModelServerErro
 from inferplane.modelserver.frameworks import load_model
 from inferplane.modelserver.status import Clock, ModelInfo, ServerState, StatusWriter, TensorInfo
 
+if TYPE_CHECKING:
+    from inferplane.modelserver.app import App
+    from inferplane.modelserver.http import Connections
+
 __all__ = ["EXIT_CANNOT_SERVE", "ServerConfig", "parse_config", "read_config", "serve"]
 
 log = logging.getLogger(__name__)
 
 EXIT_OK = 0
 EXIT_CANNOT_SERVE = 3
-#: Idle connections are kept this long; the gateway closes its own sooner, so that it never sends a
-#: request into a connection that is being closed here.
-KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 #: After the last answer, connections stay open this long for requests that are already on the wire,
 #: so that they are refused in words instead of by a reset.
@@ -99,19 +100,17 @@ class _Loaded:
 
 
 async def _run(config: ServerConfig, status: StatusWriter, listener: socket.socket, pool_threads: int) -> int:
-    import uvicorn
-
     from inferplane.modelserver.app import App, Serving
     from inferplane.modelserver.batcher import Batcher, BatchLimits, BatchStats
-    from inferplane.modelserver.http import ModelProtocol
+    from inferplane.modelserver.http import Connections
 
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     app = App(config)
-    server = _server(uvicorn, app, ModelProtocol)
-    await server.startup(sockets=[listener])
+    connections = Connections(app)
+    server = await _open(loop, connections, listener)
     status.write(ServerState.LOADING)
     log.info("loading %s model %s from %s", config.format, config.name, config.path)
     loading = loop.create_future()
@@ -131,7 +130,8 @@ async def _run(config: ServerConfig, status: StatusWriter, listener: socket.sock
             loaded.model.predict,
             limits,
             batchable=loaded.model.signature.batchable,
-            stats=BatchStats(app.metrics.on_batch),
+            steady=getattr(loaded.model, "steady", False),
+            stats=BatchStats(app.metrics.on_batch, app.metrics.on_late),
         )
         app.metrics.load_seconds = loaded.seconds
         app.serving = Serving(loaded.model, batcher)
@@ -140,32 +140,17 @@ async def _run(config: ServerConfig, status: StatusWriter, listener: socket.sock
     await stopping
     log.info("stopping: %d requests in flight", app.in_flight)
     status.write(ServerState.DRAINING, load_seconds=load_seconds, model=info)
-    await _drain(app, server, config)
+    await _drain(app, connections, server, config)
     log.info("stopped")
     return EXIT_OK
 
 
-def _server(uvicorn: Any, app: Any, protocol: type[asyncio.Protocol]) -> Any:
-    """A uvicorn server whose start and end are ours: its own loop would poll ten times a second."""
-    uvicorn_config = uvicorn.Config(
-        app,
-        http=protocol,
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        backlog=BACKLOG,
-    )
-    uvicorn_config.load()
-    server = uvicorn.Server(uvicorn_config)
-    server.lifespan = uvicorn_config.lifespan_class(uvicorn_config)
-    return server
+async def _open(
+    loop: asyncio.AbstractEventLoop, connections: Callable[[], asyncio.Protocol], listener: socket.socket
+) -> asyncio.Server:
+    if listener.family == socket.AF_UNIX:
+        return await loop.create_unix_server(connections, sock=listener, backlog=BACKLOG)
+    return await loop.create_server(connections, sock=listener, backlog=BACKLOG)
 
 
 def _load(config: ServerConfig, pool_threads: int) -> _Loaded:
@@ -226,17 +211,16 @@ def _probe(model: Any, config: ServerConfig) -> str:
     return ""
 
 
-async def _drain(app: Any, server: Any, config: ServerConfig) -> None:
+async def _drain(app: App, connections: Connections, server: asyncio.Server, config: ServerConfig) -> None:
     """Refuse what is new, finish what was accepted, then close what is left."""
     app.draining = True
     _close_listeners(server, config)
     clock = asyncio.get_running_loop().time
-    await _until(lambda: app.in_flight == 0, clock() + config.drain_seconds)
+    await _until(lambda: app.in_flight + connections.arriving == 0, clock() + config.drain_seconds)
     await asyncio.sleep(LINGER_SECONDS)
     await _until(lambda: app.in_flight == 0, clock() + FLUSH_SECONDS)
-    for connection in list(server.server_state.connections):
-        connection.shutdown()
-    await _until(lambda: not server.server_state.connections, clock() + FLUSH_SECONDS)
+    connections.shut_down()
+    await _until(lambda: not connections.open, clock() + FLUSH_SECONDS)
     if app.in_flight:
         log.warning(
             "%d requests did not finish within %.0f s and are cut off", app.in_flight, config.drain_seconds
@@ -244,15 +228,14 @@ async def _drain(app: Any, server: Any, config: ServerConfig) -> None:
 
 
 async def _until(done: Callable[[], bool], deadline: float) -> None:
-    """Poll, because a counter and a set owned by uvicorn have nobody who would set an event."""
+    """Poll: ending is rare, and an event would cost every request a look."""
     clock = asyncio.get_running_loop().time
     while not done() and clock() < deadline:  # noqa: ASYNC110 - see above
         await asyncio.sleep(DRAIN_POLL_SECONDS)
 
 
-def _close_listeners(server: Any, config: ServerConfig) -> None:
-    for listener in server.servers:
-        listener.close()
+def _close_listeners(server: asyncio.Server, config: ServerConfig) -> None:
+    server.close()
     path = unix_path(config)
     if path is not None:
         Path(path).unlink(missing_ok=True)

@@ -9,9 +9,30 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inferplane.modelserver.batcher import Batch
 
 #: Seconds.
-LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+LATENCY_BUCKETS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
 #: Rows.
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 PREFIX = "inferplane_model"
@@ -50,6 +71,10 @@ class Metrics:
         self._latency: dict[str, Histogram] = {}
         self._batch_rows = Histogram(BATCH_BUCKETS)
         self._batch_requests = Histogram(BATCH_BUCKETS)
+        self._queue = Histogram(LATENCY_BUCKETS)
+        self._compute = Histogram(LATENCY_BUCKETS)
+        self._rows = 0
+        self._late = 0
         self.load_seconds = 0.0
 
     def on_request(self, protocol: str, code: int, seconds: float) -> None:
@@ -61,10 +86,18 @@ class Metrics:
             histogram = self._latency[protocol] = Histogram(LATENCY_BUCKETS)
         histogram.observe(seconds)
 
-    def on_batch(self, requests: int, rows: int) -> None:
+    def on_batch(self, batch: Batch) -> None:
         """Count one call of the model."""
-        self._batch_requests.observe(requests)
-        self._batch_rows.observe(rows)
+        self._batch_requests.observe(batch.requests)
+        self._batch_rows.observe(batch.rows)
+        self._compute.observe(batch.compute_seconds)
+        self._rows += batch.rows
+        for wait in batch.waits:
+            self._queue.observe(wait)
+
+    def on_late(self) -> None:
+        """Count one request whose caller stopped waiting before it was computed."""
+        self._late += 1
 
     def render(self, model: str, *, ready: bool, in_flight: int, queued_rows: int) -> str:
         """Prometheus text, version 0.0.4."""
@@ -77,6 +110,18 @@ class Metrics:
         lines += _header(name, "histogram", "Time from a request's first byte to its answer.")
         for protocol, histogram in sorted(self._latency.items()):
             lines += histogram.render(name, f'model="{model}",protocol="{protocol}"')
+        for name, count, text in (
+            (f"{PREFIX}_rows_total", self._rows, "Rows computed."),
+            (f"{PREFIX}_expired_requests_total", self._late, "Requests not computed: their time was over."),
+        ):
+            lines += _header(name, "counter", text)
+            lines.append(f'{name}{{model="{model}"}} {count}')
+        for name, seconds, text in (
+            (f"{PREFIX}_queue_seconds", self._queue, "Time a request waited for the model to be free."),
+            (f"{PREFIX}_compute_seconds", self._compute, "Time of one call of the model."),
+        ):
+            lines += _header(name, "histogram", text)
+            lines += seconds.render(name, f'model="{model}"')
         name = f"{PREFIX}_batch_rows"
         lines += _header(name, "histogram", "Rows in one call of the model.")
         lines += self._batch_rows.render(name, f'model="{model}"')

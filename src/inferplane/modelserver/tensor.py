@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -67,7 +68,12 @@ _ANY = msgspec.json.Decoder()
 
 def datatype_of(array: Array) -> Datatype:
     """The protocol's name for an array's dtype; strings and everything odd are BYTES."""
-    return _DATATYPES.get(array.dtype.newbyteorder("<"), Datatype.BYTES)
+    return _datatype_of(array.dtype)
+
+
+@lru_cache(maxsize=256)  # strings of every length are dtypes of their own
+def _datatype_of(dtype: np.dtype[Any]) -> Datatype:
+    return _DATATYPES.get(dtype.newbyteorder("<"), Datatype.BYTES)
 
 
 def parse_datatype(name: str, text: str) -> Datatype:
@@ -151,11 +157,15 @@ def to_json_data(name: str, array: Array) -> list[Any]:
     return values
 
 
-def to_binary(array: Array) -> bytes:
-    """The binary extension's form: little-endian, row-major; BYTES as 4-byte lengths and contents."""
+def to_binary(array: Array) -> bytes | memoryview:
+    """The binary extension's form: little-endian, row-major; BYTES as 4-byte lengths and contents.
+
+    Numbers that lie in memory like that are not copied: the answer is a view of them.
+    """
     datatype = datatype_of(array)
     if datatype is not Datatype.BYTES:
-        return np.ascontiguousarray(array, dtype=DTYPES[datatype]).tobytes()
+        plain = np.ascontiguousarray(array, dtype=DTYPES[datatype])
+        return plain.reshape(-1).view(np.uint8).data if plain.size else b""
     parts: list[bytes] = []
     for value in array.ravel().tolist():
         content = value if isinstance(value, bytes) else str(value).encode()

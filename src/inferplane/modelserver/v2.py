@@ -94,10 +94,12 @@ def parse(body: bytes, json_length: int | None, signature: Signature) -> Request
     return Request(Work(inputs, rows, names), request.id, binary)
 
 
-def render(outputs: Outputs, request: Request, model_name: str, version: str) -> tuple[bytes, int | None]:
-    """The answer's body, and the length of its JSON part when binary tensors follow (else None)."""
+def render(
+    outputs: Outputs, request: Request, model_name: str, version: str
+) -> tuple[bytes, list[bytes | memoryview]]:
+    """The answer's JSON part, and the binary tensors that follow it, not copied where that is possible."""
     entries: list[dict[str, Any]] = []
-    blobs: list[bytes] = []
+    blobs: list[bytes | memoryview] = []
     for name in request.work.outputs:
         array = outputs[name]
         if name in request.binary:
@@ -114,10 +116,7 @@ def render(outputs: Outputs, request: Request, model_name: str, version: str) ->
     if request.id is not None:
         answer["id"] = request.id
     answer["outputs"] = entries
-    head = msgspec.json.encode(answer, enc_hook=encode_numpy)
-    if not request.binary:
-        return head, None
-    return b"".join((head, *blobs)), len(head)
+    return msgspec.json.encode(answer, enc_hook=encode_numpy), blobs
 
 
 def metadata(name: str, version: str, platform: str, signature: Signature) -> dict[str, Any]:
@@ -189,7 +188,7 @@ def _flag(parameters: _Parameters, key: str, where: str) -> bool | None:
 
 
 def _entry(name: str, array: Array) -> dict[str, Any]:
-    return {"name": name, "shape": list(array.shape), "datatype": str(datatype_of(array))}
+    return {"name": name, "shape": array.shape, "datatype": datatype_of(array)}
 
 
 def _described(spec: TensorSpec) -> dict[str, Any]:
