@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from inferplane.api import views
+from inferplane.controllers.endpoint_plan import routes_of
 from inferplane.domain.endpoint import (
     EndpointSpec,
     EndpointStatus,
@@ -15,6 +16,9 @@ from inferplane.domain.endpoint import (
     Milestone,
     ModelInfo,
     ModelSpec,
+    Replica,
+    ReplicaId,
+    ReplicaState,
 )
 from inferplane.services.context import GatewayAddress
 
@@ -29,6 +33,11 @@ ENDPOINT = InferenceEndpoint(
     generation=1,
     created_at=NOW,
     created_by="owner",
+)
+SERVING = EndpointStatus(
+    observed_generation=1,
+    replicas=(Replica(ReplicaId(ENDPOINT.uid, 1, 0), ReplicaState.READY, "unix:/run/a.sock"),),
+    routed=("r1-0",),
 )
 
 
@@ -54,6 +63,23 @@ def test_addresses(gateway: GatewayAddress, url: str, record: str) -> None:
     assert [(each.dns, each.type, each.value) for each in shown.dns_records] == [
         ("iris.team.example.com", record, gateway.advertised_host)
     ]
+
+
+def test_an_address_with_its_cluster_in_it_is_shown_as_such_everywhere() -> None:
+    gateway = GatewayAddress("http", 7080, "example.com", "127.0.0.1")
+    there = replace(
+        ENDPOINT, cluster="worker-1", spec=replace(ENDPOINT.spec, qualified_host=True), status=SERVING
+    )
+    shown = views.endpoint_description(there, [], gateway)
+    host = "iris.team.worker-1.example.com"
+    path = "http://127.0.0.1:7080/serving/team/iris.worker-1/v1/models/iris:predict"
+    assert shown.endpoint == f"http://{host}:7080/v1/models/iris:predict"
+    assert shown.try_command[1] == f'-H "Host: {host}" \\'
+    assert [each.dns for each in shown.dns_records] == [host]
+    assert shown.path_endpoint == path
+    assert shown.try_path_command[2] == f'"{path}" \\'
+    assert routes_of(there).host("example.com") == host, "and the gateway serves it there"
+    assert path.endswith(f"{routes_of(there).path_prefix}/v1/models/iris:predict")
 
 
 def test_an_example_too_long_for_a_command_line_is_left_out() -> None:

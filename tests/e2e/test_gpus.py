@@ -5,8 +5,6 @@ from __future__ import annotations
 import pickle
 import random
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from platform_stack import Stack, wait_for
+from platform_stack import Stack, platform, wait_for
 
 ROW = [[5.1, 3.5, 1.4, 0.2]]
 A100 = """
@@ -35,24 +33,6 @@ GPU = {
     "exitDuration": "1h",
 }
 SIMULATED = f'[[cluster]]\nname = "worker-1"\nengine = "simulated"\n{A100}'
-
-
-@contextmanager
-def platform(home: Path, configuration: str) -> Iterator[Stack]:
-    """A platform with these clusters; whatever happens, nothing of it survives the test."""
-    file = home.parent / "inferplane.toml"
-    file.write_text(configuration)
-    one = Stack(home, {"INFERPLANE_CONFIG": str(file)})
-    try:
-        one.start()
-        yield one
-        assert one.stop() == 0
-        assert one.processes() == []
-    finally:
-        for process in one.processes():
-            process.kill()
-        if one.process is not None:
-            one.process.wait()
 
 
 def test_a_simulated_endpoint_runs_and_says_that_nothing_is_behind_it(home: Path) -> None:

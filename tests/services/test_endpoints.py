@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Any, cast
 
 import pytest
 
 from inferplane.domain.access import Caller, Role
 from inferplane.domain.errors import AlreadyExists
+from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.services import endpoints
 from inferplane.services.bootstrap import ensure_installation
 from inferplane.services.context import GatewayAddress, Platform
@@ -68,3 +70,50 @@ async def test_a_name_that_gets_free_at_this_moment_is_to_be_tried_again(
         await endpoints.create(platform, Caller("id", "owner", Role.OWNER, ""), draft)
     assert caught.value.reason == "EndpointTerminating"
     assert caught.value.next_action == "Try again in a moment."
+
+
+async def test_a_name_that_is_taken_on_another_cluster_gets_a_host_of_its_own(
+    store: Store, tmp_path: Path
+) -> None:
+    chance = Random(1)
+
+    def new_id(length: int) -> str:
+        return "".join(chance.choices("abcdef", k=length))
+
+    await ensure_installation(store, tmp_path / "owner.key", lambda: NOW, new_id, cluster="local")
+    clusters = ("local", "east", "west")
+    async with store.transaction() as tx:
+        for name in clusters[1:]:
+            await tx.put_cluster(Cluster(name, "local", NOW))
+        await tx.add_workspace(Workspace("team", clusters, NOW))
+        await tx.add_workspace(Workspace("other", clusters, NOW))
+    platform = Platform(
+        store=store,
+        engines={},
+        clock=lambda: NOW,
+        gateway=GatewayAddress("http", 7080, "localhost", "127.0.0.1"),
+        new_id=new_id,
+    )
+    owner = Caller("id", "owner", Role.OWNER, "")
+    model = ModelDraft("sklearn", "/m.joblib")
+
+    async def create(workspace: str, name: str, cluster: str) -> str:
+        await endpoints.create(platform, owner, EndpointDraft(workspace, name, model=model, cluster=cluster))
+        return await host_cluster(workspace, name, cluster)
+
+    async def host_cluster(workspace: str, name: str, cluster: str) -> str:
+        async with store.read() as tx:
+            return (await tx.get_endpoint(workspace, name, cluster)).host_cluster
+
+    assert await create("team", "iris", "local") == ""
+    assert await create("team", "iris-2", "west") == ""
+    assert await create("other", "iris", "east") == "", "names belong to workspaces"
+    assert await create("team", "iris", "east") == "east"
+    await endpoints.delete(platform, owner, "team", "iris", "local")
+    assert await host_cluster("team", "iris", "east") == "east", "an address never changes"
+    assert await create("team", "iris", "west") == "west"
+    for cluster in ("east", "west"):
+        await endpoints.delete(platform, owner, "team", "iris", cluster)
+    async with store.transaction() as tx:
+        await tx.remove_endpoint((await tx.get_endpoint("team", "iris", "west")).uid)
+    assert await create("team", "iris", "west") == "", "what is being deleted has no address any more"

@@ -213,6 +213,7 @@ nodes = st.builds(
     gpu_model_name=texts,
     cloud_provider=texts,
     region=texts,
+    host=texts,
 )
 model_specs = st.builds(
     ModelSpec,
@@ -272,6 +273,7 @@ specs = st.builds(
     gpu=maybe(gpu_specs),
     revisions=st.lists(revisions, max_size=2).map(tuple),
     rollout=maybe(rollouts),
+    qualified_host=st.booleans(),
 )
 artifacts = st.builds(
     ArtifactState,

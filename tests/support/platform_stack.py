@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -206,6 +207,24 @@ class Stack:
         files = (self.home / "gateway").rglob("*")
         texts = [path for path in files if path.is_file() and path.suffix in {".json", ".yaml"}]
         return "".join(path.read_text(errors="replace") for path in texts)
+
+
+@contextmanager
+def platform(home: Path, configuration: str) -> Iterator[Stack]:
+    """A platform with this configuration file; whatever happens, nothing of it survives the test."""
+    file = home.parent / "inferplane.toml"
+    file.write_text(configuration)
+    one = Stack(home, {"INFERPLANE_CONFIG": str(file)})
+    try:
+        one.start()
+        yield one
+        assert one.stop() == 0
+        assert one.processes() == []
+    finally:
+        for process in one.processes():
+            process.kill()
+        if one.process is not None:
+            one.process.wait()
 
 
 def _open_files(process: psutil.Process) -> list[str]:

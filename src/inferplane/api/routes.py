@@ -548,10 +548,10 @@ async def gateway_unmatched(call: Call) -> Any:
         next_action="Use one of the addresses in details." if found else "Create an endpoint first.",
         details=tuple(
             Problem(
-                field=f"/serving/{each.workspace}/{each.name}",
+                field=gateway.path_of(each.workspace, each.name, each.host_cluster),
                 reason=item.status,
                 message=f"{each.name} in workspace {each.workspace}: host"
-                f" {gateway.host_of(each.workspace, each.name)} or path {item.path_endpoint}",
+                f" {gateway.host_of(each.workspace, each.name, each.host_cluster)} or path {item.path_endpoint}",
             )
             for each in found
             for item in (views.endpoint_item(each, gateway),)

@@ -122,7 +122,7 @@ def endpoint_description(
     """Everything about one endpoint; `gpu_requests` are all it ever made, oldest first."""
     state = public_state(endpoint)
     spec, status = endpoint.spec, endpoint.status
-    host = gateway.host_of(endpoint.workspace, endpoint.name)
+    host = gateway.host_of(endpoint.workspace, endpoint.name, endpoint.host_cluster)
     return EndpointDescription(
         endpoint_name=endpoint.name,
         model_name=spec.model.format,
@@ -197,7 +197,7 @@ def try_command(endpoint: InferenceEndpoint, gateway: GatewayAddress, *, by_path
     By host as documented, or by path, where no Host header is needed.
     """
     body = _shell_quoted(_example(endpoint) or PLACEHOLDER_BODY)
-    host = gateway.host_of(endpoint.workspace, endpoint.name)
+    host = gateway.host_of(endpoint.workspace, endpoint.name, endpoint.host_cluster)
     if by_path:
         lines = ["curl -v \\"]
         url = _path_url(endpoint, gateway)
@@ -324,11 +324,13 @@ def _url(endpoint: InferenceEndpoint, state: PublicState, gateway: GatewayAddres
     """ "" until requests get through."""
     if state.ingress != READY:
         return ""
-    return gateway.url_of(endpoint.workspace, endpoint.name) + _predict_path(endpoint)
+    base = gateway.url_of(endpoint.workspace, endpoint.name, endpoint.host_cluster)
+    return base + _predict_path(endpoint)
 
 
 def _path_url(endpoint: InferenceEndpoint, gateway: GatewayAddress) -> str:
-    return gateway.path_url_of(endpoint.workspace, endpoint.name) + _predict_path(endpoint)
+    base = gateway.path_url_of(endpoint.workspace, endpoint.name, endpoint.host_cluster)
+    return base + _predict_path(endpoint)
 
 
 def _predict_path(endpoint: InferenceEndpoint) -> str:

@@ -188,6 +188,7 @@ def routes_of(endpoint: InferenceEndpoint) -> EndpointRoutes:
         max_request_bytes=endpoint.spec.limits.max_request_bytes,
         timeout_seconds=endpoint.spec.limits.timeout_seconds,
         unavailable_reason=(state.reason or state.status).value,
+        cluster=endpoint.host_cluster,
     )
 
 

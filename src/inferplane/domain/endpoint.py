@@ -135,6 +135,8 @@ class EndpointSpec:
     that needs new servers (model, runtime, resources, arguments) makes a revision with the next number.
     `revisions` are the last REVISIONS_KEPT_MAX of them by number, this one included; empty as long as
     there was only one. `rollout` says how `revision` takes over from another, None when it is alone.
+    `qualified_host` says that its cluster is part of its host and path: when it was made, the workspace had
+    an endpoint of this name on another cluster. It stays so, that its address never changes.
     """
 
     model: ModelSpec
@@ -148,6 +150,7 @@ class EndpointSpec:
     gpu: GpuSpec | None = None
     revisions: tuple[Revision, ...] = ()
     rollout: Rollout | None = None
+    qualified_host: bool = False
 
     def model_of(self, revision: int) -> ModelSpec | None:
         """What a revision is made of; None for one that is not remembered."""
@@ -315,6 +318,11 @@ class InferenceEndpoint:
     deletion_requested_at: datetime | None = None
     deletion_requested_by: str = ""
     version: int = 1
+
+    @property
+    def host_cluster(self) -> str:
+        """The cluster as far as it is part of the endpoint's host and path, else ""."""
+        return self.cluster if self.spec.qualified_host else ""
 
     @property
     def desired_replicas(self) -> int:

@@ -15,7 +15,10 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class GatewayAddress:
-    """Where predictions go. `advertised_host` is what a client connects to, `domain` what names end in."""
+    """Where predictions go. `advertised_host` is what a client connects to, `domain` what names end in.
+
+    Where a `cluster` is asked for, it is the endpoint's `host_cluster`: "" for most.
+    """
 
     scheme: str
     port: int
@@ -27,22 +30,26 @@ class GatewayAddress:
         """`:<port>`, or "" for the scheme's own port."""
         return "" if DEFAULT_PORTS.get(self.scheme) == self.port else f":{self.port}"
 
-    def host_of(self, workspace: str, endpoint: str) -> str:
-        """`<endpoint>.<workspace>.<domain>`."""
-        return f"{endpoint}.{workspace}.{self.domain}"
+    def host_of(self, workspace: str, endpoint: str, cluster: str = "") -> str:
+        """`<endpoint>.<workspace>.<domain>`, or `<endpoint>.<workspace>.<cluster>.<domain>`."""
+        return ".".join(part for part in (endpoint, workspace, cluster, self.domain) if part)
 
-    def url_of(self, workspace: str, endpoint: str) -> str:
+    def url_of(self, workspace: str, endpoint: str, cluster: str = "") -> str:
         """Base URL by host name, without a trailing slash."""
-        return f"{self.scheme}://{self.host_of(workspace, endpoint)}{self.port_suffix}"
+        return f"{self.scheme}://{self.host_of(workspace, endpoint, cluster)}{self.port_suffix}"
 
     def address_url(self) -> str:
         """Base URL by address: needs no DNS."""
         host = f"[{self.advertised_host}]" if ":" in self.advertised_host else self.advertised_host
         return f"{self.scheme}://{host}{self.port_suffix}"
 
-    def path_url_of(self, workspace: str, endpoint: str) -> str:
+    def path_of(self, workspace: str, endpoint: str, cluster: str = "") -> str:
+        """`/serving/<workspace>/<endpoint>`, or `/serving/<workspace>/<endpoint>.<cluster>`."""
+        return f"/serving/{workspace}/{'.'.join(part for part in (endpoint, cluster) if part)}"
+
+    def path_url_of(self, workspace: str, endpoint: str, cluster: str = "") -> str:
         """Base URL by path, without a trailing slash: needs no DNS."""
-        return f"{self.address_url()}/serving/{workspace}/{endpoint}"
+        return self.address_url() + self.path_of(workspace, endpoint, cluster)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ async def _create(
         gpu = await endpoint_gpus.gpu_spec_for(tx, platform, draft, wish, cluster)
         check_servable(wish, cluster)
         await _check_quota(tx, platform, draft.workspace)
-        endpoint = _endpoint(platform, caller, draft, wish, cluster, gpu)
+        endpoint = await _with_own_host(tx, _endpoint(platform, caller, draft, wish, cluster, gpu))
         try:
             await tx.insert_endpoint(endpoint, wish.secret)
         except AlreadyExists:
@@ -111,6 +111,19 @@ async def _create(
             )
         )
     return endpoint.name
+
+
+async def _with_own_host(tx: Tx, endpoint: InferenceEndpoint) -> InferenceEndpoint:
+    """The endpoint, with its cluster in its host if the workspace has one of this name on another cluster.
+
+    Decided once, and whatever becomes of the other: nobody's address changes. The workspace must be held.
+    """
+    named_so = await tx.list_endpoints(
+        endpoint.workspace, after=(endpoint.workspace, endpoint.name, ""), limit=len(await tx.list_clusters())
+    )
+    if not any(each.name == endpoint.name and each.deletion_requested_at is None for each in named_so):
+        return endpoint
+    return replace(endpoint, spec=replace(endpoint.spec, qualified_host=True))
 
 
 async def _answered(tx: Tx, caller: Caller, draft: EndpointDraft, ticket: Ticket | None) -> str | None:

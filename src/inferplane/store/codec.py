@@ -266,6 +266,7 @@ def spec_to_json(spec: EndpointSpec) -> str:
             "stopped_at": _micros(spec.stopped_at),
             "manifest": None if spec.manifest is None else dict(spec.manifest),
             "gpu": _gpu_spec_to(spec.gpu),
+            "qualified_host": spec.qualified_host,
             "revisions": [_revision_to(revision) for revision in spec.revisions],
             "rollout": _rollout_to(spec.rollout),
         }
@@ -293,6 +294,7 @@ def spec_from_json(text: str) -> EndpointSpec:
         stopped_at=_moment(raw.get("stopped_at")),
         manifest=manifest if isinstance(manifest, dict) else None,
         gpu=_gpu_spec_from(raw.get("gpu")),
+        qualified_host=_flag(raw, "qualified_host"),
         revisions=_known(_revision_from(_mapping(item)) for item in _list(raw.get("revisions"))),
         rollout=_rollout_from(raw.get("rollout")),
     )
