@@ -14,7 +14,7 @@ import pytest
 from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus, Selection, draining
 from inferplane.domain.inventory import Gpu, NodeHealth
 from inferplane.domain.workspace import WorkspacePolicy
-from inferplane.scheduler import Ageing, FairShare, forecast, renewal, schedule, wait_times
+from inferplane.scheduler import Ageing, FairShare, Switches, forecast, renewal, schedule, wait_times
 from inferplane.scheduler.cycle import EVICTIONS_PER_CYCLE_MAX
 from inferplane.scheduler.decisions import Basis, Decisions, GrantReason, Wait, WaitReason
 
@@ -105,6 +105,15 @@ def test_a_gang_gets_all_of_its_nodes_or_none(world: World, ids: Ids) -> None:
     assert "r9 holds 1 GPU until 2026-01-05 13:00:00Z" in wait.message
     assert wait.position == 1
     assert wait.starts_by == world.at(60)
+
+
+def test_the_end_that_is_told_is_the_holders_own(world: World, ids: Ids) -> None:
+    """The allowance for draining moves the expected start, and nobody's end."""
+    line = [world.waits(1, 8), world.holds(9, {"a": (3,)})]
+    allowing = Switches(draining=timedelta(seconds=10))
+    wait = the_wait(schedule(world.snapshot([world.node("a")], line, allowing)), ids(1)[0])
+    assert "r9 holds 1 GPU until 2026-01-05 13:00:00Z" in wait.message
+    assert wait.starts_by == world.at(60) + timedelta(seconds=10)
 
 
 def test_what_drains_is_still_held(world: World, ids: Ids) -> None:

@@ -91,11 +91,11 @@ def gpr_list(items: Sequence[GprItem]) -> str:
             each.status.provisioning_status,
             str(each.queue_position or ""),
             str(each.priority),
-            _size(each),
+            _count(each),
+            each.gpu_shape or "any",
             each.cluster_name,
             each.endpoint_name,
-            _instant(each.estimated_start_time) if each.status.provisioning_status == "Queued" else "",
-            each.remaining_duration if each.status.num_gpus_allocated else "",
+            _when(each),
         )
         for each in items
     ]
@@ -106,12 +106,32 @@ def gpr_list(items: Sequence[GprItem]) -> str:
         "POSITION",
         "PRIORITY",
         "GPUS",
+        "SHAPE",
         "CLUSTER",
         "ENDPOINT",
-        "EXPECTED",
-        "LEFT",
+        "WHEN",
     )
     return table(header, rows)
+
+
+def _when(item: GprItem) -> str:
+    """When it is expected to start, how long it may go on, or since when it is over."""
+    status = item.status
+    if status.provisioning_status == "Queued":
+        return f"starts {_instant(item.estimated_start_time)}" if item.estimated_start_time else ""
+    if status.completion_timestamp:
+        return f"ended {_instant(status.completion_timestamp)}"
+    return f"{item.remaining_duration} left" if status.num_gpus_allocated else ""
+
+
+def gpr_step(item: GprItem) -> str:
+    """One line on where a request is; of one in line, its place."""
+    status = item.status.provisioning_status
+    said = item.explanation
+    if status == "Queued" and item.queue_position:
+        start = _instant(item.estimated_start_time)
+        said = f"position {item.queue_position}" + (f", expected to start at {start}" if start else "")
+    return f"{item.gpr_name}: {status} — {said}"
 
 
 def gpr(item: GprItem) -> str:
@@ -156,6 +176,12 @@ def _size(item: GprItem) -> str:
     return each if item.number_of_gpu_nodes == 1 else f"{item.number_of_gpu_nodes} nodes with {each} each"
 
 
+def _count(item: GprItem) -> str:
+    """`2`, or with several nodes `4 x 8`."""
+    nodes = item.number_of_gpu_nodes
+    return str(item.number_of_gpus) if nodes == 1 else f"{nodes} x {item.number_of_gpus}"
+
+
 def wait_times(items: Sequence[WaitTimeItem]) -> str:
     """One line a kind of node, soonest first, and under the table why."""
     if not items:
@@ -169,11 +195,16 @@ def wait_times(items: Sequence[WaitTimeItem]) -> str:
             each.estimated_wait_time or "never, by what is known",
             _instant(each.estimated_start_time),
             str(each.queue_position or ""),
-            each.explanation,
         )
         for each in items
     ]
-    return table(("CLUSTER", "SHAPE", "TYPE", "MEMORY", "WAIT", "START", "POSITION", "WHY"), rows)
+    header = ("CLUSTER", "SHAPE", "TYPE", "MEMORY", "WAIT", "START", "POSITION")
+    several = len(items) > 1
+    why = pairs(
+        (f"Why {each.gpu_shape} on {each.cluster_name}" if several else "Why", each.explanation)
+        for each in items
+    )
+    return f"{table(header, rows)}\n\n{why}"
 
 
 def template_list(items: Sequence[TemplateItem]) -> str:

@@ -264,7 +264,7 @@ def _wait_until_granted(client: Client, gpr_id: str, name: str, timeout: float |
 
             def report(item: GprItem) -> None:
                 status = item.status.provisioning_status
-                shown.show(f"{status} {item.queue_position}", f"{name}: {status} — {item.explanation}")
+                shown.show(f"{status} {item.queue_position}", gpu_render.gpr_step(item))
 
             return client.wait_until_granted(gpr_id, timeout, progress=report)
     except (KeyboardInterrupt, WaitTimeoutError):

@@ -6,7 +6,9 @@ stderr: progress (a moving line on a terminal, one plain line per step elsewhere
 
 from __future__ import annotations
 
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,11 @@ class Format(StrEnum):
     TABLE = "table"
     JSON = "json"
 
+
+FOLDED_CHARACTERS_MIN = 30
+"""A value is not folded into fewer columns than this."""
+
+_FACT = re.compile(r"[A-Z][\w .-]*:\s{2,}(?=\S)")
 
 _STYLES = {
     "Running": "green",
@@ -52,16 +59,40 @@ def print_json_line(value: Any) -> None:
 
 
 def print_result(text: str) -> None:
-    """A result as text, with statuses coloured where a person can see them; never wrapped or cut."""
+    """A result as text; where a person can see it, statuses are coloured and long values folded."""
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False)
     if not console.is_terminal or console.no_color:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
         return
-    shown = Text(text)
+    shown = Text(folded(text, console.width))
     for word, style in _STYLES.items():
         shown.highlight_regex(rf"\b{word}\b", style)
     console.print(shown)
+
+
+def folded(text: str, width: int) -> str:
+    """`text` with each `Name:  value` line that is too long folded between words, under its value.
+
+    Only where a person reads: what a script reads is one line a value. Nothing else is touched, neither
+    tables nor commands to paste.
+    """
+    lines = []
+    for line in text.split("\n"):
+        fact = _FACT.match(line) if len(line) > width else None
+        indent = fact.end() if fact is not None else 0
+        if not indent or " " not in line[indent:] or width - indent < FOLDED_CHARACTERS_MIN:
+            lines.append(line)
+            continue
+        lines += textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            replace_whitespace=False,
+        )
+    return "\n".join(lines)
 
 
 def note(text: str) -> None:

@@ -85,11 +85,19 @@ def endpoint_list(items: Sequence[EndpointItem], *, with_workspace: bool) -> str
 
 
 def endpoint_step(endpoint: EndpointDescription) -> str:
-    """One line on where an endpoint is on its way."""
+    """One line on where an endpoint is on its way; of one in line, its place."""
     said = endpoint.message or endpoint.reason
+    if endpoint.gpu is not None and endpoint.gpu.queue_position:
+        said = place_in_line(endpoint.gpu.queue_position, endpoint.gpu.estimated_start_time)
     if endpoint.status == "Failed" and endpoint.reason:
         said = f"{endpoint.reason}: {endpoint.message}"
     return f"{endpoint.endpoint_name}: {endpoint.status}" + (f" — {said}" if said else "")
+
+
+def place_in_line(position: int, expected: datetime | None) -> str:
+    """`position 2, expected to start at 2026-01-31 12:00:00 UTC`."""
+    start = f", expected to start at {moment(expected)}" if expected is not None else ""
+    return f"position {position}{start}"
 
 
 def description(endpoint: EndpointDescription) -> str:
@@ -123,7 +131,7 @@ def description(endpoint: EndpointDescription) -> str:
                     f"{human_bytes(limits.max_request_bytes)} a request, {limits.timeout_seconds:g} s to answer,"
                     f" {limits.start_timeout_seconds:g} s to start",
                 ),
-                *_gpus(endpoint.gpu),
+                *_gpus(endpoint.gpu, endpoint.message),
                 ("Replicas", f"{endpoint.replica_count.ready} of {endpoint.replica_count.desired} ready"),
                 ("Download", download(endpoint.download)),
                 ("Created", f"{moment(endpoint.created_at)} by {endpoint.created_by or 'unknown'}"),
@@ -131,7 +139,11 @@ def description(endpoint: EndpointDescription) -> str:
         )
     ]
     if endpoint.conditions:
-        rows = [(c.type, c.status, c.reason, c.message) for c in endpoint.conditions]
+        # What is said above is not said again for each condition that it keeps from coming true.
+        rows = [
+            (c.type, c.status, c.reason, "" if c.message == endpoint.message else c.message)
+            for c in endpoint.conditions
+        ]
         parts.append(table(("CONDITION", "STATUS", "REASON", "MESSAGE"), rows))
     if endpoint.replicas:
         replicas = [
@@ -172,7 +184,7 @@ def explanation(found: Explanation) -> str:
                 ("Reason", found.reason),
                 ("Meaning", found.meaning),
                 ("Message", found.message),
-                ("Waiting for", found.waiting_for),
+                ("Waiting for", "" if found.waiting_for == found.message else found.waiting_for),
                 ("Next action", found.next_action),
                 ("Next retry", moment(found.next_retry_at)),
             ]
@@ -315,8 +327,8 @@ def setting_text(setting: Sourced) -> str:
     return text
 
 
-def _gpus(gpu: EndpointGpus | None) -> list[tuple[str, str]]:
-    """Where an endpoint's GPUs are, or its place in line for them."""
+def _gpus(gpu: EndpointGpus | None, told: str) -> list[tuple[str, str]]:
+    """Where an endpoint's GPUs are, or its place in line for them. `told` is what has been said already."""
     if gpu is None:
         return []
     held = ", ".join(f"{each.node} [{', '.join(map(str, each.indexes))}]" for each in gpu.nodes)
@@ -325,7 +337,7 @@ def _gpus(gpu: EndpointGpus | None) -> list[tuple[str, str]]:
         ("GPU request", gpu.gpr_id),
         ("Position", str(gpu.queue_position or "")),
         ("Expected start", moment(gpu.estimated_start_time)),
-        ("About them", gpu.message),
+        ("About them", "" if gpu.message in told else gpu.message),
     ]
 
 

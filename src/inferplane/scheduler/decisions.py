@@ -112,7 +112,7 @@ class Eviction:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """One request that holds GPUs somebody waits for, and until when by what is known."""
+    """One request that holds GPUs somebody waits for, and until when: the end that its own view shows."""
 
     request_id: str
     name: str
@@ -170,7 +170,7 @@ class Cause:
                     each.request.name,
                     each.request.workspace,
                     each.gpus,
-                    each.ends_at,
+                    min(each.ends_at, each.request.ends_at or each.ends_at),  # draining not included
                     each.draining,
                     each.request.auto_renew,
                 )
