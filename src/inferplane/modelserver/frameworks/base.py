@@ -92,6 +92,8 @@ class Model(Protocol):
     #: V2's platform string, `<project>_<format>`.
     platform: str
     signature: Signature
+    #: Whether the time of a call depends on the number of rows alone, not on what is in them.
+    steady: bool
 
     def predict(self, inputs: Inputs, outputs: Sequence[str]) -> Outputs:
         """Compute the named outputs for all rows. Errors of the library come through as they are."""

@@ -62,6 +62,7 @@ class LightgbmModel:
     """A booster behind the Model protocol."""
 
     platform = "lightgbm_booster"
+    steady = True
 
     def __init__(
         self, booster: Any, header: dict[str, str], threads: int, error_class: type[Exception]

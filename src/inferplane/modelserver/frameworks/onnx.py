@@ -72,6 +72,7 @@ class OnnxModel:
     """An inference session behind the Model protocol."""
 
     platform = "onnxruntime_onnx"
+    steady = False  # a graph may hold loops
 
     def __init__(self, session: Any) -> None:
         self._session = session

@@ -34,6 +34,7 @@ from inferplane.modelserver.frameworks.base import (
     plain_row,
     tidy,
 )
+from inferplane.modelserver.frameworks.forests import hasten
 from inferplane.modelserver.tensor import Array, Datatype, datatype_of
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def load(file: Path, threads: int) -> SklearnModel:
     _limit_jobs(estimator, threads)
     # Names are checked by us against the signature, once; the estimator would warn at each request.
     warnings.filterwarnings("ignore", message="X does not have valid feature names")
+    hasten(_parts(estimator))
     try:
         return SklearnModel(estimator)
     except ImportError as error:  # named columns need pandas
@@ -77,6 +79,8 @@ class SklearnModel:
         self._predict = estimator.predict
         self._predict_proba = getattr(estimator, "predict_proba", None)
         self.signature = _signature(estimator, proba=self._predict_proba is not None)
+        # The library's own estimators do the same for every row; a stranger's may do anything.
+        self.steady = self.signature.kind is InputKind.MATRIX and not _has(estimator, _is_stranger)
         if self.signature.kind is InputKind.TABLE:
             import pandas as pd
 
@@ -257,6 +261,11 @@ def _holds_strings(part: Any) -> bool:
 def _is_numeric_library(part: Any) -> bool:
     """Whether a part is of a library whose estimators take plain numbers; a stranger may take anything."""
     return type(part).__module__.partition(".")[0] in {"sklearn", "xgboost", "lightgbm", "imblearn"}
+
+
+def _is_stranger(part: Any) -> bool:
+    # A FunctionTransformer runs whatever function it was given.
+    return not _is_numeric_library(part) or type(part).__name__ == "FunctionTransformer"
 
 
 def _is_column_transformer(part: Any) -> bool:

@@ -60,6 +60,7 @@ class XgboostModel:
     """A booster behind the Model protocol."""
 
     platform = "xgboost_booster"
+    steady = True
 
     def __init__(self, booster: Any, matrix: Any) -> None:
         learner = json.loads(booster.save_config())["learner"]
