@@ -124,11 +124,11 @@ class FusedEngine:
     async def observe(self, uid: str) -> Observation:
         self._fuse.step()
         present = uid in self._world.files
-        artifact = (
-            ArtifactState(ArtifactPhase.PRESENT, path="/m", finished_at=T0) if present else ArtifactState()
-        )
+        here = ArtifactState(ArtifactPhase.PRESENT, path="/m", finished_at=T0)
         return Observation(
-            artifact, tuple(self._world.processes.get(uid, {}).values()), ("model files",) if present else ()
+            {1: here} if present else {},
+            tuple(self._world.processes.get(uid, {}).values()),
+            ("model files",) if present else (),
         )
 
     async def apply(self, target: Target, action: Action) -> None:

@@ -29,7 +29,7 @@ from inferplane.gateway.route_table import EndpointRoutes, Upstream
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 UID = "0123456789ab"
-PRESENT = ArtifactState(ArtifactPhase.PRESENT, uri="/m", path="/m/model.joblib", finished_at=T0)
+PRESENT = {1: ArtifactState(ArtifactPhase.PRESENT, uri="/m", path="/m/model.joblib", finished_at=T0)}
 
 
 def at(seconds: float) -> datetime:
@@ -84,7 +84,7 @@ def test_a_new_endpoint_has_its_model_fetched_first() -> None:
 def test_while_the_model_arrives_nothing_is_started_and_the_bytes_are_told() -> None:
     endpoint = make_endpoint()
     fetching = ArtifactState(ArtifactPhase.FETCHING, received_bytes=1024, total_bytes=4096)
-    step = plan(endpoint, Observation(artifact=fetching), None, T0)
+    step = plan(endpoint, Observation(artifacts={1: fetching}), None, T0)
     assert step.actions == ()
     state = public_state(settle(endpoint, step))
     assert (state.status, state.message) == (PublicStatus.DOWNLOADING, "1.0 KiB of 4.0 KiB")
@@ -190,12 +190,12 @@ def test_a_failed_fetch_is_counted_and_asked_for_again_when_due() -> None:
         reason=ReasonCode.STORAGE_UNREACHABLE,
         message="no answer",
     )
-    step = plan(endpoint, Observation(artifact=failed), None, at(1))
+    step = plan(endpoint, Observation(artifacts={1: failed}), None, at(1))
     assert (step.actions, step.status.artifact.attempts) == ((), 1)
     assert word(endpoint, step) == (PublicStatus.FAILED, ReasonCode.STORAGE_UNREACHABLE)
     endpoint = settle(endpoint, step)
-    assert plan(endpoint, Observation(artifact=failed), None, at(1.2)).actions == ()
-    assert plan(endpoint, Observation(artifact=failed), None, at(1.5)).actions == (FetchModel(),)
+    assert plan(endpoint, Observation(artifacts={1: failed}), None, at(1.2)).actions == ()
+    assert plan(endpoint, Observation(artifacts={1: failed}), None, at(1.5)).actions == (FetchModel(),)
     # After a restart of ours the engine has forgotten the failure; the pause still holds.
     assert plan(endpoint, Observation(), None, at(1.2)).actions == ()
     assert plan(endpoint, Observation(), None, at(1.5)).actions == (FetchModel(),)
@@ -204,7 +204,7 @@ def test_a_failed_fetch_is_counted_and_asked_for_again_when_due() -> None:
 def test_a_fetch_that_a_person_must_mend_is_retried_slowly() -> None:
     endpoint = make_endpoint()
     failed = ArtifactState(ArtifactPhase.FAILED, finished_at=at(1), reason=ReasonCode.MODEL_NOT_FOUND)
-    step = plan(endpoint, Observation(artifact=failed), None, at(1))
+    step = plan(endpoint, Observation(artifacts={1: failed}), None, at(1))
     assert step.look_again_seconds == pytest.approx(60)
 
 
@@ -225,12 +225,16 @@ def test_a_newer_revision_takes_over_only_when_it_answers() -> None:
     endpoint = make_endpoint()
     endpoint = replace(endpoint, generation=2, spec=replace(endpoint.spec, revision=2))
     old_routes = EndpointRoutes(UID, "default", "iris", upstreams=_upstreams("r1-0"))
-    loading = Observation(PRESENT, (replica(ReplicaState.READY), replica(ReplicaState.LOADING, revision=2)))
+    loading = Observation(
+        {2: PRESENT[1]}, (replica(ReplicaState.READY), replica(ReplicaState.LOADING, revision=2))
+    )
     step = plan(endpoint, loading, old_routes, at(3))
     assert step.routes is not None
     assert [u.replica for u in step.routes.upstreams] == ["r1-0"]
     assert step.actions == ()
-    both = Observation(PRESENT, (replica(ReplicaState.READY), replica(ReplicaState.READY, revision=2)))
+    both = Observation(
+        {2: PRESENT[1]}, (replica(ReplicaState.READY), replica(ReplicaState.READY, revision=2))
+    )
     step = plan(endpoint, both, old_routes, at(4))
     assert step.routes is not None
     assert [u.replica for u in step.routes.upstreams] == ["r2-0"]

@@ -43,7 +43,7 @@ from inferplane.gateway.route_table import EndpointRoutes, Upstream
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 UID = "0123456789ab"
-PRESENT = ArtifactState(ArtifactPhase.PRESENT, uri="/m", path="/m/model.joblib", finished_at=T0)
+PRESENT = {1: ArtifactState(ArtifactPhase.PRESENT, uri="/m", path="/m/model.joblib", finished_at=T0)}
 SELECTION = Selection("local", gpu_shape="NVIDIA-A100", instance_type="a2")
 GRANT = Grant("local", (("gpu", (0, 1)),), "NVIDIA-A100", "a2", 80)
 NO_POLICY = WorkspacePolicy("red")

@@ -41,7 +41,7 @@ def playing(clock: Clock, script: Script) -> SimulatedEngine:
 
 
 async def phase(engine: SimulatedEngine) -> ArtifactPhase:
-    return (await engine.observe(ONE.uid)).artifact.phase
+    return (await engine.observe(ONE.uid)).artifact(1).phase
 
 
 async def state(engine: SimulatedEngine, replica: ReplicaId = ID) -> ReplicaState | None:
@@ -60,10 +60,10 @@ async def test_a_fetch_takes_its_time_fails_as_told_and_then_succeeds(clock: Clo
     )
     await engine.apply(target(ONE), FetchModel())
     clock.move(5)
-    artifact = (await engine.observe(ONE.uid)).artifact
+    artifact = (await engine.observe(ONE.uid)).artifact(1)
     assert (artifact.phase, artifact.received_bytes, artifact.eta_seconds) == (ArtifactPhase.FETCHING, 500, 5)
     clock.move(5)
-    artifact = (await engine.observe(ONE.uid)).artifact
+    artifact = (await engine.observe(ONE.uid)).artifact(1)
     assert (artifact.phase, artifact.reason) == (ArtifactPhase.FAILED, ReasonCode.MODEL_NOT_FOUND)
     await engine.apply(target(ONE), FetchModel())
     clock.move(10)

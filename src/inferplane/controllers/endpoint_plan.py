@@ -66,6 +66,7 @@ LOOK_SOON_SECONDS = 0.05
 
 ALIVE = frozenset(ReplicaState) - {ReplicaState.EXITED}
 USABLE = frozenset({ProvisioningStatus.PROVISIONING, ProvisioningStatus.SUCCESSFUL})
+_ON_ITS_WAY = USABLE | {ProvisioningStatus.QUEUED}
 
 ENDING_REASONS = {
     ProvisioningStatus.COMPLETE: ReasonCode.EXIT_DURATION_REACHED,
@@ -74,7 +75,13 @@ ENDING_REASONS = {
     ProvisioningStatus.EVICTED: ReasonCode.EVICTED,
     ProvisioningStatus.FAILED: ReasonCode.UNSCHEDULABLE,
 }
-"""Why a request's GPUs are given back, by what it becomes."""
+"""Why a request's GPUs are given back, by what it becomes, where nothing more exact is known."""
+
+
+def ending_reason(request: GpuRequest, ending_as: ProvisioningStatus) -> ReasonCode:
+    """Why a request's GPUs are given back."""
+    failed = ending_as is ProvisioningStatus.FAILED
+    return (request.failure_code if failed else None) or ENDING_REASONS[ending_as]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +224,7 @@ def _plan_deletion(
         observed_generation=endpoint.generation,
         replicas=tuple(r for r in seen.replicas if r.state in ALIVE),
         routed=_routed(confirmed),
-        artifact=seen.artifact,
+        artifact=seen.artifact(endpoint.spec.revision),
         left=tuple(left),
         gpu=_gpu_note(gpus),
     )
@@ -261,20 +268,23 @@ def _plan_service(
     now: datetime,
     gpus: EndpointGpus,
 ) -> Plan:
-    before = endpoint.status
+    asked_at = _asked_at(gpus)
+    before = _without_earlier_failures(endpoint.status, asked_at)
     note = _gpu_note(gpus)
     wanted = _startable(endpoint, note)
     request = gpus.request
     grant = request.grant if request is not None and request.status in USABLE else None
-    artifact = _remember_artifact(before.artifact, seen.artifact, now)
+    revision = endpoint.spec.revision
+    here = _unless_failed_earlier(seen.artifact(revision), asked_at)
+    artifact = _remember_artifact(before.artifact, here, now)
     exits = _new_exits(before, seen, {replica_id.name for replica_id in wanted})
     restarts = _remember_restarts(before.restarts, exits, seen.replicas, now)
 
     actions: list[Action] = []
     is_to_run = endpoint.desired_replicas > 0 and (bool(wanted) or _will_have_gpus(gpus))
-    if is_to_run and _fetch_is_due(before.artifact, seen.artifact, now):
-        actions.append(FetchModel())
-    if seen.artifact.phase is ArtifactPhase.PRESENT:
+    if is_to_run and _fetch_is_due(before.artifact, here, now):
+        actions.append(FetchModel(revision))
+    if here.phase is ArtifactPhase.PRESENT:
         actions += _starts(wanted, grant, seen.replicas, restarts, now)
     actions += _stops(endpoint, _superfluous(endpoint, wanted, seen.replicas, confirmed), confirmed)
 
@@ -465,6 +475,26 @@ def _next_deadline(
 # --- GPUs -----------------------------------------------------------------------------------------
 
 
+def _asked_at(gpus: EndpointGpus) -> datetime | None:
+    """Since when it has been waiting for, or using, the GPUs that count; None where it has lost them."""
+    request = gpus.request
+    return request.queued_at if request is not None and request.status in _ON_ITS_WAY else None
+
+
+def _without_earlier_failures(status: EndpointStatus, asked_at: datetime | None) -> EndpointStatus:
+    """Who asks for GPUs has a fresh try: what failed before is history, and holds nothing up."""
+    if asked_at is None:
+        return status
+    restarts = tuple(each for each in status.restarts if each.last_exit.at >= asked_at)
+    return replace(status, artifact=_unless_failed_earlier(status.artifact, asked_at), restarts=restarts)
+
+
+def _unless_failed_earlier(artifact: ArtifactState, asked_at: datetime | None) -> ArtifactState:
+    failed_at = artifact.finished_at if artifact.phase is ArtifactPhase.FAILED else None
+    is_history = failed_at is not None and asked_at is not None and failed_at < asked_at
+    return ArtifactState() if is_history else artifact
+
+
 def share_of(grant: Grant | None, index: int, replicas: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """The GPUs of one replica of several: dealt out evenly where they can be, else shared by all.
 
@@ -510,14 +540,14 @@ def _gpu_note(gpus: EndpointGpus) -> GpuNote | None:
         cluster=grant.cluster if grant is not None else "",
         nodes=grant.nodes if grant is not None else (),
         since=_since(request),
-        ended_reason=ENDING_REASONS[ending_as] if ending_as is not None else None,
+        ended_reason=ending_reason(request, ending_as) if ending_as is not None else None,
         requeues=gpus.comes_back,
         message=_ending_sentence(request, ending_as) if ending_as is not None else "",
     )
     if request.status is not ProvisioningStatus.QUEUED:
         return note
-    before = f"; {'evicted' if request.evicted_by else 'ended'} before: {request.failure_reason}"
-    before = before if request.failure_reason else ""
+    how = f"evicted before by {request.evicted_by}" if request.evicted_by else "ended before"
+    before = f"; {how}: {request.failure_reason}" if request.failure_reason else ""
     wait = gpus.wait
     if wait is None:
         return replace(note, message=f"its GPUs are asked for again{before}") if before else note
@@ -556,9 +586,10 @@ def _ending_sentence(request: GpuRequest, ending_as: ProvisioningStatus) -> str:
         case ProvisioningStatus.EVICTED:
             return f"evicted by {request.evicted_by}: {request.failure_reason}"
         case ProvisioningStatus.FAILED:
-            return request.failure_reason
+            return request.failure_reason.removeprefix(f"{request.failure_code}: ")
         case _:
-            return "its GPUs were released"
+            by = f" by {request.released_by}" if request.released_by else ""
+            return f"its GPU request {request.name} was released{by}"
 
 
 # --- what to tell ---------------------------------------------------------------------------------

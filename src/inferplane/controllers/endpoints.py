@@ -23,10 +23,18 @@ from inferplane.controllers.endpoint_plan import (
     plan,
     routes_of,
 )
-from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint
+from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint, ReplicaId
 from inferplane.domain.events import Event
 from inferplane.domain.reasons import ReasonCode
-from inferplane.engines.port import Clock, Engine, EngineError, Target
+from inferplane.engines.port import (
+    Action,
+    Clock,
+    Engine,
+    EngineError,
+    FetchModel,
+    StartReplica,
+    Target,
+)
 from inferplane.gateway.route_table import EndpointRoutes
 from inferplane.observability import get_logger
 from inferplane.store.sql import Store, Tx
@@ -117,7 +125,7 @@ class EndpointController:
     ) -> float | None:
         try:
             for action in next_step.actions:
-                await engine.apply(target, action)
+                await engine.apply(_at_revision(target, action), action)
         except EngineError as error:
             log.warning(
                 "engine refused a step", endpoint=endpoint.name, uid=endpoint.uid, error=error.message
@@ -197,6 +205,15 @@ class EndpointController:
             except Exception:  # one failed sweep must not end the janitor; the next one tries again
                 log.exception("sweep failed")
             await asyncio.sleep(JANITOR_SECONDS)
+
+
+def _at_revision(target: Target, action: Action) -> Target:
+    """The target as of the revision that the step is about."""
+    match action:
+        case FetchModel(revision) | StartReplica(ReplicaId(revision=revision)):
+            return replace(target, endpoint=target.endpoint.at_revision(revision))
+        case _:
+            return target
 
 
 async def _read_gpus(tx: Tx, endpoint: InferenceEndpoint) -> EndpointGpus:

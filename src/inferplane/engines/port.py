@@ -16,7 +16,7 @@ files, model files. The contract is about failure and time:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
@@ -34,15 +34,26 @@ class EngineError(InferplaneError):
 
 @dataclass(frozen=True, slots=True)
 class FetchModel:
-    """Bring the endpoint's model here (or notice that it is here). Progress shows as `artifact`.
+    """Bring a revision's model here (or notice that it is here). Progress shows in `artifacts`.
 
     Asked again after the fetch failed, it tries anew.
     """
 
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DropModel:
+    """No replica of this revision runs or will: its model is needed no more. Files that nothing else
+    uses may go. Harmless when there is none.
+    """
+
+    revision: int
+
 
 @dataclass(frozen=True, slots=True)
 class StartReplica:
-    """Start the named replica unless it runs. Needs the artifact to be present.
+    """Start the named replica unless it runs. Needs its revision's model to be present.
 
     `gpus` are the granted ones, as (node, indexes); a replica sees these and no others, none when empty.
     """
@@ -66,19 +77,24 @@ class Release:
     """
 
 
-Action = FetchModel | StartReplica | StopReplica | Release
+Action = FetchModel | DropModel | StartReplica | StopReplica | Release
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What the engine has of one endpoint. Exited replicas stay listed (with their `exit`) until
-    the same replica is started again or the endpoint is released. `left` names what `Release`
-    would undo, in words for a person ("model files", "log files"); empty means nothing.
+    the same replica is started again or the endpoint is released. `artifacts` are the models that were
+    asked for, by revision. `left` names what `Release` would undo, in words for a person ("model files",
+    "log files"); empty means nothing.
     """
 
-    artifact: ArtifactState = ArtifactState()
+    artifacts: Mapping[int, ArtifactState] = field(default_factory=dict)
     replicas: tuple[Replica, ...] = ()
     left: tuple[str, ...] = ()
+
+    def artifact(self, revision: int) -> ArtifactState:
+        """Where that revision's model is; ABSENT where it was never asked for."""
+        return self.artifacts.get(revision, ArtifactState())
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +109,7 @@ class LogLine:
 class Target:
     """An endpoint together with its secret (credentials for storage, by variable name).
 
+    The endpoint is as of the revision that the step is about (`InferenceEndpoint.at_revision`).
     The secret is handed over for one call and kept nowhere else by the caller; an engine must not
     let it reach a log, an error or a model server.
     """

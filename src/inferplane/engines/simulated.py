@@ -22,6 +22,7 @@ from inferplane.domain.reasons import ReasonCode
 from inferplane.engines.port import (
     Action,
     Clock,
+    DropModel,
     EngineError,
     FetchModel,
     LogLine,
@@ -87,7 +88,7 @@ class _World:
     """Everything of one endpoint."""
 
     script: Script
-    fetch: _Fetch | None = None
+    models: dict[int, _Fetch] = field(default_factory=dict)
     fetches: int = 0
     runs: dict[ReplicaId, list[_Run]] = field(default_factory=dict)
     refused: int = 0
@@ -153,11 +154,11 @@ class SimulatedEngine:
         world = self._worlds.get(uid)
         if world is None:
             return Observation()
-        left = ["model files"] if world.fetch is not None else []
+        left = ["model files"] if world.models else []
         if world.runs:
             left.append("log files")
         return Observation(
-            artifact=self._artifact(world),
+            artifacts={revision: self._artifact(world, revision) for revision in sorted(world.models)},
             replicas=tuple(self._replica(world, replica) for replica in sorted(world.runs)),
             left=tuple(left),
         )
@@ -177,8 +178,10 @@ class SimulatedEngine:
             world.refused += 1
             raise EngineError("the simulated engine refuses this step")
         match action:
-            case FetchModel():
-                self._fetch(world, endpoint.spec.model.storage_uri)
+            case FetchModel(revision):
+                self._fetch(world, revision, endpoint.spec.model.storage_uri)
+            case DropModel(revision):
+                world.models.pop(revision, None)
             case StartReplica(replica):
                 self._start(world, replica)
             case StopReplica(replica, grace_seconds):
@@ -244,14 +247,17 @@ class SimulatedEngine:
 
     # --- steps ------------------------------------------------------------------------------------
 
-    def _fetch(self, world: _World, uri: str) -> None:
-        if world.fetch is not None and self._artifact(world).phase is not ArtifactPhase.FAILED:
+    def _fetch(self, world: _World, revision: int, uri: str) -> None:
+        here = self._artifact(world, revision).phase
+        if revision in world.models and here is not ArtifactPhase.FAILED:
             return
         world.fetches += 1
-        world.fetch = _Fetch(uri, self._clock(), fails=world.fetches <= world.script.fetch_failures)
+        world.models[revision] = _Fetch(
+            uri, self._clock(), fails=world.fetches <= world.script.fetch_failures
+        )
 
     def _start(self, world: _World, replica: ReplicaId) -> None:
-        if self._artifact(world).phase is not ArtifactPhase.PRESENT:
+        if self._artifact(world, replica.revision).phase is not ArtifactPhase.PRESENT:
             raise EngineError(f"replica {replica.name} cannot start: the model is not here yet")
         if self._living(replica) is not None:
             return
@@ -277,8 +283,8 @@ class SimulatedEngine:
 
     # --- what follows -----------------------------------------------------------------------------
 
-    def _artifact(self, world: _World) -> ArtifactState:
-        fetch, script = world.fetch, world.script
+    def _artifact(self, world: _World, revision: int) -> ArtifactState:
+        fetch, script = world.models.get(revision), world.script
         if fetch is None:
             return ArtifactState()
         elapsed = (self._clock() - fetch.started_at).total_seconds()

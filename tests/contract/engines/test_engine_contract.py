@@ -41,7 +41,7 @@ async def running(engine: Engine, one: InferenceEndpoint) -> Replica:
 
 
 async def _present(engine: Engine, one: InferenceEndpoint) -> bool:
-    return (await engine.observe(one.uid)).artifact.phase is ArtifactPhase.PRESENT
+    return (await engine.observe(one.uid)).artifact(1).phase is ArtifactPhase.PRESENT
 
 
 async def read_logs(engine: Engine, uid: str, *, replica: str = "", previous: bool = False) -> list[LogLine]:

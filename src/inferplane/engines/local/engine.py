@@ -49,7 +49,7 @@ from inferplane.engines.local.launch import (
 from inferplane.engines.local.launchers import FreshLauncher, Launcher
 from inferplane.engines.local.limits import Limits
 from inferplane.engines.local.logfile import Follower, keep_previous, tail
-from inferplane.engines.local.models import ModelFetcher, ModelSource
+from inferplane.engines.local.models import ModelFetcher, ModelSource, model_reference, owner_of
 from inferplane.engines.local.preflight import (
     PACKAGES,
     check_format,
@@ -80,6 +80,7 @@ from inferplane.engines.local.zygote import ForkLauncher
 from inferplane.engines.port import (
     Action,
     Clock,
+    DropModel,
     EngineError,
     FetchModel,
     LogLine,
@@ -132,6 +133,8 @@ class LocalEngine:
         self._sweeper: asyncio.Task[None] | None = None
         self._servers: dict[ReplicaId, RunningServer] = {}
         self._starting: set[ReplicaId] = set()
+        # Of which revisions models were asked for: an index of the model store's references.
+        self._models_here: dict[str, set[int]] = {}
         self._start_over = asyncio.Event()
         # Ends that could not be written down because the disk was full.
         self._unwritten: dict[ReplicaId, Exit] = {}
@@ -167,6 +170,9 @@ class LocalEngine:
             raise EngineError(f"cannot open {self._sockets}/notify.sock: {error.strerror}") from error
         asyncio.get_running_loop().add_reader(self._hints.fileno(), self._read_hints)
         await self._launcher.start()
+        for reference in self._models.references():
+            uid, revision = owner_of(reference)
+            self._models_here.setdefault(uid, set()).add(revision)
         adopted = self._adopt_all()
         if adopted:
             log.info("adopted model servers that were running", count=adopted)
@@ -229,13 +235,14 @@ class LocalEngine:
     async def observe(self, uid: str) -> Observation:
         """What there is of the endpoint, from its folder, the kernel and the model fetcher."""
         replicas = [await self._observe_replica(replica) for replica in self._replicas_of(uid)]
+        revisions = sorted(self._models_here.get(uid, ()))
         left = []
-        if uid in self._models.references():
+        if revisions:
             left.append("model files")
         if self._is_uid(uid) and self._folder(uid).exists():
             left.append("log files")
         return Observation(
-            artifact=self._models.state(uid),
+            artifacts={each: self._models.state(model_reference(uid, each)) for each in revisions},
             replicas=tuple(replica for replica in replicas if replica is not None),
             left=tuple(left),
         )
@@ -317,7 +324,7 @@ class LocalEngine:
 
     async def owned(self) -> frozenset[str]:
         """Every endpoint of which a folder or a model is here."""
-        return self._models.references() | frozenset(self._folders())
+        return frozenset(self._models_here) | frozenset(self._folders())
 
     # --- steps ------------------------------------------------------------------------------------
 
@@ -329,8 +336,12 @@ class LocalEngine:
         if self._closing:
             raise EngineError("the engine is closing")
         match action:
-            case FetchModel():
-                self._models.request(endpoint.uid, _source(target), partial(self._changed, endpoint.uid))
+            case FetchModel(revision):
+                self._models_here.setdefault(endpoint.uid, set()).add(revision)
+                reference = model_reference(endpoint.uid, revision)
+                self._models.request(reference, _source(target), partial(self._changed, endpoint.uid))
+            case DropModel(revision):
+                await self._drop_models(endpoint.uid, {revision})
             case StartReplica(replica, gpus):
                 await self._start(endpoint, replica, gpus)
             case StopReplica(replica, grace_seconds):
@@ -351,7 +362,7 @@ class LocalEngine:
             self._forget_if_ended(server)
             if replica in self._servers:
                 return
-        artifact = self._models.state(endpoint.uid)
+        artifact = self._models.state(model_reference(endpoint.uid, replica.revision))
         if artifact.phase is not ArtifactPhase.PRESENT:
             raise EngineError(f"replica {replica.name} cannot start: the model is not here yet")
         paths = self._paths(replica)
@@ -465,7 +476,16 @@ class LocalEngine:
             raise EngineError(f"cannot remove what is left: {error.strerror}") from error
         for replica in [known for known in self._unwritten if known.endpoint_uid == uid]:
             del self._unwritten[replica]
-        await self._models.release(uid)
+        await self._drop_models(uid, set(self._models_here.get(uid, ())))
+
+    async def _drop_models(self, uid: str, revisions: set[int]) -> None:
+        for revision in sorted(revisions):
+            await self._models.release(model_reference(uid, revision))
+        left = self._models_here.get(uid, set()) - revisions
+        if left:
+            self._models_here[uid] = left
+        else:
+            self._models_here.pop(uid, None)
 
     async def release_orphan(self, uid: str) -> None:
         """Stop and undo everything of an endpoint that the store does not know. Raises EngineError."""

@@ -22,8 +22,19 @@ class ModelSource:
         return f"ModelSource(uri={self.uri!r}, digest={self.digest!r})"
 
 
+def model_reference(uid: str, revision: int) -> str:
+    """Under which name a revision's model is asked for: the endpoint's uid, later ones with `.r<number>`."""
+    return uid if revision == 1 else f"{uid}.r{revision}"
+
+
+def owner_of(reference: str) -> tuple[str, int]:
+    """The endpoint's uid and the revision of `model_reference`."""
+    uid, _, number = reference.partition(".r")
+    return uid, int(number) if number.isdecimal() else 1
+
+
 class ModelFetcher(Protocol):
-    """Brings models to this machine, one copy for all that want the same.
+    """Brings models to this machine, one copy for all that want the same. A `uid` here is a `model_reference`.
 
     A source is a value with `uri`, `digest` and `secret`. Its type is left open, because fetchers
     have their own and must not be known here; a `ModelSource` is what they get.
