@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
-from inferplane.domain.rollout import Guard, RevisionTraffic, Rollout, candidate_replicas, why_worse
+from inferplane.domain.rollout import (
+    Guard,
+    RevisionTraffic,
+    Rollout,
+    RolloutNote,
+    RolloutPhase,
+    Strategy,
+    candidate_replicas,
+    replicas_by_revision,
+    shares,
+    why_worse,
+)
 
 GUARD = Guard()
 WELL = RevisionTraffic(requests=1000, errors=1, latency_p95_ms=20.0)
@@ -69,3 +81,63 @@ def test_an_update_takes_everything_a_shadow_nothing() -> None:
         0,
         True,
     )
+
+
+def note(phase: RolloutPhase, candidate: int = 2) -> RolloutNote:
+    return RolloutNote(1, candidate, phase, datetime(2026, 1, 1, tzinfo=UTC))
+
+
+UPDATE, CANARY, SHADOW = Rollout(1), Rollout(1, canary_percent=10), Rollout(1, mirror_percent=50)
+IN_PLACE = Rollout(1, strategy=Strategy.STOP_THEN_START)
+STARTING, SHIFTED = note(RolloutPhase.STARTING), note(RolloutPhase.SHIFTED)
+COMPLETE, ROLLED_BACK = note(RolloutPhase.COMPLETE), note(RolloutPhase.ROLLED_BACK)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "fact", "counts"),
+    [
+        (None, None, {2: 3}),
+        (UPDATE, None, {1: 3, 2: 3}),
+        (UPDATE, note(RolloutPhase.COMPLETE, candidate=3), {1: 3, 2: 3}),
+        (UPDATE, SHIFTED, {1: 3, 2: 3}),
+        (UPDATE, COMPLETE, {2: 3}),
+        (UPDATE, ROLLED_BACK, {1: 3}),
+        (CANARY, STARTING, {1: 3, 2: 1}),
+        (CANARY, SHIFTED, {1: 3, 2: 1}),
+        (SHADOW, SHIFTED, {1: 3, 2: 1}),
+        (IN_PLACE, STARTING, {2: 3}),
+        (IN_PLACE, ROLLED_BACK, {1: 3}),
+    ],
+)
+def test_the_base_keeps_its_servers_until_the_candidate_has_taken_over(
+    rollout: Rollout | None, fact: RolloutNote | None, counts: dict[int, int]
+) -> None:
+    assert replicas_by_revision(2, 3, rollout, fact) == counts
+
+
+@pytest.mark.parametrize(
+    ("rollout", "fact", "answering", "expected"),
+    [
+        (None, None, {2}, ((2, 100),)),
+        (None, None, {1}, ((1, 100),)),
+        (None, None, set[int](), ()),
+        (UPDATE, STARTING, {1, 2}, ((1, 100),)),
+        (UPDATE, STARTING, {2}, ((2, 100),)),
+        (UPDATE, SHIFTED, {1, 2}, ((2, 100),)),
+        (UPDATE, SHIFTED, {1}, ((1, 100),)),
+        (UPDATE, ROLLED_BACK, {1, 2}, ((1, 100),)),
+        (CANARY, STARTING, {1, 2}, ((1, 100),)),
+        (CANARY, SHIFTED, {1, 2}, ((1, 90), (2, 10))),
+        (CANARY, SHIFTED, {1}, ((1, 100),)),
+        (CANARY, SHIFTED, {2}, ((2, 100),)),
+        (SHADOW, SHIFTED, {1, 2}, ((1, 100),)),
+        (UPDATE, COMPLETE, {1}, ((1, 100),)),
+    ],
+)
+def test_requests_go_where_they_are_meant_to_as_long_as_somebody_answers_there(
+    rollout: Rollout | None,
+    fact: RolloutNote | None,
+    answering: set[int],
+    expected: tuple[tuple[int, int], ...],
+) -> None:
+    assert shares(2, rollout, fact, frozenset(answering)) == expected

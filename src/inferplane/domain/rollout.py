@@ -153,5 +153,59 @@ def candidate_replicas(desired: int, percent: int) -> int:
     return max(1, math.ceil(desired * percent / PERCENT_ALL))
 
 
+def replicas_by_revision(
+    revision: int, desired: int, rollout: Rollout | None, note: RolloutNote | None
+) -> dict[int, int]:
+    """How many servers of which revision should run, the serving one first. `note` is the last known fact.
+
+    The base is kept, and restarted if it ends, until the candidate has taken over and was watched.
+    """
+    if rollout is None or desired <= 0:
+        return {revision: desired}
+    phase = phase_of(revision, rollout, note)
+    if phase is RolloutPhase.ROLLED_BACK:
+        return {rollout.base: desired}
+    needed = candidate_replicas(desired, rollout.candidate_percent) if rollout.is_gradual else desired
+    in_place = rollout.strategy is Strategy.STOP_THEN_START and not rollout.is_gradual
+    if phase is RolloutPhase.COMPLETE or in_place:
+        return {revision: desired}
+    return {rollout.base: desired, revision: needed}
+
+
+def phase_of(revision: int, rollout: Rollout, note: RolloutNote | None) -> RolloutPhase:
+    """How far this rollout has come; a note on another one says nothing about it."""
+    if note is None or (note.base, note.candidate) != (rollout.base, revision):
+        return RolloutPhase.STARTING
+    return note.phase
+
+
+def shares(
+    revision: int, rollout: Rollout | None, note: RolloutNote | None, answering: frozenset[int]
+) -> tuple[tuple[int, int], ...]:
+    """The percentage of requests for each revision that gets any, by number; empty where nobody answers.
+
+    `answering` are the revisions of which a server does. Who is meant to get requests and does not answer
+    leaves its share to the other one.
+    """
+    if rollout is None:
+        wished = {revision: PERCENT_ALL}
+    else:
+        match phase_of(revision, rollout, note):
+            case RolloutPhase.STARTING | RolloutPhase.ROLLED_BACK:
+                wished = {rollout.base: PERCENT_ALL}
+            case RolloutPhase.SHIFTED:
+                percent = rollout.candidate_percent
+                wished = {rollout.base: PERCENT_ALL - percent, revision: percent}
+            case RolloutPhase.COMPLETE:
+                wished = {revision: PERCENT_ALL}
+    found = {each: percent for each, percent in wished.items() if percent and each in answering}
+    if not found:  # anybody is better than nobody: the wished one first, else the newest
+        stand_in = revision if revision in answering else max(answering, default=None)
+        return () if stand_in is None else ((stand_in, PERCENT_ALL),)
+    if len(found) == 1:
+        return ((next(iter(found)), PERCENT_ALL),)
+    return tuple(sorted(found.items()))
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %".replace(".0 %", " %")
