@@ -69,6 +69,7 @@ COMMON_MODULES = (
     "inferplane.modelserver.app",
     "inferplane.modelserver.batcher",
     "inferplane.modelserver.http",
+    "inferplane.modelserver.http2",
     "inferplane.modelserver.main",
 )
 #: What typical models of a format are made of. onnxruntime is missing on purpose: see above.

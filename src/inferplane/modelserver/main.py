@@ -109,7 +109,7 @@ async def _run(config: ServerConfig, status: StatusWriter, listener: socket.sock
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     app = App(config)
-    connections = Connections(app)
+    connections = Connections(app, _http2)
     server = await _open(loop, connections, listener)
     status.write(ServerState.LOADING)
     log.info("loading %s model %s from %s", config.format, config.name, config.path)
@@ -151,6 +151,13 @@ async def _open(
     if listener.family == socket.AF_UNIX:
         return await loop.create_unix_server(connections, sock=listener, backlog=BACKLOG)
     return await loop.create_server(connections, sock=listener, backlog=BACKLOG)
+
+
+def _http2(connections: Connections) -> asyncio.Protocol:
+    """The protocol for a connection that speaks HTTP/2; most servers never meet one."""
+    from inferplane.modelserver.http2 import Http2Connection
+
+    return Http2Connection(connections)
 
 
 def _load(config: ServerConfig, pool_threads: int) -> _Loaded:
