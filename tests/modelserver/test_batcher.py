@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferplane.modelserver.batcher import Batcher, BatchLimits, BatchStats, compute_batch
-from inferplane.modelserver.errors import NotProcessed
+from inferplane.modelserver.errors import NotProcessed, TooLate
 from inferplane.modelserver.frameworks.base import Inputs, Outputs
 from inferplane.modelserver.intake import Work
 
@@ -260,3 +261,93 @@ def test_a_model_that_does_not_answer_row_by_row_is_asked_for_each_request() -> 
 
     results = compute_batch(total, [work(1, 2), work(3, 4)])
     assert [result["y"].tolist() for result in results if not isinstance(result, Exception)] == [[3], [7]]
+
+
+async def test_what_nobody_waits_for_any_more_is_not_computed() -> None:
+    gate = Gate()
+    late: list[int] = []
+    async with batching(gate, stats=BatchStats(on_late=lambda: late.append(1))) as batcher:
+        first = await first_is_computing(batcher, gate)
+        now = asyncio.get_running_loop().time()
+        over = asyncio.create_task(batcher.submit(work(1), deadline=now))
+        stays = asyncio.create_task(batcher.submit(work(2), deadline=now + 600))
+        await asyncio.sleep(0)
+        gate.open.set()
+        await asyncio.gather(first, stays)
+        with pytest.raises(TooLate):
+            await over
+    assert gate.calls == [[0], [2]]
+    assert late == [1]
+
+
+async def test_what_would_wait_longer_than_its_caller_is_refused_at_once() -> None:
+    gate = Gate()
+    gate.open.set()
+
+    def slow(inputs: Inputs, outputs: Sequence[str]) -> Outputs:
+        threading.Event().wait(0.05)  # a model that takes its time
+        return gate(inputs, outputs)
+
+    batcher = Batcher(slow, BatchLimits(max_batch_rows=1, queue_rows_max=1000))
+    for _ in range(3):
+        await batcher.submit(work(1))  # by now it is known what a row takes
+    now = asyncio.get_running_loop().time()
+    waiting = [asyncio.create_task(batcher.submit(work(n))) for n in range(100)]
+    await asyncio.sleep(0)
+    with pytest.raises(NotProcessed) as refused:
+        await batcher.submit(work(1), deadline=now + 0.1)
+    assert refused.value.retry_after >= 1
+    patient = asyncio.create_task(batcher.submit(work(2), deadline=now + 600))
+    await asyncio.sleep(0)
+    assert batcher.queued_rows > 90
+    for task in (*waiting, patient):
+        task.cancel()
+    await asyncio.gather(*waiting, patient, return_exceptions=True)
+    assert batcher.queued_rows == 0
+    batcher.close()
+
+
+async def test_a_queue_is_bounded_in_bytes_too() -> None:
+    gate = Gate()
+    limits = BatchLimits(max_batch_rows=100, queue_rows_max=1000, queue_bytes_max=100)
+    async with batching(gate, limits) as batcher:
+        first = await first_is_computing(batcher, gate)
+        (fits,) = await submitted(batcher, work(*range(10)))
+        with pytest.raises(NotProcessed):
+            await batcher.submit(work(*range(10)))
+        gate.open.set()
+        await asyncio.gather(first, fits)
+
+
+async def test_a_quick_steady_model_is_computed_in_the_event_loop_and_a_slow_one_is_not() -> None:
+    threads: list[bool] = []
+    pause = 0.0
+
+    def model(inputs: Inputs, outputs: Sequence[str]) -> Outputs:
+        threads.append(threading.current_thread() is threading.main_thread())
+        deadline = time.thread_time() + pause
+        while time.thread_time() < deadline:
+            pass
+        return {name: inputs["x"].ravel() for name in outputs}
+
+    batcher = Batcher(model, PATIENT, steady=True)
+    await batcher.submit(work(1))
+    await batcher.submit(work(1))
+    assert threads == [False, True]  # the first of a size is a trial
+    pause = 0.02
+    await batcher.submit(work(1))
+    await batcher.submit(work(1))
+    assert threads[2:] == [True, False]
+    assert (await batcher.submit(work(1, 2, 3, 4)))["y"].tolist() == [1, 2, 3, 4]
+    assert threads[4] is False  # a size that has not been seen
+    batcher.close()
+
+
+async def test_a_model_that_tries_to_end_the_process_fails_its_own_request() -> None:
+    def model(inputs: Inputs, outputs: Sequence[str]) -> Outputs:
+        raise SystemExit(3)
+
+    batcher = Batcher(model, PATIENT)
+    with pytest.raises(RuntimeError, match="end the process"):
+        await batcher.submit(work(1))
+    batcher.close()

@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 LARGE_BODY_BYTES = 256 * 1024
 #: A batch that computes longer than the request time limit and this is taken for stuck.
 STALL_MARGIN_SECONDS = 30.0
-RETRY_AFTER_SECONDS = 1
 #: Exchanges that are over their time are looked for this often at least, and at most.
 SWEEP_SECONDS_MAX = 0.25
 SWEEP_SECONDS_MIN = 0.005
@@ -56,10 +55,9 @@ BINARY_TYPE = (b"content-type", b"application/octet-stream")
 TEXT_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 #: How many rows a prediction had, for whoever counts usage.
 ROWS_HEADER = b"x-inferplane-rows"
-NOT_PROCESSED: Headers = (
-    (b"retry-after", str(RETRY_AFTER_SECONDS).encode()),
-    (b"x-inferplane-not-processed", b"1"),
-)
+#: Nothing was computed: the request may be sent elsewhere, or here again.
+NOT_PROCESSED_MARK = (b"x-inferplane-not-processed", b"1")
+NOT_PROCESSED: Headers = ((b"retry-after", b"1"), NOT_PROCESSED_MARK)
 _PATH_OF_MODEL = re.compile(
     r"/v[12]/models?/(?P<name>[^/:]+)(?:/versions/(?P<version>[^/]+))?(?P<rest>[/:].*)?"
 )
@@ -157,6 +155,10 @@ class App:
 
         self._mounts[prefix] = counted
 
+    def replace(self, path: str, route: Route) -> None:
+        """Answer at this path in another way from now on."""
+        self._routes[path] = route
+
     def answer_from_memory(self, method: str, path: str, route: Route | None) -> Answer:
         """The answer to everything that computes nothing, wrong paths and methods included."""
         if route is None:
@@ -184,6 +186,7 @@ class App:
             return
         try:
             serving = self._admit()
+            serving.batcher.check_room()
             work, render = read(serving, body, exchange)
             exchange.entry = serving.batcher.add(
                 work, exchange.deadline, partial(self._computed, exchange, render)
@@ -213,7 +216,8 @@ class App:
     def failure(self, error: BaseException) -> Answer:
         """The answer to whatever went wrong with a request."""
         if isinstance(error, NotProcessed):
-            return error_answer(error.status, error.message, (JSON_TYPE, *NOT_PROCESSED))
+            retry = (b"retry-after", b"%d" % error.retry_after)
+            return error_answer(error.status, error.message, (JSON_TYPE, retry, NOT_PROCESSED_MARK))
         if isinstance(error, RequestError):
             return error_answer(error.status, error.message)
         if isinstance(error, MemoryError):
@@ -235,6 +239,7 @@ class App:
         """`start` for a body whose parsing and rendering would hold up everybody else."""
         try:
             serving = self._admit()
+            serving.batcher.check_room()
             work, render = await asyncio.to_thread(read, serving, body, exchange)
             del body
             answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()

@@ -13,8 +13,11 @@ from thread to thread costs as much as the work. One slow call sends that size b
 
 Answers and errors go to their own caller: when a joint call fails, each member is computed again on
 its own, so that a bad row fails only its own request. A caller who went away is skipped, and so is one
-whose time is over: nobody would read the answer. The queue is bounded in rows; what does not fit is
-refused as not processed.
+whose time is over: nobody would read the answer.
+
+The queue is bounded in rows, in bytes, and in time: a request that would wait longer than its caller does,
+as the last batches went, is refused at once as not processed. So a server that is offered more than it can
+do keeps doing all it can, instead of answering late what nobody waits for any more.
 """
 
 from __future__ import annotations
@@ -43,6 +46,11 @@ Result = Outputs | Exception
 INLINE_SECONDS_MAX = 0.002
 #: How much a quicker call pulls the remembered time of its size down; a slower one replaces it.
 FORGETTING = 0.25
+#: How much the latest batch counts in what a row takes.
+LATEST = 0.2
+#: Bytes of input that may wait, whatever the number of rows.
+QUEUE_BYTES_MAX = 512 * 1024 * 1024
+RETRY_AFTER_SECONDS_MAX = 30
 #: Sizes of batches are told apart by powers of two, up to this one.
 SIZES = 33
 
@@ -54,12 +62,13 @@ class BatchLimits:
     max_batch_rows: int
     queue_rows_max: int
     max_batch_delay_seconds: float = 0.0
+    queue_bytes_max: int = QUEUE_BYTES_MAX
 
 
 class Entry:
     """One request in the queue. `done` is called once with its outputs or what went wrong."""
 
-    __slots__ = ("arrived", "deadline", "done", "key", "work")
+    __slots__ = ("arrived", "deadline", "done", "key", "size", "work")
 
     def __init__(
         self, work: Work, key: Hashable, arrived: float, deadline: float, done: Callable[[Result], None]
@@ -69,6 +78,7 @@ class Entry:
         self.arrived = arrived
         self.deadline = deadline
         self.done: Callable[[Result], None] | None = done
+        self.size = sum(array.nbytes for array in work.inputs.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,8 @@ class Batcher:
         self._waiting: OrderedDict[Entry, None] = OrderedDict()
         self._alike: dict[Hashable, OrderedDict[Entry, None]] = {}
         self._waiting_rows = 0
+        self._waiting_bytes = 0
+        self._row_seconds = 0.0
         self._busy_since: float | None = None
         self._planned: asyncio.Handle | None = None
         self._pace = Pace()
@@ -132,11 +144,13 @@ class Batcher:
     def add(self, work: Work, deadline: float, done: Callable[[Result], None]) -> Entry:
         """Queue one request, whose caller waits until `deadline` (loop time). Raises NotProcessed when
         the queue is full."""
-        if self._waiting and self._waiting_rows + work.rows > self._limits.queue_rows_max:
-            raise NotProcessed("too many requests are waiting for this model; try again in a moment")
-        entry = Entry(work, _key(work), self._now(), deadline, done)
+        now = self._now()
+        entry = Entry(work, _key(work), now, deadline, done)
+        if self._waiting:
+            self._check_room(work.rows, entry.size, deadline - now)
         self._waiting[entry] = None
         self._waiting_rows += work.rows
+        self._waiting_bytes += entry.size
         if self._batchable:
             alike = self._alike.get(entry.key)
             if alike is None:
@@ -145,6 +159,11 @@ class Batcher:
         if self._busy_since is None:
             self._plan()
         return entry
+
+    def check_room(self) -> None:
+        """Raises NotProcessed when a request that comes now would not fit: known before it is even read."""
+        if self._waiting:
+            self._check_room(1, 0, math.inf)
 
     def drop(self, entry: Entry) -> None:
         """Forget a request whose caller went away or got another answer: its place is free at once."""
@@ -177,9 +196,21 @@ class Batcher:
         waiting = list(self._waiting)
         self._waiting.clear()
         self._alike.clear()
-        self._waiting_rows = 0
+        self._waiting_rows = self._waiting_bytes = 0
         for entry in waiting:
             _tell(entry, NotProcessed("this server is shutting down; send the request again"))
+
+    def _check_room(self, rows: int, size: int, patience: float) -> None:
+        wait = self._waiting_rows * self._row_seconds
+        full = (
+            self._waiting_rows + rows > self._limits.queue_rows_max
+            or self._waiting_bytes + size > self._limits.queue_bytes_max
+        )
+        if full or wait > patience:
+            raise NotProcessed(
+                "too many requests are waiting for this model; try again in a moment",
+                retry_after=max(1, min(math.ceil(wait), RETRY_AFTER_SECONDS_MAX)),
+            )
 
     def _plan(self) -> None:
         """Start a batch once the event loop has handed over all that it has read by now."""
@@ -211,6 +242,7 @@ class Batcher:
     def _remove(self, entry: Entry) -> None:
         del self._waiting[entry]
         self._waiting_rows -= entry.work.rows
+        self._waiting_bytes -= entry.size
         if self._batchable:
             alike = self._alike[entry.key]
             del alike[entry]
@@ -258,6 +290,7 @@ class Batcher:
         self._busy_since = None
         rows = _rows(batch)
         self._pace.saw(rows, own_seconds)
+        self._row_seconds += (seconds / rows - self._row_seconds) * LATEST
         waits = [began - entry.arrived for entry in batch]
         self._stats.on_batch(Batch(len(batch), rows, seconds, waits))
         # The next batch first: in the worker's thread it computes while the answers below are written.

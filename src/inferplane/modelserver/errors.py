@@ -69,9 +69,14 @@ class TooLarge(RequestError):
 
 
 class NotProcessed(RequestError):
-    """Nothing was computed for this request, so it is safe to send it to another replica."""
+    """Nothing was computed for this request, so it is safe to send it to another replica, or to this one
+    after `retry_after` seconds."""
 
     status = 503
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class TooLate(RequestError):
