@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import secrets
+import shutil
 import signal
 import socket
 import string
@@ -36,7 +37,7 @@ from inferplane.controllers.inventory import DeclaredNodes, InventoryController,
 from inferplane.controllers.runner import Runner
 from inferplane.domain.errors import InferplaneError, Unavailable
 from inferplane.domain.workspace import Cluster
-from inferplane.engines.local.engine import LocalEngine
+from inferplane.engines.local.engine import LocalEngine, end_fork_server
 from inferplane.engines.local.launch import CUDA_DEVICES_VARIABLE
 from inferplane.engines.local.sockets import make_private, socket_directory
 from inferplane.engines.nvml import DeviceMeter, NvmlNodes
@@ -58,6 +59,7 @@ API_SHUTDOWN_SECONDS = 5
 ANY_HOST = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, nothing is bound to it here
 DESCRIPTORS_MAX = 65_536
 SIMULATED_SOCKET = "simulated.sock"
+CLUSTERS_FOLDER = "clusters"
 # About what a small model takes, so that every state of a simulated endpoint can be seen.
 SIMULATED_SCRIPT = Script(fetch_seconds=2.0, start_seconds=0.3, load_seconds=1.0, stop_seconds=0.5)
 
@@ -203,7 +205,8 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
             on_confirmed=wake,
         )
         # Registered first, so closed last: the gateway finishes its requests while servers still answer.
-        for engine in engines.values():
+        retired = _retired_engines(settings, models)
+        for engine in (*engines.values(), *retired.values()):
             stack.push_async_callback(engine.close, stop_servers=True)
             await engine.start(wake)
         if any(each.engine is EngineKind.SIMULATED for each in settings.every_cluster):
@@ -216,7 +219,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
         await traffic.start()
         devices = await _device_meter(settings, clock, stack)
 
-        controller = EndpointController(store, engines, publisher, clock)
+        controller = EndpointController(store, engines, publisher, clock, retired=retired)
         await controller.restore_routes()
         publisher.open()
         runner = Runner(controller, speed=speed)
@@ -285,11 +288,34 @@ def _engine(
         )
     own = cluster.name == LOCAL_CLUSTER
     return LocalEngine(
-        home=settings.home if own else settings.home / "clusters" / cluster.name,
+        home=settings.home if own else settings.home / CLUSTERS_FOLDER / cluster.name,
         models=models,
         clock=now,
         fork_servers=settings.fork_servers,
     )
+
+
+def _retired_engines(settings: Settings, models: ModelStore) -> dict[str, Engine]:
+    """Engines for what clusters of this machine have left here that are configured no longer (or otherwise).
+
+    After a crash their model servers may still run, on GPUs perhaps. These engines look after them until
+    they are gone, and start nothing. A folder in which nothing is left is removed.
+    """
+    local = {each.name for each in settings.every_cluster if each.engine is EngineKind.LOCAL}
+    clusters = settings.home / CLUSTERS_FOLDER
+    folders = {path.name: path for path in sorted(clusters.iterdir())} if clusters.is_dir() else {}
+    found: dict[str, Engine] = {}
+    for name, folder in {**folders, LOCAL_CLUSTER: settings.home}.items():
+        replicas = folder / "replicas"
+        if name in local or not replicas.is_dir():
+            continue
+        end_fork_server(folder)
+        if folder.parent == clusters and not any(replicas.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        log.info("a cluster is configured no longer; what is left of it is ended", cluster=name)
+        found[name] = LocalEngine(home=folder, models=models, clock=now, fork_servers=False)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ Rules kept here, each because breaking it would hurt somebody:
 * A replica is stopped only when the gateway no longer sends to it, so no request is lost.
 * What serves keeps serving: a newer revision takes over only once it answers.
 * A delete takes routes first, then servers, then files; the row goes last.
+* Where the endpoint's cluster is configured no longer, nothing is started, and whatever is still seen of it
+  is ended: a delete, a stop and a drain come to their end there too (`plan_without_engine`).
 * Failures are counted in the status before the next try, so a restart of ours resets no backoff.
 * Where GPUs are asked for, nothing runs without a grant: the model is fetched while it waits, servers
   start on the granted GPUs only, and when these are to be given back everything on them is stopped first.
@@ -140,6 +142,52 @@ def plan(
     return _plan_service(endpoint, observation, confirmed, now, gpus)
 
 
+def plan_without_engine(
+    endpoint: InferenceEndpoint,
+    observation: Observation,
+    confirmed: EndpointRoutes | None,
+    now: datetime,
+    gpus: EndpointGpus = NO_GPUS,
+) -> Plan:
+    """Decide the next step for an endpoint whose cluster has no engine: it is configured no longer.
+
+    `observation` is what is still here of it, nothing in most cases. What the cluster may have elsewhere
+    nobody can see, and it holds nothing up.
+    """
+    message = (
+        f"no engine is configured for cluster {endpoint.cluster}: put it back into the configuration,"
+        f" or delete the endpoint"
+    )
+    if endpoint.deletion_requested_at is not None:
+        going = _plan_deletion(endpoint, observation, confirmed, gpus)
+        message = f"no engine is configured for cluster {endpoint.cluster}"
+        status = replace(going.status, problem=ReasonCode.CLUSTER_UNREACHABLE, problem_message=message)
+        return replace(going, status=status)
+    before = endpoint.status
+    alive = [r for r in observation.replicas if r.state in ALIVE]
+    status = replace(
+        before,
+        observed_generation=endpoint.generation,
+        replicas=tuple(alive),
+        routed=_routed(confirmed),
+        problem=ReasonCode.CLUSTER_UNREACHABLE,
+        problem_message=message,
+        left=(),
+        gpu=_gpu_note(gpus),
+    )
+    previous, after = public_state(endpoint), public_state(replace(endpoint, status=status))
+    if after.status is not previous.status or before.since is None:
+        status = replace(status, since=now)
+    unrouted = replace(endpoint, status=replace(status, replicas=(), routed=()))
+    return Plan(
+        status=status,
+        routes=routes_of(unrouted),
+        actions=tuple(_stops(endpoint, alive, confirmed)),
+        events=_transition_events(previous, after, before),
+        look_again_seconds=LOOK_AGAIN_SECONDS if alive else None,
+    )
+
+
 def gpus_of(requests: Iterable[GpuRequest], wait: WaitNote | None, policy: WorkspacePolicy) -> EndpointGpus:
     """What an endpoint's requests, oldest first, say together. `wait` is that of the newest."""
     known = list(requests)
@@ -226,6 +274,8 @@ def _plan_deletion(
         routed=_routed(confirmed),
         artifact=seen.artifact(endpoint.spec.revision),
         left=tuple(left),
+        problem=endpoint.status.problem if actions else None,
+        problem_message=endpoint.status.problem_message if actions else "",
         gpu=_gpu_note(gpus),
     )
     return Plan(

@@ -4,6 +4,9 @@ One pass per endpoint and wake-up. The decision is `endpoint_plan.plan`; this mo
 its inputs and performs its outcome, in an order that a `kill -9` between any two lines survives:
 the status (with its failure counts and events) is saved before the actions are taken, and every
 action is harmless when taken twice.
+
+An endpoint whose cluster is configured no longer has no engine. It is wound down: what is left of the cluster
+on this machine (`retired`) is ended, and deletes, stops and drains come to their end.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from inferplane.controllers.endpoint_plan import (
     PlannedEvent,
     gpus_of,
     plan,
+    plan_without_engine,
     routes_of,
 )
 from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint, ReplicaId
@@ -32,6 +36,7 @@ from inferplane.engines.port import (
     Engine,
     EngineError,
     FetchModel,
+    Observation,
     StartReplica,
     Target,
 )
@@ -60,13 +65,27 @@ class Routes(Protocol):
 
 
 class EndpointController:
-    """Brings endpoints to what their specs say. Keys are endpoint uids."""
+    """Brings endpoints to what their specs say. Keys are endpoint uids.
+
+    `engines` are those of the configured clusters, `retired` those of clusters that were configured once
+    and may have something left here. Both by cluster name; one name may be in both, when a cluster was
+    given another engine.
+    """
 
     name = "endpoints"
 
-    def __init__(self, store: Store, engines: Mapping[str, Engine], routes: Routes, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        engines: Mapping[str, Engine],
+        routes: Routes,
+        clock: Clock,
+        *,
+        retired: Mapping[str, Engine] | None = None,
+    ) -> None:
         self._store = store
         self._engines = engines
+        self._retired = retired or {}
         self._routes = routes
         self._clock = clock
         self._janitor: asyncio.Task[None] | None = None
@@ -97,19 +116,23 @@ class EndpointController:
             self._routes.remove(key)
             return None
         engine = self._engines.get(endpoint.cluster)
+        decide = plan
         if engine is None:
-            message = f"no engine is configured for cluster {endpoint.cluster}"
-            await self._save_problem(endpoint, ReasonCode.CLUSTER_UNREACHABLE, message)
-            return ENGINE_RETRY_SECONDS
-        return await self._step(endpoint, gpus, Target(endpoint, secret), engine)
-
-    async def _step(
-        self, endpoint: InferenceEndpoint, gpus: EndpointGpus, target: Target, engine: Engine
-    ) -> float | None:
+            engine, decide = self._retired.get(endpoint.cluster), plan_without_engine
         now = self._clock()
         # After the store was read: what is seen is newer than what is known of the GPUs, never older.
-        observation = await engine.observe(endpoint.uid)
-        next_step = plan(endpoint, observation, self._routes.confirmed(endpoint.uid), now, gpus)
+        observation = Observation() if engine is None else await engine.observe(key)
+        next_step = decide(endpoint, observation, self._routes.confirmed(key), now, gpus)
+        return await self._perform(endpoint, Target(endpoint, secret), engine, next_step, now)
+
+    async def _perform(
+        self,
+        endpoint: InferenceEndpoint,
+        target: Target,
+        engine: Engine | None,
+        next_step: Plan,
+        now: datetime,
+    ) -> float | None:
         if next_step.finished:
             await self._finish(endpoint, now)
             return None
@@ -118,6 +141,9 @@ class EndpointController:
             self._routes.remove(endpoint.uid)
         else:
             self._routes.set(next_step.routes)
+        if engine is None:
+            assert not next_step.actions, "of what is not there nothing is left to do"
+            return next_step.look_again_seconds
         return await self._apply(endpoint, target, engine, next_step)
 
     async def _apply(
@@ -165,11 +191,12 @@ class EndpointController:
         await self._save(endpoint, status, events, self._clock())
 
     async def _finish(self, endpoint: InferenceEndpoint, now: datetime) -> None:
+        said = "nothing is left of it"
+        if endpoint.cluster not in self._engines:
+            said += f" here; cluster {endpoint.cluster} is not configured, so it was not asked"
         async with self._store.transaction() as tx:
             await tx.remove_endpoint(endpoint.uid)
-            await tx.append_event(
-                _event(endpoint, PlannedEvent("EndpointDeleted", "nothing is left of it"), now)
-            )
+            await tx.append_event(_event(endpoint, PlannedEvent("EndpointDeleted", said), now))
         self._routes.remove(endpoint.uid)
         log.info("endpoint deleted", endpoint=endpoint.name, workspace=endpoint.workspace, uid=endpoint.uid)
 
@@ -188,15 +215,24 @@ class EndpointController:
 
     async def sweep_orphans(self) -> None:
         """One sweep. Engines are asked first: an endpoint's row is there before anything of it is."""
-        for cluster, engine in sorted(self._engines.items()):
+        for cluster, engine in (*sorted(self._engines.items()), *sorted(self._retired.items())):
             owned = await engine.owned()
             known = set(await self.keys())
+            if engine is self._retired.get(cluster):
+                known -= await self._served_elsewhere(cluster)
             for uid in sorted(owned - known):
                 log.warning("clearing away what no endpoint owns", cluster=cluster, uid=uid)
                 try:
                     await engine.release_orphan(uid)
                 except EngineError as error:  # the others go; the next sweep tries this one again
                     log.warning("an orphan stays for now", cluster=cluster, uid=uid, error=error.message)
+
+    async def _served_elsewhere(self, cluster: str) -> set[str]:
+        """Endpoints of a retired engine's cluster that another engine, of the same name, serves now."""
+        if cluster not in self._engines:
+            return set()
+        async with self._store.read() as tx:
+            return {each.uid for each in await tx.list_endpoints(cluster=cluster)}
 
     async def _sweep_forever(self) -> None:
         while True:

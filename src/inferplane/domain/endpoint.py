@@ -387,7 +387,10 @@ def public_state(endpoint: InferenceEndpoint) -> PublicState:
     spec, status = endpoint.spec, endpoint.status
     if endpoint.deletion_requested_at is not None:
         left = ", ".join(status.left) or "nothing but the record"
-        return _state(PublicStatus.TERMINATING, ReasonCode.TERMINATING, f"being deleted; left: {left}")
+        state = _state(PublicStatus.TERMINATING, ReasonCode.TERMINATING, f"being deleted; left: {left}")
+        if status.problem_message:
+            state = replace(state, message=f"{state.message}; {status.problem_message}")
+        return state
     if status.observed_generation < endpoint.generation and not status.replicas:
         return _state(
             PublicStatus.PENDING, ReasonCode.ACCEPTED, "accepted; a controller has not acted on it yet"

@@ -104,7 +104,7 @@ REASONS: dict[ReasonCode, Reason] = _table(
     Reason(ReasonCode.AWAITING_GPU, "The endpoint waits in the queue for GPUs.", "Position, what holds the GPUs, estimated start.", "Wait, ask for another shape, or raise the priority.", True),
     Reason(ReasonCode.QUOTA_EXCEEDED, "A limit of the workspace's policy is reached.", "The limit and what uses it.", "Delete something in the workspace or ask an Owner to raise the limit.", True),
     Reason(ReasonCode.NO_SUCH_SHAPE, "No node of the cluster has the GPU shape that was asked for.", "The shapes the cluster has.", "Ask for one of the shapes in the inventory, or leave gpuSpec out to run on CPU."),
-    Reason(ReasonCode.CLUSTER_UNREACHABLE, "The cluster's engine does not answer.", "The last error and when the cluster was last seen.", "Check the cluster; the endpoint goes on by itself when it is back.", True),
+    Reason(ReasonCode.CLUSTER_UNREACHABLE, "The cluster's engine does not answer.", "The last error and when the cluster was last seen.", "Check the cluster, and that the configuration declares it; the endpoint goes on by itself when it is back.", True),
     Reason(ReasonCode.UNSCHEDULABLE, "The cluster has no place for the replica.", "The scheduler's message.", "Ask for fewer resources or add a node.", True),
     Reason(ReasonCode.MODEL_NOT_FOUND, "Nothing is stored at the storage URI.", "The URI and the storage's answer.", "Correct the storage URI and create the endpoint again."),
     Reason(ReasonCode.STORAGE_UNAUTHORIZED, "The storage asks for credentials, or does not know those given.", "The URI and the storage's answer.", "Give credentials in the model's secret (see docs/user-guide.md, Storage)."),

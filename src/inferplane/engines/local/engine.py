@@ -97,6 +97,7 @@ from inferplane.version import VERSION
 log = get_logger("engine")
 
 Gpus = tuple[tuple[str, tuple[int, ...]], ...]
+FORK_SERVER_FOLDER = "forkserver"
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,15}", re.ASCII)
 
 
@@ -145,7 +146,7 @@ class LocalEngine:
         if not fork_servers:
             return fresh
         return ForkLauncher(
-            directory=self._home / "forkserver",
+            directory=self._home / FORK_SERVER_FOLDER,
             sockets=self._sockets,
             environment=server_environment(self._environment, (), threads=1),
             formats=tuple(name for name, package in PACKAGES.items() if find_spec(package) is not None),
@@ -627,6 +628,11 @@ class LocalEngine:
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(found for name in names if (found := parse_replica_name(uid, name)) is not None)
+
+
+def end_fork_server(home: Path) -> None:
+    """End the fork server that a last run may have left in a home that gets none any more."""
+    kill_holders(home / FORK_SERVER_FOLDER / "lock")
 
 
 def _living(replica: ReplicaId, intent: Intent, server: RunningServer) -> Replica:
