@@ -27,7 +27,14 @@ from inferplane.domain.endpoint import (
 )
 from inferplane.domain.errors import StaleVersion
 from inferplane.domain.events import Event
-from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus, Selection, early_released
+from inferplane.domain.gpu_request import (
+    REQUEUES_AFTER_FAILURE_MAX,
+    CoarseStatus,
+    GpuRequest,
+    ProvisioningStatus,
+    Selection,
+    early_released,
+)
 from inferplane.domain.inventory import Node, held_gpus
 from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.wait_note import WaitNote
@@ -86,6 +93,11 @@ class World:
             for name in ("red", "blue"):
                 await tx.add_workspace(Workspace(name, ("local",), T0))
             await tx.save_nodes("local", [A100_NODE])
+
+    def play(self, **scripts: Script) -> None:
+        """What becomes of endpoints of these names: on a new engine, with new controllers."""
+        self.engine = SimulatedEngine(lambda: self.now, scripts, usual=Script(stop_seconds=2.0))
+        self.restart()
 
     async def deploy(self, workspace: str, name: str, **wish: object) -> str:
         """An endpoint with its first request, as the service makes them."""
@@ -319,11 +331,21 @@ async def test_the_model_is_fetched_while_its_endpoint_waits(world: World) -> No
 async def test_a_high_priority_evicts_a_low_one_which_runs_again_afterwards(world: World) -> None:
     low = await world.deploy("red", "low", priority=50, enable_eviction=True, requeue_on_failure=True)
     await world.until(low, PublicStatus.RUNNING)
-    high = await world.deploy("blue", "high", priority=250, enable_eviction=True)
+    high = await world.deploy(
+        "blue", "high", priority=250, enable_eviction=True, exit_duration=HOUR, auto_renew=False
+    )
     await world.until(high, PublicStatus.RUNNING)
     evicted = await world.until(low, PublicStatus.QUEUED)
     newcomer = (await world.request_of(high)).id
     assert newcomer in evicted.message
+    for _ in range(3):
+        await world.turn()
+    waiting = await world.until(low, PublicStatus.QUEUED)
+    assert waiting.message.startswith(
+        "position 1; 1 GPU is needed; 0 are free; a request of another workspace"
+    )
+    assert f"evicted before by {newcomer}: its 1 GPU of priority 50 go to {newcomer}" in waiting.message
+    assert "estimated start 2026-01-01 01:00:" in waiting.message
     victim = await world.request_of(low)
     assert (victim.status, victim.evicted_by) == (ProvisioningStatus.QUEUED, newcomer)
     assert (victim.retry_count, victim.delayed_count) == (1, 1)
@@ -345,6 +367,165 @@ async def test_who_does_not_allow_eviction_is_not_evicted(world: World) -> None:
     state = await world.state(low)
     assert state is not None
     assert state.status is PublicStatus.RUNNING
+
+
+async def test_one_evicted_by_who_renews_itself_is_told_why_there_is_no_estimate(world: World) -> None:
+    low = await world.deploy("red", "low", priority=50, enable_eviction=True, requeue_on_failure=True)
+    await world.until(low, PublicStatus.RUNNING)
+    high = await world.deploy("blue", "high", priority=250, enable_eviction=True)
+    await world.until(high, PublicStatus.RUNNING)
+    await world.turn()
+    waiting = await world.until(low, PublicStatus.QUEUED)
+    assert "position 1" in waiting.message
+    assert "there is no estimate: what holds the GPUs is renewed" in waiting.message
+
+
+BAD_MODEL = Script(
+    exits=99,
+    exit_reason=ReasonCode.MODEL_LOAD_FAILED,
+    exit_after_seconds=1.0,
+    load_seconds=5.0,
+    stop_seconds=2.0,
+)
+
+
+@pytest.mark.parametrize("requeue", [False, True])
+async def test_a_model_that_cannot_be_loaded_gives_its_gpus_back_at_once_and_does_not_come_back_by_itself(
+    world: World, requeue: bool
+) -> None:
+    world.play(bad=BAD_MODEL)
+    bad = await world.deploy("red", "bad", requeue_on_failure=requeue)
+    other = await world.deploy("blue", "other")
+    await world.until(other, PublicStatus.RUNNING)
+    assert world.now < T0 + timedelta(minutes=1)
+    for _ in range(10):
+        await world.turn(60)
+    failed = await world.until(bad, PublicStatus.FAILED)
+    assert failed.reason is ReasonCode.MODEL_LOAD_FAILED
+    assert failed.exit is not None
+    assert "Then `inferplane start bad` asks for GPUs again" in failed.next_action
+    assert failed.next_retry_at is None
+    request = await world.request_of(bad)
+    assert (request.status, request.failure_code) == (
+        ProvisioningStatus.FAILED,
+        ReasonCode.MODEL_LOAD_FAILED,
+    )
+    assert request.failure_reason.startswith("ModelLoadFailed: ")
+    assert [each.kind for each in await world.events(bad)].count("GprGranted") == 1
+
+    # Mended, started again: the failures of the first try hold nothing up.
+    await world.delete(other)
+    await world.until_gone(other)
+    world.play()
+    async with world.store.read() as tx:
+        endpoint = await tx.get_endpoint_by_uid(bad)
+    assert endpoint is not None
+    await world.ask(endpoint)
+    again = world.now
+    await world.until(bad, PublicStatus.RUNNING)
+    assert world.now < again + timedelta(seconds=20)
+    assert await world.holders() == 1
+
+
+async def test_who_cannot_have_its_model_leaves_the_line_before_anybody_makes_room_for_it(
+    world: World,
+) -> None:
+    missing = Script(fetch_failures=99, fetch_reason=ReasonCode.MODEL_NOT_FOUND)
+    world.play(lost=missing)
+    low = await world.deploy("red", "low", priority=50, enable_eviction=True)
+    await world.until(low, PublicStatus.RUNNING)
+    async with world.store.transaction() as tx:  # nobody may be evicted for the moment
+        await tx.save_nodes("local", [])
+    lost = await world.deploy("blue", "lost", priority=250, enable_eviction=True, requeue_on_failure=True)
+    failed = await world.until(lost, PublicStatus.FAILED)
+    await world.turn()
+    async with world.store.transaction() as tx:
+        await tx.save_nodes("local", [A100_NODE])
+    for _ in range(5):
+        await world.turn()
+    failed = await world.until(lost, PublicStatus.FAILED)
+    assert failed.reason is ReasonCode.MODEL_NOT_FOUND
+    assert "`inferplane start lost`" in failed.next_action
+    assert (await world.request_of(lost)).status is ProvisioningStatus.FAILED
+    await world.until(low, PublicStatus.RUNNING)
+
+    # The same again: what is known of the model from before is not held against it, what is found out is.
+    async with world.store.read() as tx:
+        endpoint = await tx.get_endpoint_by_uid(lost)
+    assert endpoint is not None
+    assert endpoint.spec.gpu is not None
+    humble = replace(endpoint.spec.gpu, priority=1)
+    await world.ask(replace(endpoint, spec=replace(endpoint.spec, gpu=humble)))
+    await world.turn()
+    assert (await world.request_of(lost)).status is ProvisioningStatus.QUEUED
+    for _ in range(5):
+        await world.turn()
+    assert [each.status for each in await world.requests() if each.endpoint_uid == lost] == [
+        ProvisioningStatus.FAILED
+    ] * 2
+
+
+async def test_one_that_never_becomes_ready_gives_its_gpus_back_after_the_start_limit(world: World) -> None:
+    world.play(slow=Script(load_seconds=1e9, stop_seconds=2.0))
+    slow = await world.deploy("red", "slow")
+    await world.until(slow, PublicStatus.LOADING)
+    other = await world.deploy("blue", "other")
+    await world.turn(3000)
+    await world.until(slow, PublicStatus.LOADING)
+    await world.turn(1000)
+    await world.until(other, PublicStatus.RUNNING)
+    failed = await world.until(slow, PublicStatus.FAILED)
+    assert failed.reason is ReasonCode.START_TIMEOUT
+    assert failed.message == (
+        "it was not ready within 1h5m0s of getting its GPUs; last it was Loading: "
+        "the model server is loading the model"
+    )
+    assert "`inferplane start slow`" in failed.next_action
+
+
+async def test_an_exit_duration_shorter_than_the_start_says_so_and_is_not_tried_for_ever(
+    world: World,
+) -> None:
+    world.play(brief=Script(load_seconds=30.0, stop_seconds=1.0))
+    brief = await world.deploy("red", "brief", exit_duration=timedelta(seconds=5), requeue_on_failure=True)
+    for _ in range(120):
+        await world.turn()
+    failed = await world.until(brief, PublicStatus.FAILED)
+    assert failed.reason is ReasonCode.START_TIMEOUT
+    assert "its exit duration of 0h0m5s was over before it was ready" in failed.message
+    kinds = [each.kind for each in await world.events(brief)]
+    assert kinds.count("GprGranted") == 1 + REQUEUES_AFTER_FAILURE_MAX
+    assert await world.holders() == 0
+
+
+async def test_what_became_ready_while_nobody_looked_keeps_its_gpus(world: World) -> None:
+    world.play(slow=Script(load_seconds=600.0))
+    slow = await world.deploy("red", "slow")
+    await world.until(slow, PublicStatus.LOADING)
+    world.now += 3 * HOUR
+    world.restart()
+    await world.until(slow, PublicStatus.RUNNING)
+    assert (await world.request_of(slow)).failure_code is None
+
+
+async def test_an_endpoint_whose_request_was_released_says_by_whom(world: World) -> None:
+    world.play(a=Script(stop_seconds=5.0))
+    a = await world.deploy("red", "a")
+    await world.until(a, PublicStatus.RUNNING)
+    await world.turn()
+    async with world.store.transaction() as tx:
+        await tx.save_gpu_request(early_released(await world.request_of(a), world.now, by="ann"))
+    draining = await world.until(a, PublicStatus.FAILED)
+    assert draining.reason is ReasonCode.GPU_RELEASED
+    assert draining.message == (
+        "its GPU request a-gpr-0 was released by ann; they are held until its model servers have ended"
+    )
+    assert (await world.request_of(a)).coarse_status is CoarseStatus.RELEASED
+    for _ in range(10):
+        await world.turn()
+    released = await world.until(a, PublicStatus.FAILED)
+    assert released.message == "its GPU request a-gpr-0 was released by ann"
+    assert "Start the endpoint again" in released.next_action
 
 
 async def test_the_exit_duration_ends_an_endpoint_that_does_not_renew(world: World) -> None:

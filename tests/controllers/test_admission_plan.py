@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from inferplane.controllers.admission_plan import (
     ESTIMATE_SLACK,
     GRANTS_PER_PASS_MAX,
+    SETTLING,
+    START_LIMIT,
     AdmissionPlan,
     Picture,
     follow_up,
@@ -21,9 +23,11 @@ from inferplane.controllers.admission_plan import (
     says_the_same,
     usage_now,
 )
+from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (
     EndpointSpec,
     EndpointStatus,
+    Exit,
     GpuNote,
     GpuSpec,
     InferenceEndpoint,
@@ -31,6 +35,7 @@ from inferplane.domain.endpoint import (
     Replica,
     ReplicaId,
     ReplicaState,
+    RestartRecord,
 )
 from inferplane.domain.gpu_request import (
     REQUEST_NAME_CHARACTERS_MAX,
@@ -44,6 +49,7 @@ from inferplane.domain.gpu_request import (
     started,
 )
 from inferplane.domain.inventory import Node, held_gpus
+from inferplane.domain.quantity import format_duration
 from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.wait_note import WaitNote
 from inferplane.domain.workspace import WorkspacePolicy
@@ -216,6 +222,120 @@ def test_a_grant_that_never_comes_into_use_ends_as_failed_and_may_be_tried_again
     decided = decide(failing, endpoint=seen, now=T0 + HOUR + SECOND)
     assert kinds(decided) == ["GprEnded", "GprRequeued", "GprGranted"]
     assert after(decided).retry_count == 1
+
+
+@pytest.mark.parametrize(
+    ("exit_duration", "start_timeout", "limit"),
+    [
+        (timedelta(seconds=5), 300.0, timedelta(seconds=5)),
+        (HOUR, 300.0, HOUR),
+        (24 * HOUR, 300.0, START_LIMIT + timedelta(minutes=5)),
+        (24 * HOUR, 7200.0, START_LIMIT + 2 * HOUR),
+        (2 * HOUR, 7200.0, 2 * HOUR),
+    ],
+)
+def test_a_grant_waits_for_its_first_use_until_its_start_limit(
+    exit_duration: timedelta, start_timeout: float, limit: timedelta
+) -> None:
+    request = provisioning(bound(exit_duration=exit_duration))
+    spec = EndpointSpec(
+        ModelSpec("sklearn", "/m", start_timeout_seconds=start_timeout), gpu=GpuSpec(SELECTION)
+    )
+    endpoint = make_endpoint(GpuNote("gpr-1", PROVISIONING, since=T0), ReplicaState.LOADING, spec=spec)
+    waiting = decide(request, endpoint=endpoint, now=T0 + limit - SECOND)
+    assert (waiting.changes, waiting.look_again_seconds) == ((), 1.0)
+    failing = after(decide(request, endpoint=endpoint, now=T0 + limit))
+    assert (failing.ending_as, failing.failure_code) == (
+        ProvisioningStatus.FAILED,
+        ReasonCode.START_TIMEOUT,
+    )
+    assert format_duration(limit) in failing.failure_reason
+
+
+def test_after_a_pause_of_the_control_plane_what_started_meanwhile_is_seen_first() -> None:
+    request = provisioning(bound(exit_duration=24 * HOUR))
+    endpoint = make_endpoint(GpuNote("gpr-1", PROVISIONING, since=T0), ReplicaState.LOADING)
+    woken = T0 + 10 * HOUR
+    picture = Picture(Snapshot(woken, (NODE,), (request,)), {UID: endpoint}, awake_since=woken)
+    decided = plan(picture)
+    assert (decided.changes, decided.look_again_seconds) == ((), SETTLING.total_seconds())
+    later = replace(picture, snapshot=replace(picture.snapshot, now=woken + SETTLING))
+    assert after(plan(later)).failure_code is ReasonCode.START_TIMEOUT
+
+
+PRESENT = ArtifactState(ArtifactPhase.PRESENT)
+MISSING = ArtifactState(
+    ArtifactPhase.FAILED,
+    reason=ReasonCode.MODEL_NOT_FOUND,
+    message="nothing is stored at s3://key:secret@b/k",
+    finished_at=T0 + SECOND,
+)
+CRASHED = Exit(T0 + SECOND, 1, reason=ReasonCode.MODEL_LOAD_FAILED, message="not a model")
+
+
+def troubled(note: GpuNote, artifact: ArtifactState = PRESENT, *exits: Exit) -> InferenceEndpoint:
+    restarts = tuple(RestartRecord("r1-0", 1, each, T0 + HOUR) for each in exits)
+    return make_endpoint(status=EndpointStatus(1, artifact=artifact, restarts=restarts, gpu=note))
+
+
+ON_GRANT = GpuNote("gpr-1", PROVISIONING, since=T0)
+IN_LINE = GpuNote("gpr-1", QUEUED, since=T0)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "code"),
+    [
+        (troubled(ON_GRANT, ArtifactState(), CRASHED), ReasonCode.MODEL_LOAD_FAILED),
+        (troubled(ON_GRANT, MISSING), ReasonCode.MODEL_NOT_FOUND),
+        (troubled(ON_GRANT, replace(MISSING, reason=ReasonCode.STORAGE_UNREACHABLE)), None),
+        (troubled(ON_GRANT, replace(MISSING, finished_at=T0 - SECOND)), None),  # before it was asked for
+        (troubled(ON_GRANT, ArtifactState(), replace(CRASHED, at=T0 - SECOND)), None),  # on other GPUs
+        (troubled(ON_GRANT, ArtifactState(), replace(CRASHED, reason=ReasonCode.SERVER_EXITED)), None),
+        (troubled(replace(ON_GRANT, gpr_id="gpr-0"), MISSING), None),
+        (troubled(replace(ON_GRANT, since=T0 - SECOND), MISSING), None),
+        (replace(troubled(ON_GRANT, MISSING), generation=2), None),  # it has been changed since
+    ],
+)
+def test_gpus_are_given_back_at_once_where_only_a_person_can_mend_it(
+    endpoint: InferenceEndpoint, code: ReasonCode | None
+) -> None:
+    request = provisioning(bound(exit_duration=24 * HOUR, requeue_on_failure=True))
+    decided = decide(request, endpoint=endpoint, now=T0 + 2 * SECOND)
+    if code is None:
+        assert decided.changes == ()
+        return
+    failing = after(decided)
+    assert (failing.ending_as, failing.failure_code) == (ProvisioningStatus.FAILED, code)
+    assert failing.failure_reason.startswith(f"{code}: ")
+    assert "secret" not in failing.failure_reason
+    assert decided.changes[0].events[0].reason is code
+    seen = make_endpoint(GpuNote("gpr-1", DRAINING, since=T0 + 2 * SECOND))
+    assert kinds(decide(failing, endpoint=seen, now=T0 + HOUR)) == ["GprEnded"], "it does not come back"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "hopeless"),
+    [
+        (troubled(IN_LINE, MISSING), True),
+        (troubled(IN_LINE, replace(MISSING, finished_at=T0 - SECOND)), False),
+        (troubled(IN_LINE, replace(MISSING, reason=ReasonCode.HOST_NOT_FOUND)), False),
+        (troubled(IN_LINE, ArtifactState(), CRASHED), False),
+        (troubled(IN_LINE), False),
+    ],
+)
+def test_who_cannot_have_its_model_is_neither_granted_nor_evicts(
+    endpoint: InferenceEndpoint, hopeless: bool
+) -> None:
+    holder = in_use(make_request("gpr-2", priority=50, enable_eviction=True), T0 - HOUR)
+    request = bound(priority=250, enable_eviction=True)
+    decided = decide(request, replace(holder, exit_duration=24 * HOUR), endpoint=endpoint, now=T0 + SECOND)
+    assert ("GprEvicted" in kinds(decided)) is not hopeless
+    if hopeless:
+        assert (after(decided).status, after(decided).failure_code) == (
+            ProvisioningStatus.FAILED,
+            ReasonCode.MODEL_NOT_FOUND,
+        )
+        assert decided.changes[0].relies_on == endpoint
 
 
 @pytest.mark.parametrize(

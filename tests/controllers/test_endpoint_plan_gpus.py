@@ -11,6 +11,7 @@ from inferplane.controllers.endpoint_plan import NO_GPUS, EndpointGpus, Plan, gp
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (
     EndpointSpec,
+    EndpointStatus,
     Exit,
     GpuSpec,
     InferenceEndpoint,
@@ -20,6 +21,7 @@ from inferplane.domain.endpoint import (
     Replica,
     ReplicaId,
     ReplicaState,
+    RestartRecord,
     Scaling,
     public_state,
 )
@@ -191,7 +193,7 @@ def test_the_evicted_one_that_comes_back_is_queued_and_says_what_happened() -> N
         step = plan(endpoint, Observation(PRESENT), None, T0 + HOUR, only(back, wait))
         state = said(endpoint, step)
         assert state.status is PublicStatus.QUEUED
-        assert "evicted before: its 1 GPU goes elsewhere" in state.message
+        assert "evicted before by gpr-9: its 1 GPU goes elsewhere" in state.message
 
 
 def test_a_policy_that_puts_it_back_counts_too() -> None:
@@ -261,3 +263,33 @@ def test_replicas_share_what_was_granted(
         assert share_of(grant, index, 2) == tuple(share)
     assert share_of(grant, 0, 1) == grant.nodes
     assert share_of(None, 0, 2) == ()
+
+
+FAILED_FETCH = ArtifactState(
+    ArtifactPhase.FAILED, reason=ReasonCode.MODEL_NOT_FOUND, message="nothing there", finished_at=T0 - HOUR
+)
+
+
+def test_who_asks_for_gpus_anew_has_a_fresh_try() -> None:
+    crashed = RestartRecord(
+        "r1-0", 4, Exit(T0 - HOUR, 1, reason=ReasonCode.MODEL_LOAD_FAILED), T0 + 24 * HOUR
+    )
+    retry_at = T0 + 24 * HOUR
+    before = EndpointStatus(
+        1, artifact=replace(FAILED_FETCH, attempts=3, next_attempt_at=retry_at), restarts=(crashed,)
+    )
+    endpoint = make_endpoint(status=before)
+    step = plan(endpoint, Observation({1: FAILED_FETCH}), None, T0, only(REQUEST))
+    assert [type(action) for action in step.actions] == [FetchModel]
+    assert (step.status.restarts, step.status.artifact) == ((), ArtifactState())
+    assert said(endpoint, step).status is PublicStatus.QUEUED
+
+    step = plan(endpoint, Observation(PRESENT), None, T0, only(provisioning()))
+    assert [type(action) for action in step.actions] == [StartReplica]
+
+    # One that failed since it asked waits for its next try.
+    since = replace(before, artifact=replace(before.artifact, finished_at=T0 + HOUR))
+    failed = replace(FAILED_FETCH, finished_at=T0 + HOUR)
+    endpoint = make_endpoint(status=since)
+    step = plan(endpoint, Observation({1: failed}), None, T0 + HOUR, only(REQUEST))
+    assert (step.actions, said(endpoint, step).reason) == ((), ReasonCode.MODEL_NOT_FOUND)

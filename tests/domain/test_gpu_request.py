@@ -12,6 +12,7 @@ import pytest
 from inferplane.domain import gpu_request as gpr
 from inferplane.domain.errors import Conflict, Invalid, QuotaExceeded
 from inferplane.domain.gpu_request import CoarseStatus, GpuRequest, Grant, ProvisioningStatus, Selection
+from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.workspace import WorkspacePolicy
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
@@ -50,7 +51,7 @@ def in_state(status: ProvisioningStatus, **fields: Any) -> GpuRequest:
         ("Queued", "", CoarseStatus.QUEUED, 0),
         ("Provisioning", "Reserved", CoarseStatus.PROVISIONED, 4),
         ("Successful", "Reserved", CoarseStatus.PROVISIONED, 4),
-        ("Draining", "Reserved", CoarseStatus.PROVISIONED, 4),
+        ("Draining", "Reserved", CoarseStatus.RELEASED, 4),
         ("Complete", "Released", CoarseStatus.RELEASED, 0),
         ("EarlyReleased", "Released", CoarseStatus.RELEASED, 0),
         ("TimedOut", "Released", CoarseStatus.RELEASED, 0),
@@ -240,3 +241,41 @@ def test_what_a_policy_refuses(policy: dict[str, Any], field: str) -> None:
 def test_ended_requests_do_not_count_towards_the_limits() -> None:
     policy = WorkspacePolicy("team", max_requests=1, max_queued=1)
     gpr.check_admission(replace(ASKED, id="gpr-new"), policy, [in_state(ProvisioningStatus.COMPLETE)])
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "policy", "comes_back"),
+    [
+        (ProvisioningStatus.EVICTED, {}, False, False),
+        (ProvisioningStatus.EVICTED, {"requeue_on_failure": True}, False, True),
+        (ProvisioningStatus.EVICTED, {}, True, True),
+        (ProvisioningStatus.FAILED, {"requeue_on_failure": True}, False, True),
+        (ProvisioningStatus.COMPLETE, {"requeue_on_failure": True}, True, False),
+        (ProvisioningStatus.EARLY_RELEASED, {"requeue_on_failure": True}, True, False),
+    ],
+)
+def test_who_goes_back_into_the_queue_by_itself(
+    status: ProvisioningStatus, fields: dict[str, Any], policy: bool, comes_back: bool
+) -> None:
+    request = in_state(status, **fields)
+    assert gpr.wants_requeue(request, WorkspacePolicy("team", requeue_on_failure=policy)) is comes_back
+
+
+def test_who_fails_for_what_only_a_person_can_mend_or_too_often_stays_out() -> None:
+    failed = in_state(ProvisioningStatus.FAILED, requeue_on_failure=True)
+    assert gpr.wants_requeue(replace(failed, failure_code=ReasonCode.START_TIMEOUT))
+    assert not gpr.wants_requeue(replace(failed, failure_code=ReasonCode.MODEL_LOAD_FAILED))
+    most = gpr.REQUEUES_AFTER_FAILURE_MAX
+    assert gpr.wants_requeue(replace(failed, retry_count=most - 1))
+    assert not gpr.wants_requeue(replace(failed, retry_count=most))
+    assert gpr.wants_requeue(replace(failed, retry_count=most + 5, delayed_count=6)), "evictions do not count"
+    evicted = in_state(ProvisioningStatus.EVICTED, requeue_on_failure=True, retry_count=99)
+    assert gpr.wants_requeue(evicted)
+
+
+def test_a_request_that_drains_is_shown_to_its_endpoint_as_what_it_will_be() -> None:
+    in_use = in_state(ProvisioningStatus.SUCCESSFUL)
+    for ending_as in gpr.ENDED:
+        draining = gpr.draining(in_use, ending_as, NOW)
+        assert draining.coarse_status is gpr.ended(draining, NOW).coarse_status
+        assert draining.internal_state == "Reserved"

@@ -227,6 +227,34 @@ CASES: list[Case] = [
         _AGAIN,
     ),
     (
+        "released by a person, and held by its servers for a moment longer",
+        _endpoint(_note(P.DRAINING, message="its GPU request was released by ann", nodes=(("gpu-0", (0,)),))),
+        S.FAILED,
+        ReasonCode.GPU_RELEASED,
+        "its GPU request was released by ann; they are held until its model servers have ended",
+        _AGAIN,
+    ),
+    (
+        "it could not use its GPUs: the true cause, and how to go on",
+        _endpoint(
+            _note(P.FAILED, message="not a model", ended_reason=ReasonCode.MODEL_LOAD_FAILED),
+            restarts=(ENDED_EXIT,),
+        ),
+        S.FAILED,
+        ReasonCode.MODEL_LOAD_FAILED,
+        "not a model",
+        f"{reason_of(ReasonCode.MODEL_LOAD_FAILED).next_action} Then `inferplane start iris` asks for GPUs again,"
+        " or delete the endpoint.",
+    ),
+    (
+        "in line, and nobody knows for how long",
+        _endpoint(_note(P.QUEUED, position=1, message="position 1", assumption="what holds them is renewed")),
+        S.QUEUED,
+        ReasonCode.AWAITING_GPU,
+        "position 1; there is no estimate: what holds them is renewed",
+        _WAIT,
+    ),
+    (
         "its time is over",
         _endpoint(_note(P.COMPLETE, message="it began at 1 and ended at 2")),
         S.FAILED,
@@ -357,3 +385,25 @@ def test_whatever_is_known_of_the_gpus_something_is_said(
     if state.status is S.QUEUED:
         assert note is not None
         assert note.status is P.QUEUED or note.requeues
+
+
+def test_one_that_was_stopped_by_the_end_of_its_request_says_so() -> None:
+    endpoint = _endpoint(None)
+    spec = replace(
+        endpoint.spec,
+        stopped=True,
+        stopped_by="ann",
+        stopped_because="its GPU request iris-gpr-abc123 was deleted by ann",
+    )
+    state = public_state(replace(endpoint, spec=spec))
+    assert (state.status, state.reason) == (S.STOPPED, ReasonCode.GPU_RELEASED)
+    assert state.message == "stopped, because its GPU request iris-gpr-abc123 was deleted by ann"
+    assert state.next_action == reason_of(ReasonCode.GPU_RELEASED).next_action
+
+
+def test_the_proof_of_why_it_could_not_use_its_gpus_stays() -> None:
+    crashed = replace(ENDED_EXIT, failures=5)
+    note = _note(P.FAILED, message="ended 5 times in a row", ended_reason=ReasonCode.CRASH_LOOP)
+    assert public_state(_endpoint(note, restarts=(crashed,))).exit == crashed.last_exit
+    other = _note(P.FAILED, message="nothing is there", ended_reason=ReasonCode.MODEL_NOT_FOUND)
+    assert public_state(_endpoint(other, restarts=(crashed,))).exit is None

@@ -126,7 +126,7 @@ class GpuWorld(World):
         if run:
             self.admit(gpr_id, lambda each: started(each, self.now()))
 
-    def drain(self, gpr_id: str, ending_as: ProvisioningStatus, **why: str) -> None:
+    def drain(self, gpr_id: str, ending_as: ProvisioningStatus, **why: Any) -> None:
         self.admit(gpr_id, lambda each: draining(each, ending_as, self.now(), **why))
 
     def end(self, gpr_id: str) -> None:

@@ -296,7 +296,7 @@ def _ending(request: GpuRequest, status: ProvisioningStatus | None) -> str:
         case ProvisioningStatus.COMPLETE:
             return f"its exit duration of {format_duration(request.exit_duration)} was reached"
         case ProvisioningStatus.EARLY_RELEASED:
-            return "it was released early"
+            return f"it was released early{f' by {request.released_by}' if request.released_by else ''}"
         case ProvisioningStatus.TIMED_OUT:
             limit = "" if request.idle_timeout is None else f" of {format_duration(request.idle_timeout)}"
             return f"it was idle for its idle timeout{limit}"

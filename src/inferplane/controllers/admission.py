@@ -85,6 +85,7 @@ class AdmissionController:
         self._said: dict[str, WaitNote] | None = None  # None: what the store has is not read yet
         self._tell_at = 0.0
         self._rest_until = 0.0
+        self._awake_since: datetime | None = None
 
     async def keys(self) -> Iterable[str]:
         """The one there is."""
@@ -131,7 +132,9 @@ class AdmissionController:
         )
         used = usage_now(snapshot, await tx.load_usage(), await tx.usage_at())
         measured = {} if self._idle_since is None else {uid: self._idle_since(uid) for uid in uids}
-        return Picture(replace(snapshot, usage=used), await tx.endpoints_by_uid(uids), measured)
+        self._awake_since = self._awake_since or snapshot.now
+        endpoints = await tx.endpoints_by_uid(uids)
+        return Picture(replace(snapshot, usage=used), endpoints, measured, self._awake_since)
 
     async def _tell(self, decided: AdmissionPlan) -> float | None:
         """Tell those that wait where they stand, if it is time; returns when it will be, if it is not."""

@@ -21,6 +21,8 @@ Rules kept here, each because breaking it would hurt somebody:
 * A request that waits is never refused for what may change (its shape is not there, its policy forbids
   it): it says so and waits.
 * Idle time counts only what was measured, and only once the GPUs were in use.
+* GPUs are not held for who cannot use them: a grant that does not come into use in time ends, and at once
+  where the endpoint failed for what only a person can mend. Such a request does not come back by itself.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import chain, islice
 
-from inferplane.controllers.endpoint_plan import ALIVE, ENDING_REASONS, PlannedEvent
-from inferplane.domain.endpoint import InferenceEndpoint, ReplicaState
+from inferplane.controllers.endpoint_plan import ALIVE, PlannedEvent, ending_reason
+from inferplane.domain.artifact import ArtifactPhase
+from inferplane.domain.endpoint import InferenceEndpoint, PublicStatus, ReplicaState, public_state
 from inferplane.domain.gpu_request import (
     REQUEST_NAME_CHARACTERS_MAX,
     GpuRequest,
@@ -44,17 +47,27 @@ from inferplane.domain.gpu_request import (
     ended,
     granted,
     next_deadline,
+    refused,
     renewed,
     requeued,
     started,
     wants_requeue,
 )
 from inferplane.domain.quantity import format_duration
-from inferplane.domain.reasons import ReasonCode
+from inferplane.domain.reasons import ReasonCode, reason_of
+from inferplane.domain.storage_uri import redacted
 from inferplane.domain.wait_note import WaitNote
 from inferplane.scheduler import Decisions, FairShare, Snapshot, Wait, forecast, renewal, schedule
 from inferplane.scheduler.decisions import NEVER, Estimate, WaitReason
 from inferplane.scheduler.ordering import advance_usage
+
+START_LIMIT = timedelta(hours=1)
+"""So long a grant is held before it comes into use: for fetching the model and for tries that fail. The
+start timeout of one server comes on top, and the exit duration is never exceeded."""
+
+SETTLING = timedelta(minutes=1)
+"""After a pause of the control plane nobody is held to the start limit for so long: what started
+meanwhile has to be seen first."""
 
 RENEWALS_PER_PASS_MAX = 16
 """So many renewals are worked out in one pass; the others in the next, which follows at once."""
@@ -87,11 +100,13 @@ class Picture:
 
     `snapshot.requests` are those that have not ended. `endpoints` are theirs, by uid; a uid that is
     missing is gone. `idle_since` has a measurement for each uid that could be measured: None is busy.
+    `awake_since` is when these passes began; None for always.
     """
 
     snapshot: Snapshot
     endpoints: Mapping[str, InferenceEndpoint] = field(default_factory=dict)
     idle_since: Mapping[str, datetime | None] = field(default_factory=dict)
+    awake_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +151,7 @@ def plan(picture: Picture) -> AdmissionPlan:
         changes=ledger.changes(),
         snapshot=after,
         decisions=decisions,
-        look_again_seconds=0.0 if more_later else _next_look(after, picture.idle_since),
+        look_again_seconds=0.0 if more_later else _next_look(after, picture),
     )
 
 
@@ -292,7 +307,9 @@ def _step(ledger: _Ledger, request: GpuRequest) -> bool:
         ledger.rely_on_endpoint(request)
     match request.status:
         case ProvisioningStatus.QUEUED:
-            return bool(nobody) and _forget(ledger, request, nobody)
+            if nobody:
+                return _forget(ledger, request, nobody)
+            return _refuse_hopeless(ledger, request, endpoint)
         case ProvisioningStatus.PROVISIONING:
             return _step_provisioning(ledger, request, endpoint, nobody)
         case ProvisioningStatus.SUCCESSFUL:
@@ -329,12 +346,67 @@ def _step_provisioning(
         told = _told(request, "GprStarted", f"its GPUs are in use; its exit duration of {until} runs")
         ledger.put(started(request, ledger.now), told)
         return True
-    if ledger.now >= _latest_start(request):
-        limit = format_duration(request.exit_duration)
-        why = f"its GPUs did not come into use within its exit duration of {limit}"
-        _drain(ledger, request, ProvisioningStatus.FAILED, why, failure_reason=why)
-        return True
-    return False
+    lasting = lasting_failure(request, endpoint)
+    if lasting is None and ledger.now >= _latest_start(request, ledger.picture):
+        lasting = _late(request, endpoint)
+    if lasting is None:
+        return False
+    code, why = lasting
+    _drain(ledger, request, ProvisioningStatus.FAILED, why, failure_reason=why, failure_code=code)
+    return True
+
+
+def lasting_failure(request: GpuRequest, endpoint: InferenceEndpoint | None) -> tuple[ReasonCode, str] | None:
+    """Why an endpoint that waits for its GPUs, or has just got them, cannot use them, until a person acts.
+
+    None while there is hope: nothing is wrong, what is wrong may mend itself, or it went wrong before this
+    request was made or granted.
+    """
+    if endpoint is None or endpoint.status.observed_generation < endpoint.generation:
+        return None
+    note = endpoint.status.gpu
+    tried_at = request.granted_at if request.status is ProvisioningStatus.PROVISIONING else request.queued_at
+    spoken_of = (note.gpr_id, note.status, note.since) if note is not None else None
+    if tried_at is None or spoken_of != (request.id, request.status, tried_at):
+        return None  # its controller does not speak of this state of the request yet
+    state = public_state(endpoint)
+    if state.status is not PublicStatus.FAILED or state.reason is None or reason_of(state.reason).retry_helps:
+        return None
+    artifact = endpoint.status.artifact
+    if state.exit is not None:
+        is_news = state.exit.at >= tried_at
+    else:
+        # The model is fetched while it waits, so that may have failed before the grant.
+        failed_at = artifact.finished_at if artifact.phase is ArtifactPhase.FAILED else None
+        is_news = failed_at is not None and failed_at >= request.queued_at
+    return (state.reason, f"{state.reason}: {redacted(state.message)}") if is_news else None
+
+
+def _refuse_hopeless(ledger: _Ledger, request: GpuRequest, endpoint: InferenceEndpoint | None) -> bool:
+    """Take who could not use GPUs out of the line, before others make room for it."""
+    lasting = lasting_failure(request, endpoint)
+    if lasting is None:
+        return False
+    code, why = lasting
+    ledger.rely_on_endpoint(request)
+    told = _told(request, "GprEnded", f"it leaves the line, because its endpoint cannot start: {why}", code)
+    ledger.put(refused(request, why, ledger.now, failure_code=code), told)
+    return True
+
+
+def _late(request: GpuRequest, endpoint: InferenceEndpoint | None) -> tuple[ReasonCode, str]:
+    """Why a grant ends that did not come into use in time."""
+    limit = _start_limit(request, endpoint)
+    if limit == request.exit_duration:
+        why = f"its exit duration of {format_duration(limit)} was over before it was ready"
+    else:
+        why = f"it was not ready within {format_duration(limit)} of getting its GPUs"
+    state = public_state(endpoint) if endpoint is not None else None
+    if state is None:
+        return ReasonCode.START_TIMEOUT, why
+    failed = state.status is PublicStatus.FAILED
+    doing = f"{state.status}: {redacted(state.message)}" if state.message else state.status.value
+    return (state.reason if failed else None) or ReasonCode.START_TIMEOUT, f"{why}; last it was {doing}"
 
 
 def _is_in_use(request: GpuRequest, endpoint: InferenceEndpoint | None) -> bool:
@@ -351,10 +423,19 @@ def _is_in_use(request: GpuRequest, endpoint: InferenceEndpoint | None) -> bool:
     )
 
 
-def _latest_start(request: GpuRequest) -> datetime:
+def _latest_start(request: GpuRequest, picture: Picture) -> datetime:
     """A grant that never comes into use would otherwise be held for ever."""
     assert request.granted_at is not None
-    return request.granted_at + request.exit_duration
+    latest = request.granted_at + _start_limit(request, picture.endpoints.get(request.endpoint_uid))
+    if picture.awake_since is not None and request.granted_at < picture.awake_since:
+        return max(latest, picture.awake_since + SETTLING)
+    return latest
+
+
+def _start_limit(request: GpuRequest, endpoint: InferenceEndpoint | None) -> timedelta:
+    """How long a grant is held before it comes into use."""
+    one_start = timedelta(seconds=endpoint.spec.model.start_timeout_seconds) if endpoint else timedelta(0)
+    return min(request.exit_duration, START_LIMIT + one_start)
 
 
 def _step_in_use(ledger: _Ledger, request: GpuRequest, nobody: str) -> bool:
@@ -423,12 +504,20 @@ def _drain(
     why: str,
     *,
     failure_reason: str = "",
+    failure_code: ReasonCode | None = None,
     evicted_by: str = "",
 ) -> None:
-    ending = draining(request, ending_as, ledger.now, failure_reason=failure_reason, evicted_by=evicted_by)
+    ending = draining(
+        request,
+        ending_as,
+        ledger.now,
+        failure_reason=failure_reason,
+        failure_code=failure_code,
+        evicted_by=evicted_by,
+    )
     kind = "GprEvicted" if ending_as is ProvisioningStatus.EVICTED else "GprDraining"
     message = f"it gives back its GPUs: {why}"
-    ledger.put(ending, _told(request, kind, message, ENDING_REASONS[ending_as], by=evicted_by))
+    ledger.put(ending, _told(request, kind, message, ending_reason(ending, ending_as), by=evicted_by))
 
 
 # --- renewal --------------------------------------------------------------------------------------
@@ -524,11 +613,11 @@ def _told(
 # --- when to look again, and at whom --------------------------------------------------------------
 
 
-def _next_look(snapshot: Snapshot, idle_since: Mapping[str, datetime | None]) -> float | None:
+def _next_look(snapshot: Snapshot, picture: Picture) -> float | None:
     """Seconds until something falls due by time alone."""
-    moments = [at for each in snapshot.requests if (at := _deadline(each)) is not None]
+    moments = [at for each in snapshot.requests if (at := _deadline(each, picture)) is not None]
     seconds = [max(0.0, (min(moments) - snapshot.now).total_seconds())] if moments else []
-    if any(_may_fall_idle(each) and each.endpoint_uid in idle_since for each in snapshot.requests):
+    if any(_may_fall_idle(each) and each.endpoint_uid in picture.idle_since for each in snapshot.requests):
         seconds.append(IDLE_LOOK_SECONDS)
     return min(seconds, default=None)
 
@@ -537,9 +626,9 @@ def _may_fall_idle(request: GpuRequest) -> bool:
     return request.status is ProvisioningStatus.SUCCESSFUL and request.enforce_idle and not request.idle_since
 
 
-def _deadline(request: GpuRequest) -> datetime | None:
+def _deadline(request: GpuRequest, picture: Picture) -> datetime | None:
     if request.status is ProvisioningStatus.PROVISIONING:
-        return _latest_start(request)
+        return _latest_start(request, picture)
     return next_deadline(request)
 
 

@@ -146,6 +146,7 @@ class EndpointSpec:
     stopped: bool = False
     stopped_by: str = ""
     stopped_at: datetime | None = None
+    stopped_because: str = ""  # what somebody did that stopped it, where it was not asked for as such
     manifest: Mapping[str, Any] | None = None
     gpu: GpuSpec | None = None
     revisions: tuple[Revision, ...] = ()
@@ -399,6 +400,9 @@ def public_state(endpoint: InferenceEndpoint) -> PublicState:
         by = f"stopped by {spec.stopped_by}" if spec.stopped_by else "stopped"
         alive = sum(replica.state is not ReplicaState.EXITED for replica in status.replicas)
         ending = f"; {alive} model server{'s' if alive > 1 else ''} still finishing" if alive else ""
+        if spec.stopped_because:
+            message = f"stopped, because {spec.stopped_because}{ending}"
+            return _state(PublicStatus.STOPPED, ReasonCode.GPU_RELEASED, message)
         return _state(PublicStatus.STOPPED, ReasonCode.STOPPED_BY_USER, by + ending)
     return _serving_state(endpoint) or _failed_state(endpoint) or _progress_state(endpoint)
 
@@ -432,7 +436,8 @@ def _failed_state(endpoint: InferenceEndpoint) -> PublicState | None:
     artifact = status.artifact
     note = _gpu_note(endpoint)
     if note is not None and _is_over(note) and not note.requeues:
-        return _gpu_ended_state(note)  # before all else: nothing is tried again until somebody acts
+        # Before all else: nothing is tried again until somebody acts.
+        return _gpu_ended_state(endpoint, note)
     if artifact.phase is ArtifactPhase.FAILED and artifact.reason is not None:
         return _state(
             PublicStatus.FAILED, artifact.reason, artifact.message, next_retry_at=artifact.next_attempt_at
@@ -533,14 +538,28 @@ def _ended_reason(note: GpuNote) -> ReasonCode:
     return note.ended_reason or _ENDED_REASONS.get(note.status, ReasonCode.GPU_RELEASED)
 
 
-def _gpu_ended_state(note: GpuNote) -> PublicState:
-    """Its GPUs are gone and nobody asks for others."""
+def _gpu_ended_state(endpoint: InferenceEndpoint, note: GpuNote) -> PublicState:
+    """Its GPUs are gone, or going, and nobody asks for others."""
     reason = _ended_reason(note)
     message = note.message or _plain_sentence(reason_of(reason).meaning)
-    state = _state(PublicStatus.FAILED, reason, message)
-    # What helps the evicted is to be asked for again, and this one is not.
-    last_resort = reason_of(ReasonCode.GPU_RELEASED).next_action if reason is ReasonCode.EVICTED else ""
-    return replace(state, next_action=note.remedy or last_resort or state.next_action)
+    state = _state(PublicStatus.FAILED, reason, message + _still_held(note))
+    if reason in _ENDED_REASONS.values() or reason is ReasonCode.GPU_RELEASED:
+        # What helps the evicted is to be asked for again, and this one is not.
+        last_resort = reason_of(ReasonCode.GPU_RELEASED).next_action if reason is ReasonCode.EVICTED else ""
+        return replace(state, next_action=note.remedy or last_resort or state.next_action)
+    # It could not use them. Whatever was in its way has its own evidence, and its own remedy.
+    exits = [
+        record.last_exit
+        for record in endpoint.status.restarts
+        if record.last_exit.reason is reason
+        or (reason is ReasonCode.CRASH_LOOP and record.failures >= CRASH_LOOP_FAILURES)
+    ]
+    again = f"Then `inferplane start {endpoint.name}` asks for GPUs again, or delete the endpoint."
+    return replace(
+        state,
+        next_action=f"{note.remedy or state.next_action} {again}",
+        exit=max(exits, key=lambda each: each.at, default=None),
+    )
 
 
 def _gpu_wait_state(note: GpuNote) -> PublicState:
@@ -548,13 +567,20 @@ def _gpu_wait_state(note: GpuNote) -> PublicState:
     if note.status is not ProvisioningStatus.QUEUED:
         reason = _ended_reason(note)
         message = note.message or _plain_sentence(reason_of(reason).meaning)
-        return _state(PublicStatus.QUEUED, reason, f"{message}; its GPUs are asked for again")
+        again = f"{message}; its GPUs are asked for again{_still_held(note)}"
+        return _state(PublicStatus.QUEUED, reason, again)
     place = "" if note.position is None else f"position {note.position} in line for its GPUs"
     parts = [note.message or place or "its GPUs are asked for; its place in line is not known yet"]
     if note.estimated_start is not None:
         parts.append(f"estimated start {_instant(note.estimated_start)}")
+    elif note.assumption:
+        parts.append(f"there is no estimate: {note.assumption}")
     state = _state(PublicStatus.QUEUED, note.reason, "; ".join(parts))
     return replace(state, next_action=note.remedy or state.next_action)
+
+
+def _still_held(note: GpuNote) -> str:
+    return "; they are held until its model servers have ended" if note.nodes else ""
 
 
 def _granted_sentence(note: GpuNote) -> str:

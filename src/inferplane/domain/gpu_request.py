@@ -19,6 +19,7 @@ from enum import StrEnum
 
 from inferplane.domain.errors import Conflict, Invalid, Problem, QuotaExceeded
 from inferplane.domain.quantity import format_duration
+from inferplane.domain.reasons import ReasonCode, reason_of
 from inferplane.domain.workspace import WorkspacePolicy
 
 REQUEST_NAME_CHARACTERS_MAX = 40
@@ -31,6 +32,8 @@ PRIORITY_LOWEST = 1
 PRIORITY_HIGHEST = 299
 PRIORITY_DEFAULT = 101
 EXIT_DURATION_DEFAULT = timedelta(days=7)
+REQUEUES_AFTER_FAILURE_MAX = 3
+"""So often a request goes back into the queue by itself after failing. Being evicted does not count."""
 
 UNLIMITED = WorkspacePolicy("")
 """The policy of a workspace for which no Owner has set one."""
@@ -134,7 +137,9 @@ class GpuRequest:
     `queued_at` is the age that the order goes by. `granted_at` is when GPUs were given, `started_at` when
     they came into use: the exit duration counts from there. `renewed_until` replaces the deadline after a
     renewal. `idle_since` is None while busy and before the first Ready. `ending_as` says what a Draining
-    request will be. `grant` stays on ended requests as their history; only `holds_gpus` counts.
+    request will be. `failure_reason` says in words why it failed or was evicted, `failure_code` why it
+    failed, `released_by` who released it. `grant` stays on ended requests as their history; only
+    `holds_gpus` counts.
     """
 
     id: str
@@ -168,6 +173,8 @@ class GpuRequest:
     ending_as: ProvisioningStatus | None = None
     early_release: bool = False
     failure_reason: str = ""
+    failure_code: ReasonCode | None = None
+    released_by: str = ""
     evicted_by: str = ""
     evicted_at: datetime | None = None
     retry_count: int = 0
@@ -193,12 +200,13 @@ class GpuRequest:
 
     @property
     def coarse_status(self) -> CoarseStatus:
-        """What an endpoint's `gpuRequests` shows."""
-        if self.status is ProvisioningStatus.QUEUED:
+        """What an endpoint's `gpuRequests` shows: while draining what it will be, for the endpoint has lost it."""
+        status = self.ending_as or self.status
+        if status is ProvisioningStatus.QUEUED:
             return CoarseStatus.QUEUED
-        if self.status in HOLDING:
-            return CoarseStatus.PROVISIONED
-        return CoarseStatus.FAILED if self.status is ProvisioningStatus.FAILED else CoarseStatus.RELEASED
+        if status in ENDED:
+            return CoarseStatus.FAILED if status is ProvisioningStatus.FAILED else CoarseStatus.RELEASED
+        return CoarseStatus.PROVISIONED
 
     @property
     def gpus_allocated(self) -> int:
@@ -249,7 +257,9 @@ def draining(
     now: datetime,
     *,
     failure_reason: str = "",
+    failure_code: ReasonCode | None = None,
     evicted_by: str = "",
+    released_by: str = "",
 ) -> GpuRequest:
     """Provisioning or Successful → Draining: the engine is asked to let go. Raises Conflict.
 
@@ -264,6 +274,8 @@ def draining(
         ending_as=ending_as,
         draining_since=now,
         failure_reason=failure_reason,
+        failure_code=failure_code,
+        released_by=released_by,
         evicted_by=evicted_by if evicted else "",
         evicted_at=now if evicted else request.evicted_at,
         early_release=request.early_release or ending_as is ProvisioningStatus.EARLY_RELEASED,
@@ -279,17 +291,37 @@ def ended(request: GpuRequest, now: datetime) -> GpuRequest:
     return replace(request, status=ending_as, ending_as=None, completed_at=now)
 
 
-def refused(request: GpuRequest, failure_reason: str, now: datetime) -> GpuRequest:
-    """Queued → Failed: it can never be granted (its cluster is gone, for instance). Raises Conflict."""
+def refused(
+    request: GpuRequest, failure_reason: str, now: datetime, *, failure_code: ReasonCode | None = None
+) -> GpuRequest:
+    """Queued → Failed: GPUs would be of no use to it (its model cannot be had). Raises Conflict."""
     if request.status is not ProvisioningStatus.QUEUED:
         raise _conflict(request, f"GPR in {request.status} state cannot be refused")
-    return replace(request, status=ProvisioningStatus.FAILED, failure_reason=failure_reason, completed_at=now)
+    return replace(
+        request,
+        status=ProvisioningStatus.FAILED,
+        failure_reason=failure_reason,
+        failure_code=failure_code,
+        evicted_by="",
+        completed_at=now,
+    )
 
 
 def wants_requeue(request: GpuRequest, policy: WorkspacePolicy = UNLIMITED) -> bool:
-    """Whether an ended request goes back into the queue by itself: evicted or failed, and it asked for it."""
-    may = ProvisioningStatus.QUEUED in NEXT[request.status]
-    return may and (request.requeue_on_failure or policy.requeue_on_failure)
+    """Whether an ended request goes back into the queue by itself: evicted or failed, and it asked for it.
+
+    Not after it has failed too often, nor when it failed for what only a person can mend: it would take
+    GPUs from the line again and again, and give them back unused.
+    """
+    if ProvisioningStatus.QUEUED not in NEXT[request.status]:
+        return False
+    if request.status is ProvisioningStatus.FAILED:
+        code = request.failure_code
+        if code is not None and not reason_of(code).retry_helps:
+            return False
+        if request.retry_count - request.delayed_count >= REQUEUES_AFTER_FAILURE_MAX:
+            return False
+    return request.requeue_on_failure or policy.requeue_on_failure
 
 
 def requeued(request: GpuRequest, now: datetime) -> GpuRequest:
@@ -398,14 +430,14 @@ def extended(
     return changed
 
 
-def early_released(request: GpuRequest, now: datetime) -> GpuRequest:
-    """Provisioning or Successful → Draining, because somebody asked. Raises Conflict elsewhere."""
+def early_released(request: GpuRequest, now: datetime, *, by: str = "") -> GpuRequest:
+    """Provisioning or Successful → Draining, because somebody asked, `by`. Raises Conflict elsewhere."""
     if request.status not in (ProvisioningStatus.PROVISIONING, ProvisioningStatus.SUCCESSFUL):
         next_action = (
             "It has not started; delete it instead." if request.status is ProvisioningStatus.QUEUED else ""
         )
         raise _conflict(request, f"Cannot update early release of GPR in {request.status} state", next_action)
-    return draining(request, ProvisioningStatus.EARLY_RELEASED, now)
+    return draining(request, ProvisioningStatus.EARLY_RELEASED, now, released_by=by)
 
 
 def check_deletable(request: GpuRequest) -> None:

@@ -622,7 +622,7 @@ async def start(platform: Platform, caller: Caller, workspace: str, name: str, c
         _refuse_going(endpoint)
         if not endpoint.spec.stopped:
             return None
-        spec = replace(endpoint.spec, stopped=False, stopped_by="", stopped_at=None)
+        spec = replace(endpoint.spec, stopped=False, stopped_by="", stopped_at=None, stopped_because="")
         return replace(endpoint, spec=spec, generation=endpoint.generation + 1)
 
     async def ask_again(tx: Tx, endpoint: InferenceEndpoint) -> bool:

@@ -167,7 +167,7 @@ async def change(platform: Platform, caller: Caller, gpr_id: str, wanted: GpuCha
                 present = await _get(tx, caller, gpr_id)
                 caller.require(Verb.WRITE_GPUS, present.workspace)
                 policy = await tx.get_policy(present.workspace)
-                changed = _changed(present, wanted, policy, platform)
+                changed = _changed(present, wanted, policy, platform, caller)
                 if changed != present:
                     await tx.save_gpu_request(changed)
                     await _tell_change(tx, platform, caller, present, changed)
@@ -251,7 +251,7 @@ async def release(tx: Tx, platform: Platform, caller: Caller, request: GpuReques
     if request.status is ProvisioningStatus.QUEUED:
         await remove(tx, platform, caller, request)
     elif request.status is not ProvisioningStatus.DRAINING and not request.has_ended:
-        released = early_released(request, platform.clock())
+        released = early_released(request, platform.clock(), by=caller.key_name)
         await tx.save_gpu_request(released)
         await _tell_change(tx, platform, caller, request, released)
 
@@ -313,7 +313,7 @@ def _unknown(gpr_id: str) -> NotFound:
 
 
 def _changed(
-    request: GpuRequest, wanted: GpuChange, policy: WorkspacePolicy, platform: Platform
+    request: GpuRequest, wanted: GpuChange, policy: WorkspacePolicy, platform: Platform, caller: Caller
 ) -> GpuRequest:
     now = platform.clock()
     if wanted.name is not None:
@@ -327,7 +327,7 @@ def _changed(
         duration = parse_duration(wanted.exit_duration, "exitDuration")
         request = extended(request, duration, now, policy)
     if wanted.early_release:
-        request = early_released(request, now)
+        request = early_released(request, now, by=caller.key_name)
     return request
 
 
@@ -364,7 +364,13 @@ async def _stop_endpoint_of(tx: Tx, platform: Platform, caller: Caller, request:
     newest = (await tx.list_gpu_requests(endpoint_uid=request.endpoint_uid))[-1]
     if newest.id != request.id:
         return
-    spec = replace(endpoint.spec, stopped=True, stopped_by=caller.key_name, stopped_at=platform.clock())
+    spec = replace(
+        endpoint.spec,
+        stopped=True,
+        stopped_by=caller.key_name,
+        stopped_at=platform.clock(),
+        stopped_because=f"its GPU request {request.name} was deleted by {caller.key_name}",
+    )
     await tx.update_endpoint_spec(replace(endpoint, spec=spec, generation=endpoint.generation + 1))
     await tx.append_event(
         entry(

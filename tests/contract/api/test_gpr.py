@@ -352,6 +352,7 @@ def test_what_runs_is_released_and_then_deleted(gpus: GpuWorld, team: str) -> No
     gpus.owner("PUT", GPR, {"gprId": gpr_id, "earlyRelease": True}).is_error(409, "CONFLICT")
     gpus.end(gpr_id)
     assert gpus.gpr(gpr_id)["status"]["provisioningStatus"] == "EarlyReleased"
+    assert re.search("it was released early by .+", gpus.gpr(gpr_id)["explanation"])
     assert gpus.owner("DELETE", GPR, delete).data == {}
     gpus.owner("DELETE", GPR, delete).is_error(404, "NOT_FOUND", "GprNotFound")
 

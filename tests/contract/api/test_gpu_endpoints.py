@@ -299,7 +299,7 @@ def test_start_asks_again_for_what_was_given_back(gpus: GpuWorld, team: str) -> 
     gpus.owner("POST", f"{ENDPOINT}/start", place(team, name)).ok()
     assert len(gpus.requests_of(uid)) == 2
     statuses = [each["status"] for each in described(gpus, team, name)["gpuRequests"]]
-    assert statuses == ["Provisioned", "Queued"]
+    assert statuses == ["Released", "Queued"]
 
 
 def test_start_helps_an_endpoint_that_lost_its_gpus(gpus: GpuWorld, team: str) -> None:
@@ -383,8 +383,14 @@ def test_deleting_the_request_that_an_endpoint_waits_for_stops_it(gpus: GpuWorld
     stored = gpus.stored(team, name)
     assert stored.spec.stopped is True
     assert stored.generation == 2
+    assert (
+        stored.spec.stopped_because
+        == f"its GPU request {request_.name} was deleted by {stored.spec.stopped_by}"
+    )
     gpus.owner("POST", f"{ENDPOINT}/start", place(team, name)).ok()
     assert len(gpus.requests_of(stored.uid)) == 1
+    gpus.owner("POST", f"{ENDPOINT}/stop", place(team, name)).ok()
+    assert gpus.stored(team, name).spec.stopped_because == ""
 
 
 def test_a_repeated_create_asks_once(gpus: GpuWorld, team: str) -> None:
