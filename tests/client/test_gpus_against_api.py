@@ -130,6 +130,34 @@ def test_what_cannot_be_had_is_refused_with_what_there_is(client: Client, worksp
     assert "a2-ultragpu-1g" in caught.value.next_action
 
 
+def test_a_request_that_names_no_memory_has_its_shapes(client: Client, workspace: str) -> None:
+    gpr_id = client.create_gpr("x", replace(A100, memory_gb=None), workspace=workspace, cluster="worker-1")
+    assert client.describe_gpr(gpr_id).memory_per_gpu == 80
+    client.deploy(
+        "iris",
+        format="sklearn",
+        uri="/m.joblib",
+        workspace=workspace,
+        cluster="worker-1",
+        gpu=replace(A100, memory_gb=None),
+    )
+    (request,) = client.describe("iris", workspace=workspace).gpu_requests
+    assert request.memory_per_gpu == "81920"
+
+
+def test_what_is_too_much_is_said_in_words_that_agree(client: Client, workspace: str) -> None:
+    def refusal(wish: GpuWish) -> tuple[str, str]:
+        with pytest.raises(InvalidError) as caught:
+            client.create_gpr("x", wish, workspace=workspace, cluster="worker-1")
+        return caught.value.field, caught.value.message
+
+    assert refusal(replace(A100, memory_gb=500))[0] == "memoryPerGPU"
+    two = "asked for: 2 GPUs on 1 node; the largest of these nodes has 1 GPU"
+    assert refusal(replace(A100, gpus=2)) == ("numberOfGPUs", two)
+    three = "asked for: 1 GPU on each of 3 nodes; there are 2 such nodes in one cluster"
+    assert refusal(replace(A100, nodes=3)) == ("numberOfGPUNodes", three)
+
+
 def test_policies_are_changed_and_hold(client: Client, workspace: str) -> None:
     changed = client.change_policy(workspace, {"max_gprs": 1, "priority_range": "1-200"})
     assert (changed.max_gprs, client.describe_policy(workspace)) == (1, changed)

@@ -27,6 +27,7 @@ from inferplane.services.gpu_drafts import (
     check_allowed,
     check_placeable,
     request_of,
+    with_memory_known,
 )
 from inferplane.services.gpu_requests import QUESTION_ID, QUESTION_NAME, insert, is_over, new_request_id
 from inferplane.services.gpu_snapshot import candidates_for
@@ -211,8 +212,9 @@ async def _checked(tx: Tx, request: GpuRequest) -> GpuRequest:
     policy = await tx.get_policy(request.workspace)
     others = await tx.list_gpu_requests(workspace=request.workspace, live_only=True)
     check_allowed(request, policy, others, prefix=PREFIX)
-    check_placeable(request, await tx.list_nodes(), workspace.clusters, policy, prefix=PREFIX)
-    return request
+    nodes = await tx.list_nodes()
+    check_placeable(request, nodes, workspace.clusters, policy, prefix=PREFIX)
+    return with_memory_known(request, nodes, workspace.clusters, policy)
 
 
 async def _check_has_gpus(tx: Tx, cluster: Cluster, field: str) -> None:

@@ -210,16 +210,34 @@ def check_placeable(
     if not any(_room(sizes, selection.gpus_per_node) >= selection.nodes for sizes in allowed.values()):
         most = max(max(sizes) for sizes in allowed.values())
         if most < selection.gpus_per_node:
-            what, field = f"the largest of these nodes has {most} GPUs", "numberOfGPUs"
+            what, field = f"the largest of these nodes has {_count(most, 'GPU')}", "numberOfGPUs"
         else:
             nodes_most = max(_room(sizes, selection.gpus_per_node) for sizes in allowed.values())
-            what, field = f"there are {nodes_most} such nodes in one cluster", "numberOfGPUNodes"
+            are = "is" if nodes_most == 1 else "are"
+            what = f"there {are} {_count(nodes_most, 'such node')} in one cluster"
+            field = "numberOfGPUNodes"
+        nodes_wanted = "1 node" if selection.nodes == 1 else f"each of {selection.nodes} nodes"
         raise Invalid(
-            f"{selection.gpus_per_node} GPUs on each of {selection.nodes} nodes are asked for; {what}",
+            f"asked for: {_count(selection.gpus_per_node, 'GPU')} on {nodes_wanted}; {what}",
             reason="LargerThanCluster",
             field=prefix + field,
             next_action="Ask for less; it would not fit even if everything were free.",
         )
+
+
+def with_memory_known(
+    request: GpuRequest, nodes: Iterable[Node], clusters: Iterable[str], policy: WorkspacePolicy
+) -> GpuRequest:
+    """With the memory of the shape that it names where it names none: of several sizes, the smallest.
+
+    So it asks for what it could have had anyway, and everybody who reads it is told how much that is.
+    """
+    selection, usable = request.selection, frozenset(clusters)
+    if selection.memory_gb:
+        return request
+    keys = (PoolKey(each.cluster, each.gpu_shape, each.instance_type, each.memory_gb) for each in nodes)
+    known = (key.memory_gb for key in keys if key.cluster in usable and matches(selection, key, policy))
+    return replace(request, selection=replace(selection, memory_gb=min(known, default=0)))
 
 
 def check_allowed(
@@ -279,7 +297,10 @@ def _no_such_shape(
             wanted.append(f"at least {selection.memory_gb} GB a GPU")
         message = f"no node of {', '.join(where)} has {', '.join(wanted) or 'such GPUs'}"
         next_action = f"There are: {_kinds(there)}."
-    field = "memoryPerGPU" if selection.auto_gpu and there else "gpuShape"
+    anything = replace(selection, memory_gb=0)
+    unlimited = WorkspacePolicy("")
+    too_much = selection.memory_gb and any(matches(anything, key, unlimited) for key in there)
+    field = "memoryPerGPU" if too_much else "gpuShape"
     return Invalid(
         message, reason=ReasonCode.NO_SUCH_SHAPE.value, field=prefix + field, next_action=next_action
     )
@@ -299,6 +320,10 @@ def _kinds(kinds: Iterable[PoolKey]) -> str:
 
 def _room(sizes: Iterable[int], gpus: int) -> int:
     return sum(size >= gpus for size in sizes)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _renamed_quota(error: QuotaExceeded, prefix: str) -> QuotaExceeded:

@@ -35,6 +35,7 @@ from inferplane.services.gpu_drafts import (
     check_placeable,
     check_policy,
     request_of,
+    with_memory_known,
 )
 from inferplane.services.gpu_snapshot import candidates_for
 from inferplane.services.idempotency import Ticket, once, recall, remember
@@ -292,8 +293,9 @@ async def _understood(tx: Tx, draft: GpuDraft, origin: Origin) -> GpuRequest:
     request = request_of(draft, origin, policy)
     check_clusters(request, workspace)
     check_policy(request, policy)
-    check_placeable(request, await tx.list_nodes(), workspace.clusters, policy)
-    return request
+    nodes = await tx.list_nodes()
+    check_placeable(request, nodes, workspace.clusters, policy)
+    return with_memory_known(request, nodes, workspace.clusters, policy)
 
 
 async def _get(tx: Tx, caller: Caller, gpr_id: str) -> GpuRequest:

@@ -228,7 +228,7 @@ def test_every_way_to_choose(gpus: GpuWorld, team: str, change: dict[str, Any]) 
         ({"gpuShape": "hello"}, "gpuShape", "NoSuchShape"),
         ({"gpuShape": "s" * 200}, "gpuShape", "InvalidText"),
         ({**AUTO, "memoryPerGPU": 100}, "memoryPerGPU", "NoSuchShape"),
-        ({"memoryPerGPU": 1024}, "gpuShape", "NoSuchShape"),
+        ({"memoryPerGPU": 1024}, "memoryPerGPU", "NoSuchShape"),
         ({"numberOfGPUs": 2}, "numberOfGPUs", "LargerThanCluster"),
         ({"numberOfGPUNodes": 3}, "numberOfGPUNodes", "LargerThanCluster"),
     ],
