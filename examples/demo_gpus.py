@@ -3,7 +3,7 @@
 The platform is the real one: its API, its store, its admission controller and its gateway. Only the
 clusters are pretended, and the clock is fast. Three workspaces ask for GPUs and endpoints as people do:
 small and large, short and long, some urgent, some that may be evicted. What is shown is what the API
-says; every line can be asked for from another terminal with the two variables that are printed.
+says; every line can be asked for from another terminal with the variable that is printed.
 
     python examples/demo_gpus.py [--speed 60] [--hours 5] [--seed 1] [--once]
 
@@ -218,7 +218,7 @@ async def demonstrate(home: Path, given: argparse.Namespace) -> None:
     settings = load_settings(flags, {}, user_home=home).settings
     console = Console()
     async with run_platform(settings, speed=given.speed) as platform:
-        variables = f"INFERPLANE_HOME={home} INFERPLANE_API_PORT={platform.api_port}"
+        variables = f"INFERPLANE_HOME={home}"
         # Whole on one line, however narrow the terminal: it is there to be pasted.
         console.print(f"Ask it yourself from another terminal, with\n  export {variables}", soft_wrap=True)
         api = Api(platform)

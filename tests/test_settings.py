@@ -255,10 +255,14 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def at_8081(_: Settings) -> str:
+    return "http://127.0.0.1:8081"
+
+
 def test_a_client_finds_the_platform_of_this_machine_and_its_owner_key(home: Path) -> None:
-    found = load_client_settings({"INFERPLANE_HOME": str(home)}, user_home=HOME)
+    found = load_client_settings({"INFERPLANE_HOME": str(home)}, user_home=HOME, running_at=at_8081)
     assert (found.api_url, found.api_key, found.workspace) == (
-        "http://127.0.0.1:7070",
+        "http://127.0.0.1:8081",
         "ipk_owner",
         "default",
     )
@@ -280,11 +284,33 @@ def test_the_environment_names_another_platform(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://inferplane.example", "http://192.168.1.5:7070", "http://localhost.example"]
+    "url",
+    [
+        *("https://inferplane.example", "http://192.168.1.5:7070", "http://localhost.example"),
+        *("http://127.0.0.1:7070", "http://localhost:8081", "https://127.0.0.1:8081"),
+    ],
 )
-def test_the_owner_key_of_this_machine_is_never_sent_elsewhere(home: Path, url: str) -> None:
-    found = load_client_settings({"INFERPLANE_HOME": str(home)}, user_home=HOME, api_url=url)
-    assert (found.api_key, found.why_no_key) == ("", "no API key was given")
+def test_the_owner_key_of_this_machine_is_only_for_the_platform_of_its_home(home: Path, url: str) -> None:
+    environment = {"INFERPLANE_HOME": str(home)}
+    found = load_client_settings(environment, user_home=HOME, api_url=url, running_at=at_8081)
+    assert (found.api_key, found.why_unreachable) == ("", "")
+    assert f"home folder {home}; its address is http://127.0.0.1:8081" in found.why_no_key
+    same = load_client_settings(
+        environment, user_home=HOME, api_url="http://127.0.0.1:8081/", running_at=at_8081
+    )
+    assert (same.api_key, same.why_no_key) == ("ipk_owner", "")
+
+
+def test_where_no_platform_runs_no_key_is_offered_to_anybody(home: Path) -> None:
+    environment = {"INFERPLANE_HOME": str(home)}
+    found = load_client_settings(environment, user_home=HOME)
+    nobody = f"no platform runs with the home folder {home}"
+    assert (found.api_url, found.api_key, found.why_unreachable) == ("http://127.0.0.1:7070", "", nobody)
+    found = load_client_settings(environment, user_home=HOME, api_url="http://127.0.0.1:7070")
+    assert (found.api_key, found.why_unreachable) == ("", "")
+    assert nobody in found.why_no_key
+    found = load_client_settings(environment, user_home=HOME, api_url="http://elsewhere")
+    assert found.why_no_key == "no API key was given"
 
 
 def test_what_is_given_beats_the_environment(home: Path) -> None:
@@ -309,14 +335,16 @@ def test_the_address_follows_the_settings_of_up(environment: dict[str, str], url
 
 
 def test_a_missing_key_is_explained(tmp_path: Path) -> None:
-    found = load_client_settings({"INFERPLANE_HOME": str(tmp_path)}, user_home=HOME)
-    assert found.why_no_key == f"no API key was given, and there is no Owner key at {tmp_path}/owner.key"
+    def why() -> str:
+        environment = {"INFERPLANE_HOME": str(tmp_path)}
+        return load_client_settings(environment, user_home=HOME, running_at=at_8081).why_no_key
+
+    assert why() == f"no API key was given, and there is no Owner key at {tmp_path}/owner.key"
     (tmp_path / "owner.key").mkdir()
-    found = load_client_settings({"INFERPLANE_HOME": str(tmp_path)}, user_home=HOME)
-    assert "cannot be read" in found.why_no_key
+    assert "cannot be read" in why()
     (tmp_path / "owner.key").rmdir()
     (tmp_path / "owner.key").write_text("\n")
-    assert "is empty" in load_client_settings({"INFERPLANE_HOME": str(tmp_path)}, user_home=HOME).why_no_key
+    assert "is empty" in why()
 
 
 @pytest.mark.parametrize(

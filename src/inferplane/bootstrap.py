@@ -19,7 +19,8 @@ import signal
 import socket
 import string
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -58,6 +59,8 @@ API_BACKLOG = 2048
 API_SHUTDOWN_SECONDS = 5
 ANY_HOST = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, nothing is bound to it here
 DESCRIPTORS_MAX = 65_536
+LOCK_ATTEMPTS_MAX = 10
+LOCK_PAUSE_SECONDS = 0.02
 SIMULATED_SOCKET = "simulated.sock"
 CLUSTERS_FOLDER = "clusters"
 # About what a small model takes, so that every state of a simulated endpoint can be seen.
@@ -162,7 +165,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
     """
     clock = clock_at(speed)
     async with AsyncExitStack() as stack:
-        _claim_home(settings.home, stack)
+        _claim_home(settings, stack)
         api_socket = _bind(settings.api_host, settings.api_port)
         stack.callback(api_socket.close)
         api_port = int(api_socket.getsockname()[1])
@@ -263,6 +266,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
             platform, readiness=lambda: {"gateway": publisher.problem(), "store": ""}, version=VERSION
         )
         await stack.enter_async_context(_serve_api(app, api_socket))
+        stack.enter_context(_address_told(settings, api_port))
         yield RunningPlatform(settings, api_port, publisher.port, store, engines)
 
 
@@ -379,12 +383,16 @@ def _wake_for(change: Change, wake: Callable[[str], None], admission: Runner) ->
         wake(change.endpoint_uid)
 
 
-def _claim_home(home: Path, stack: AsyncExitStack) -> None:
-    """Make the home folder ours alone; the kernel gives it back however we end."""
+def _claim_home(settings: Settings, stack: AsyncExitStack) -> None:
+    """Make the home folder ours alone; the kernel gives it back however we end.
+
+    The address that a killed platform left is removed: from here on it would be taken for ours.
+    """
+    home = settings.home
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = stack.enter_context(
-            contextlib.closing(os.fdopen(os.open(home / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)))
+            contextlib.closing(os.fdopen(os.open(settings.lock_path, os.O_RDWR | os.O_CREAT, 0o600)))
         )
     except OSError as error:
         raise Unavailable(
@@ -394,7 +402,7 @@ def _claim_home(home: Path, stack: AsyncExitStack) -> None:
             next_action="Name another folder with --home or INFERPLANE_HOME.",
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock.fileno())
     except OSError as error:
         raise Unavailable(
             f"another platform already runs with the home folder {home}",
@@ -402,6 +410,38 @@ def _claim_home(home: Path, stack: AsyncExitStack) -> None:
             field="home",
             next_action="Stop it first, or name another folder with --home or INFERPLANE_HOME.",
         ) from error
+    with contextlib.suppress(OSError):  # if it cannot be, it cannot be written either, which is said then
+        settings.api_url_path.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int) -> None:
+    """Raises OSError. Somebody who only asks whether it is locked holds it for a moment: tried a few times."""
+    for _ in range(LOCK_ATTEMPTS_MAX - 1):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(LOCK_PAUSE_SECONDS)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def _address_told(settings: Settings, api_port: int) -> Iterator[None]:
+    """Say in the home folder where the API is, for clients of this user. Raises Unavailable."""
+    path = settings.api_url_path
+    draft = path.with_name(path.name + ".new")
+    try:
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"http://{_in_url(_loopback(settings.api_host))}:{api_port}\n")
+        draft.replace(path)
+    except OSError as error:
+        raise Unavailable(
+            f"the file {path} cannot be written: {error.strerror}", reason="HomeUnusable", field="home"
+        ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it says nothing once the lock is gone
+            path.unlink()
 
 
 def _bind(host: str, port: int) -> socket.socket:

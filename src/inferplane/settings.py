@@ -152,6 +152,16 @@ class Settings:
         """Where the first start leaves the Owner key (mode 0600)."""
         return self.home / "owner.key"
 
+    @property
+    def lock_path(self) -> Path:
+        """What is locked for as long as a platform runs with this home."""
+        return self.home / "up.lock"
+
+    @property
+    def api_url_path(self) -> Path:
+        """Where a platform that runs says at which address its API is (mode 0600)."""
+        return self.home / "api.url"
+
 
 CLUSTER_TABLE = "cluster"
 SECRET_SETTINGS = frozenset({"database_url"})  # may hold a password: never repeated in an error
@@ -183,12 +193,16 @@ class LoadedSettings:
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """Where a client finds the platform. `api_key` is "" when none was found; `why_no_key` says why."""
+    """Where a client finds the platform. `api_key` is "" when none was found; `why_no_key` says why.
+
+    `why_unreachable` is a sentence when this machine's platform is meant and none runs, else "".
+    """
 
     api_url: str
     api_key: str
     workspace: str = "default"
     why_no_key: str = ""
+    why_unreachable: str = ""
 
 
 def load_client_settings(
@@ -197,16 +211,22 @@ def load_client_settings(
     user_home: Path,
     api_url: str | None = None,
     api_key: str | None = None,
+    running_at: Callable[[Settings], str] = lambda _: "",
 ) -> ClientSettings:
     """What was given, else the environment, else the platform of this machine.
 
-    Address: `INFERPLANE_API_URL`, else this machine's `INFERPLANE_API_PORT` (7070). Key:
-    `INFERPLANE_API_KEY`, else the Owner key under the home folder; that one is only ever offered to
-    an address on this machine. Workspace: `INFERPLANE_WORKSPACE`, else `default`.
-    Raises Invalid for an address that is none, and whatever `load_settings` raises.
+    Address: `INFERPLANE_API_URL`, else where the platform of this home runs, else where it would. Key:
+    `INFERPLANE_API_KEY`, else the Owner key under the home folder. That one is only ever offered to the
+    platform that runs with this home: whoever else listens on this machine, on the usual port even, could
+    be anybody. `running_at` tells where it runs, "" for nowhere. Workspace: `INFERPLANE_WORKSPACE`, else
+    `default`. Raises Invalid for an address that is none, and whatever `load_settings` raises.
     """
     local = load_settings({}, environment, user_home=user_home).settings
-    url = (api_url or environment.get(ENVIRONMENT_PREFIX + "API_URL") or _local_url(local)).rstrip("/")
+    named = api_url or environment.get(ENVIRONMENT_PREFIX + "API_URL") or ""
+    key = api_key if api_key is not None else environment.get(ENVIRONMENT_PREFIX + "API_KEY", "").strip()
+    wants_local_key = api_key is None and not key
+    running = running_at(local) if wants_local_key or not named else ""
+    url = (named or running or _local_url(local)).rstrip("/")
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -219,12 +239,25 @@ def load_client_settings(
             field="api_url",
             next_action="Give one like http://127.0.0.1:7070.",
         )
-    key = api_key if api_key is not None else environment.get(ENVIRONMENT_PREFIX + "API_KEY", "").strip()
     why = "" if key else "no API key was given"
-    if api_key is None and not key and is_loopback(url):
-        key, why = _owner_key(local.owner_key_path)
+    if wants_local_key and running:
+        key, why = _owner_key(local.owner_key_path) if url == running else ("", _not_offered(local, running))
+    elif wants_local_key and is_loopback(url):
+        why = f"no API key was given, and {_nobody_at(local)}, whose Owner key could be used"
     workspace = environment.get(ENVIRONMENT_PREFIX + "WORKSPACE") or "default"
-    return ClientSettings(url, key, workspace, why)
+    absent = "" if named or running else _nobody_at(local)
+    return ClientSettings(url, key, workspace, why, absent)
+
+
+def _nobody_at(local: Settings) -> str:
+    return f"no platform runs with the home folder {local.home}"
+
+
+def _not_offered(local: Settings, running: str) -> str:
+    return (
+        "no API key was given, and this machine's Owner key is only for the platform that runs with the home"
+        f" folder {local.home}; its address is {running}"
+    )
 
 
 def is_loopback(url: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -23,6 +24,7 @@ from inferplane import (
     WaitTimeoutError,
 )
 from inferplane.engines.port import LogLine
+from inferplane.locks import acquire_lock
 
 IRIS = "/models/iris.joblib"
 MANIFEST = """
@@ -234,10 +236,13 @@ def test_a_client_without_arguments_finds_this_machines_platform(
     for name in ("INFERPLANE_API_URL", "INFERPLANE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("INFERPLANE_HOME", str(world.folder))
-    monkeypatch.setenv("INFERPLANE_API_PORT", str(world.port))
+    lock = acquire_lock(world.folder / "up.lock")
+    assert lock is not None
+    (world.folder / "api.url").write_text(f"{world.url}\n")
     with Client() as client:
         assert client.base_url == world.url
         assert client.list_clusters()
+    os.close(lock)
 
 
 def test_calls_from_several_threads(world: World, client: Client) -> None:

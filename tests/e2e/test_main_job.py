@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -75,6 +76,36 @@ def test_a_second_platform_on_the_same_home_is_refused_with_a_sentence(stack: St
     assert second.returncode != 0
     assert "another platform already runs" in second.stderr
     assert "Traceback" not in second.stderr
+
+
+def test_the_command_line_finds_the_platform_of_its_home_and_tells_nobody_else_the_key(stack: Stack) -> None:
+    def list_clusters(**more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "inferplane", "cluster", "list"],
+            env={"PATH": os.environ["PATH"], "INFERPLANE_HOME": str(stack.home), **more},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    told = stack.home / "api.url"
+    assert (told.read_text(), told.stat().st_mode & 0o777) == (f"{stack.api}\n", 0o600)
+    assert "local" in list_clusters().stdout
+    assert "local" in list_clusters(INFERPLANE_API_URL=stack.api).stdout
+    elsewhere = list_clusters(INFERPLANE_API_URL="http://127.0.0.1:1")
+    assert (elsewhere.returncode, elsewhere.stdout) == (4, "")
+    assert f"its address is {stack.api}" in elsewhere.stderr
+
+    stack.kill()
+    assert told.exists()
+    left = list_clusters()
+    assert left.returncode == 8
+    assert f"no platform runs with the home folder {stack.home}" in left.stderr
+    stack.start()
+    assert told.read_text() == f"{stack.api}\n"
+    stack.stop()
+    assert not told.exists()
 
 
 def test_a_killed_model_server_is_replaced_and_the_evidence_kept(stack: Stack, iris_model: Path) -> None:

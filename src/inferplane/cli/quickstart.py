@@ -37,6 +37,7 @@ from inferplane.client import (
     ProtocolError,
     UnreachableError,
 )
+from inferplane.client.local import running_at
 from inferplane.client.requests import origin_of
 from inferplane.locks import is_locked, lock_holders
 from inferplane.settings import Settings
@@ -129,14 +130,15 @@ def _platform(settings: Settings, flags: list[str], log: Path) -> Iterator[Platf
 
 
 def _already_running(settings: Settings) -> Platform | None:
-    """The platform at the API's port, if it is this home's. Raises QuickstartError if it is another's."""
+    """The platform that runs with this home. Raises QuickstartError if another's has the API's port."""
+    running = running_at(settings)
+    if running:
+        return Platform(running, None)
     if not settings.api_port:
         return None
     url = _api_at(settings.api_host, settings.api_port)
     if not _is_platform(url):
         return None
-    if _answers_to_owner(url, settings.owner_key_path):
-        return Platform(url, None)
     raise QuickstartError(
         f"another platform, with another home, answers at {url}",
         reason="PortInUse",
@@ -149,17 +151,6 @@ def _api_at(bound: str, port: int) -> str:
     """The URL by which this machine reaches an API that listens on `bound`."""
     host = "127.0.0.1" if bound in {"", "0.0.0.0", "::"} else bound  # noqa: S104 - a comparison
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _answers_to_owner(url: str, key_path: Path) -> bool:
-    """Whether what answers at `url` knows the Owner key of this home."""
-    try:
-        key = key_path.read_text(encoding="utf-8").strip()
-        with Client(url, key) as client:
-            client.list_clusters()
-    except (OSError, UnicodeDecodeError, ClientError):
-        return False
-    return True
 
 
 def _is_platform(url: str) -> bool:

@@ -44,6 +44,7 @@ from inferplane.client.conversations import (
     Stream,
 )
 from inferplane.client.errors import ConfigurationError
+from inferplane.client.local import running_at
 from inferplane.client.requests import Answer, Request
 from inferplane.domain.errors import InferplaneError
 from inferplane.settings import is_loopback, load_client_settings
@@ -130,13 +131,19 @@ class _Shell:
 
     def __init__(self, base_url: str | None, api_key: str | None) -> None:
         try:
-            found = load_client_settings(os.environ, user_home=Path.home(), api_url=base_url, api_key=api_key)
+            found = load_client_settings(
+                os.environ, user_home=Path.home(), api_url=base_url, api_key=api_key, running_at=running_at
+            )
         except InferplaneError as error:
             raise ConfigurationError(
                 error.message, reason=error.reason, field=error.field, next_action=error.next_action
             ) from error
         self._session = Session(
-            found.api_url, found.api_key, partial(secrets.token_hex, 16), why_no_key=found.why_no_key
+            found.api_url,
+            found.api_key,
+            partial(secrets.token_hex, 16),
+            why_no_key=found.why_no_key,
+            why_unreachable=found.why_unreachable,
         )
 
     @property

@@ -58,6 +58,7 @@ MANIFEST_CHARACTERS_MAX = 1024 * 1024
 
 UNREACHABLE = "Unreachable"
 """Reason of an error: nothing was sent, because there was nobody to send it to."""
+START_IT = "Start it with `inferplane up`, or set INFERPLANE_API_URL to where it runs."
 CONNECTION_LOST = "ConnectionLost"
 """Reason of an error: it was sent, and whether it was acted on is not known."""
 
@@ -117,13 +118,15 @@ class Session:
     """What one client knows: its key, the token it has now, and where endpoints answer.
 
     `new_key` makes idempotency keys; chance, like time, is brought from outside. `why_no_key` is the
-    sentence to say when `api_key` is "" and a call needs one.
+    sentence to say when `api_key` is "" and a call needs one, and `why_unreachable` the one to say instead
+    when the platform that is meant does not run.
     """
 
     base_url: str
     api_key: str
     new_key: Callable[[], str]
     why_no_key: str = "no API key is known"
+    why_unreachable: str = ""
     token: str = ""
     addresses: dict[tuple[str, str, str], str] = field(default_factory=dict)
 
@@ -148,6 +151,8 @@ def ask(session: Session, request: Request[T]) -> Flow[T]:
 
 
 def _fresh_token(session: Session) -> Flow[str]:
+    if not session.api_key and session.why_unreachable:
+        raise errors.UnreachableError(session.why_unreachable, reason=UNREACHABLE, next_action=START_IT)
     if not session.api_key:
         raise errors.ConfigurationError(
             session.why_no_key,
@@ -188,7 +193,7 @@ def _unreachable(
         return errors.UnreachableError(
             f"the platform does not answer at {session.base_url}: {failure.message}",
             reason=reason,
-            next_action="Start it with `inferplane up`, or set INFERPLANE_API_URL to where it runs.",
+            next_action=START_IT,
         )
     return errors.UnreachableError(
         f"the gateway does not answer at {requests.origin_of(request.target)}: {failure.message}",
