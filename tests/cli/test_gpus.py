@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -159,7 +160,7 @@ def test_a_shape_that_is_not_there_is_refused_with_those_that_are(run: Run, team
 def test_policies(run: Run, team: str) -> None:
     set_ = run("policy", "set", team, "--max-gprs", "2", "--gpu-shape", "NVIDIA-A100", "--no-eviction")
     assert set_.code == 0
-    for part in ("Max GPRs:", "NVIDIA-A100"):
+    for part in ("Max GPRs:", "NVIDIA-A100", "GPRs that say --evictable", "GPRs that say --requeue"):
         assert part in set_.out
     assert run("policy", "describe", team).out == set_.out
     item = run("policy", "describe", team, "-o", "json").json["item"]
@@ -167,6 +168,7 @@ def test_policies(run: Run, team: str) -> None:
     lifted = run("policy", "set", team, "--max-gprs", "-1", "--gpu-shape", "any", "-o", "json").json["item"]
     assert (lifted["maxGPRs"], lifted["globalGPUConstraints"]) == (None, None)
     assert team in run("policy", "list").out
+    assert re.search(r"Eviction: +every GPR", run("policy", "set", team, "--eviction").out)
     assert run("policy", "set", team).code == ExitCode.USAGE
 
 

@@ -148,9 +148,9 @@ def test_clusters_by_precedence_and_gpus_by_memory(
 @pytest.mark.parametrize(
     ("request_fields", "fields", "reason", "says"),
     [
-        ({"gpus": 16}, {}, WaitReason.LARGER_THAN_CLUSTER, "has more than 0 such nodes"),
+        ({"gpus": 16}, {}, WaitReason.LARGER_THAN_CLUSTER, "no node that it may use has as many"),
         ({"gpus": 8, "nodes": 3}, {}, WaitReason.LARGER_THAN_CLUSTER, "has more than 2 such nodes"),
-        ({"gpus": 8, "nodes": 2}, {}, WaitReason.NODES_UNHEALTHY, "only 1 of 2 such nodes are in order"),
+        ({"gpus": 8, "nodes": 2}, {}, WaitReason.NODES_UNHEALTHY, "only 1 of 2 such nodes is in order"),
         (
             {"selection": Selection(cluster_name="nowhere", gpu_shape="A100")},
             {},
@@ -295,6 +295,24 @@ def test_a_policy_can_let_a_whole_workspace_take_part(world: World) -> None:
     asks = world.waits(1, 8, priority=250)
     policy = WorkspacePolicy("team", auto_eviction=True)
     assert schedule(world.snapshot([world.node("a")], [held, asks], policies=[policy])).evictions
+
+
+@pytest.mark.parametrize("victim_says", [False, True])
+@pytest.mark.parametrize("newcomer_says", [False, True])
+@pytest.mark.parametrize("victims_policy", [False, True])
+@pytest.mark.parametrize("newcomers_policy", [False, True])
+def test_eviction_is_between_two_who_take_part_each_by_itself_or_by_its_policy(
+    world: World, victim_says: bool, newcomer_says: bool, victims_policy: bool, newcomers_policy: bool
+) -> None:
+    held = world.holds(9, {"a": tuple(range(8))}, priority=50, workspace="red", enable_eviction=victim_says)
+    asks = world.waits(1, 8, priority=250, workspace="blue", enable_eviction=newcomer_says)
+    policies = [
+        WorkspacePolicy("red", auto_eviction=victims_policy),
+        WorkspacePolicy("blue", auto_eviction=newcomers_policy),
+    ]
+    decided = schedule(world.snapshot([world.node("a")], [held, asks], policies=policies))
+    expected = (victim_says or victims_policy) and (newcomer_says or newcomers_policy)
+    assert bool(decided.evictions) is expected
 
 
 def test_one_cycle_evicts_only_so_many(world: World) -> None:

@@ -97,7 +97,7 @@ Evictable = Annotated[
     bool | None,
     typer.Option(
         "--evictable/--not-evictable",
-        help="A higher priority may take them.",
+        help="May take GPUs from such GPRs of lower priority, and lose them to higher ones.",
         show_default=False,
         rich_help_panel=PANEL,
     ),

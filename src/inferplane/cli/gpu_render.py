@@ -284,8 +284,8 @@ def policy_list(items: Sequence[PolicyItem]) -> str:
             _limit(each.max_inference_endpoints),
             each.priority_range or NO_LIMIT,
             each.max_exit_duration_per_gpr or NO_LIMIT,
-            _yes(each.enable_auto_eviction),
-            _yes(each.requeue_on_failure),
+            _which(each.enable_auto_eviction),
+            _which(each.requeue_on_failure),
         )
         for each in items
     ]
@@ -309,11 +309,18 @@ def policy(item: PolicyItem) -> str:
             ("GPU shapes", ", ".join(bounds.gpu_shapes) or "any"),
             ("Max GPUs a GPR", _limit(bounds.max_gpu_per_gpr)),
             ("Max memory a GPR", _limit(bounds.max_memory_per_gpr, " GB")),
-            ("Requeue", _yes(item.requeue_on_failure)),
-            ("Eviction", _yes(item.enable_auto_eviction)),
-            ("Enforce idle", _yes(item.enforce_idle_time_out)),
+            ("Requeue", _which(item.requeue_on_failure, "--requeue")),
+            ("Eviction", _which(item.enable_auto_eviction, "--evictable")),
+            ("Enforce idle", _which(item.enforce_idle_time_out, "--enforce-idle")),
         ]
     )
+
+
+def _which(all_of_them: bool, option: str = "") -> str:
+    """Of a policy's switch: it holds for every GPR, or for those only that say so themselves."""
+    if all_of_them:
+        return "every GPR"
+    return f"GPRs that say {option}" if option else "where asked"
 
 
 def audit_entry(entry: AuditItem) -> str:

@@ -110,13 +110,17 @@ def set_policy(
     requeue: Annotated[
         bool | None,
         typer.Option(
-            "--requeue/--no-requeue", help="Requests may wait again when they fail.", show_default=False
+            "--requeue/--no-requeue",
+            help="Every GPR waits again when it fails or is evicted; else those that say --requeue.",
+            show_default=False,
         ),
     ] = None,
     eviction: Annotated[
         bool | None,
         typer.Option(
-            "--eviction/--no-eviction", help="A higher priority may take its GPUs.", show_default=False
+            "--eviction/--no-eviction",
+            help="Every GPR takes part in eviction, on both sides; else those that say --evictable.",
+            show_default=False,
         ),
     ] = None,
     enforce_idle: EnforceIdle = None,

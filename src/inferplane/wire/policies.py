@@ -20,7 +20,8 @@ class PolicyItem(msgspec.Struct, frozen=True, rename="camel"):
     """One workspace's policy.
 
     `priority_range` is `low` (1-100), `medium` (101-200), `high` (201-299) or two numbers such as `1-200`.
-    None and "" mean no limit beyond the platform's own. The last two are ours.
+    None and "" mean no limit beyond the platform's own. `enable_auto_eviction` and `requeue_on_failure`
+    hold for every GPR; without them it is each GPR's own to say. The last two are ours.
     """
 
     workspace_name: str
