@@ -44,6 +44,8 @@ from inferplane.engines.local.sockets import make_private, socket_directory
 from inferplane.engines.nvml import DeviceMeter, NvmlNodes
 from inferplane.engines.port import Clock, Engine
 from inferplane.engines.simulated import NOTE, Script, SimulatedEngine
+from inferplane.gateway.activator import Activator
+from inferplane.gateway.demand import Demand
 from inferplane.gateway.publisher import GatewayConfig, RoutePublisher
 from inferplane.gateway.traffic import TrafficMeter
 from inferplane.modelstore.store import ModelStore
@@ -62,6 +64,7 @@ DESCRIPTORS_MAX = 65_536
 LOCK_ATTEMPTS_MAX = 10
 LOCK_PAUSE_SECONDS = 0.02
 SIMULATED_SOCKET = "simulated.sock"
+ACTIVATOR_SOCKET = "activator.sock"
 CLUSTERS_FOLDER = "clusters"
 # About what a small model takes, so that every state of a simulated endpoint can be seen.
 SIMULATED_SCRIPT = Script(fetch_seconds=2.0, start_seconds=0.3, load_seconds=1.0, stop_seconds=0.5)
@@ -197,6 +200,11 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
             if runner is not None:
                 runner.wake(uid)
 
+        traffic: TrafficMeter | None = None
+        demand = Demand(clock, wake, lambda uid: None if traffic is None else traffic.idle_since(uid))
+        activator_socket = socket_directory(settings.home) / ACTIVATOR_SOCKET
+        await stack.enter_async_context(_serve_at(activator_socket, Activator(demand)))
+
         publisher = RoutePublisher(
             GatewayConfig(
                 directory=settings.home / "gateway",
@@ -204,6 +212,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
                 port=settings.gateway_port,
                 domain=settings.domain,
                 api_address=f"{_loopback(settings.api_host)}:{api_port}",
+                activator_address=f"unix:{activator_socket}",
             ),
             on_confirmed=wake,
         )
@@ -213,16 +222,21 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
             stack.push_async_callback(engine.close, stop_servers=True)
             await engine.start(wake)
         if any(each.engine is EngineKind.SIMULATED for each in settings.every_cluster):
-            await stack.enter_async_context(_serve_simulated(_simulated_socket(settings.home)))
+            await stack.enter_async_context(_serve_at(_simulated_socket(settings.home), _answer_simulated))
         await publisher.start()
         stack.push_async_callback(publisher.close, stop_gateway=True)
 
-        traffic = TrafficMeter(publisher.admin_socket, settings.home / "gateway" / "traffic.json", clock)
+        traffic = TrafficMeter(
+            publisher.admin_socket,
+            settings.home / "gateway" / "traffic.json",
+            clock,
+            on_look=demand.measured,
+        )
         stack.push_async_callback(traffic.close)
         await traffic.start()
         devices = await _device_meter(settings, clock, stack)
 
-        controller = EndpointController(store, engines, publisher, clock, retired=retired)
+        controller = EndpointController(store, engines, publisher, clock, retired=retired, demand=demand)
         await controller.restore_routes()
         publisher.open()
         runner = Runner(controller, speed=speed)
@@ -232,7 +246,8 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
                 store,
                 clock,
                 switches=switches,
-                idle_since=Idleness(traffic, devices, engines).idle_since,
+                grant_idle_since=grant_idleness(devices),
+                idle_since=Idleness(demand, devices, engines).idle_since,
                 speed=speed,
             ),
             workers=1,
@@ -243,6 +258,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
         stack.push_async_callback(admission.close)
         await runner.start()
         stack.push_async_callback(runner.close)
+        stack.callback(demand.close)
         controller.start_janitor()
         stack.push_async_callback(controller.close)
         inventory_runner = Runner(inventory, workers=1)
@@ -329,7 +345,7 @@ class Idleness:
     `devices` is None where GPUs are only declared: nothing works on those.
     """
 
-    traffic: TrafficMeter
+    traffic: Demand
     devices: DeviceMeter | None
     engines: Mapping[str, Engine]
 
@@ -491,10 +507,10 @@ async def _answer_simulated(scope: Mapping[str, Any], receive: Any, send: Any) -
 
 
 @asynccontextmanager
-async def _serve_simulated(path: Path) -> AsyncIterator[None]:
-    """Answer for simulated endpoints at a socket in the folder that only its owner may enter."""
+async def _serve_at(path: Path, app: Any) -> AsyncIterator[None]:
+    """Serve `app` at a unix socket in the folder that only its owner may enter."""
     make_private(path.parent)
-    async with _serving(_answer_simulated, uds=str(path)):
+    async with _serving(app, uds=str(path)):
         yield
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it stays as long as anything else is in it

@@ -29,6 +29,7 @@ from inferplane.domain.endpoint import (
     Resources,
     RestartRecord,
     Revision,
+    ScaleNote,
     Scaling,
     TrafficLimits,
 )
@@ -265,7 +266,14 @@ rollout_notes = st.builds(
 specs = st.builds(
     EndpointSpec,
     model=model_specs,
-    scaling=st.builds(Scaling, min_replicas=wholes, max_replicas=wholes),
+    scaling=st.builds(
+        Scaling,
+        min_replicas=wholes,
+        max_replicas=wholes,
+        target_concurrency=maybe(numbers),
+        target_rate=maybe(numbers),
+        scale_to_zero_after=spans,
+    ),
     limits=st.builds(TrafficLimits, max_request_bytes=wholes, timeout_seconds=numbers),
     revision=wholes,
     stopped=st.booleans(),
@@ -317,6 +325,15 @@ replicas = st.builds(
     exit=maybe(exits),
     model=maybe(models),
 )
+scale_notes = st.builds(
+    ScaleNote,
+    replicas=st.integers(0, 100),
+    message=texts,
+    since=maybe(moments),
+    last_request_at=maybe(moments),
+    waking_since=maybe(moments),
+    wake_seconds=maybe(numbers),
+)
 statuses = st.builds(
     EndpointStatus,
     observed_generation=wholes,
@@ -335,6 +352,7 @@ statuses = st.builds(
     since=maybe(moments),
     gpu=maybe(gpu_notes),
     rollout=maybe(rollout_notes),
+    scale=maybe(scale_notes),
 )
 endpoints = st.builds(
     InferenceEndpoint,
@@ -452,7 +470,7 @@ def test_the_strategies_above_speak_of_every_field() -> None:
                 look(item)
 
     @settings(
-        max_examples=500,
+        max_examples=900,
         deadline=None,
         derandomize=True,
         database=None,
@@ -467,7 +485,7 @@ def test_the_strategies_above_speak_of_every_field() -> None:
         kind.__name__: sorted({field.name for field in fields(kind)} - names) for kind, names in seen.items()
     }
     assert {name: lost for name, lost in missing.items() if lost} == {}
-    assert len(seen) == 29  # every kind of value that is stored as JSON was drawn
+    assert len(seen) == 30  # every kind of value that is stored as JSON was drawn
 
 
 @thorough

@@ -107,7 +107,7 @@ def decide(
 def _asleep(scaling: Scaling, traffic: Traffic, most: int) -> Decision:
     if traffic.held <= 0:
         return Decision(0, on_traffic=True)
-    target = scaling.target_concurrency or DEFAULT_TARGET_CONCURRENCY
+    target = max(scaling.target_concurrency or DEFAULT_TARGET_CONCURRENCY, 1.0)
     said = f"{traffic.held} request{'s wait' if traffic.held > 1 else ' waits'} for it"
     replicas = min(max(_ceil(traffic.held / target), 1), most)
     return Decision(replicas, said, LOOK_AGAIN_SECONDS, on_traffic=True)
@@ -123,17 +123,20 @@ def _quiet_for(traffic: Traffic, now: datetime, ready_since: datetime | None) ->
 
 
 def _loads(scaling: Scaling, traffic: Traffic, now: datetime) -> tuple[_Load, ...]:
-    concurrency = scaling.target_concurrency
-    if concurrency is None and scaling.target_rate is None:
+    concurrency, rate = (
+        target if target is not None and target > 0 else None
+        for target in (scaling.target_concurrency, scaling.target_rate)
+    )
+    if concurrency is None and rate is None:
         concurrency = DEFAULT_TARGET_CONCURRENCY
     loads = []
     history = traffic.history
     if concurrency is not None:
         points = [(sample.at, float(sample.active)) for sample in history.samples]
         loads.append(_load(history, points, concurrency, "requests at once", now, held=traffic.held))
-    if scaling.target_rate is not None:
+    if rate is not None:
         points = [(later.at, rate_between(earlier, later)) for earlier, later in pairwise(history.samples)]
-        loads.append(_load(history, points, scaling.target_rate, "requests a second", now))
+        loads.append(_load(history, points, rate, "requests a second", now))
     return tuple(loads)
 
 

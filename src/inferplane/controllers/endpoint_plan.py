@@ -27,6 +27,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from inferplane.autoscaler import Traffic
+from inferplane.controllers.rollout_plan import next_note, watch_seconds
+from inferplane.controllers.scale_plan import NO_TRAFFIC, Scaled, scaled
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (
     CRASH_LOOP_FAILURES,
@@ -51,6 +54,14 @@ from inferplane.domain.gpu_request import (
 )
 from inferplane.domain.quantity import format_duration
 from inferplane.domain.reasons import ReasonCode, reason_of
+from inferplane.domain.rollout import (
+    RevisionTraffic,
+    RolloutNote,
+    RolloutPhase,
+    Strategy,
+    phase_of,
+    shares,
+)
 from inferplane.domain.wait_note import WaitNote
 from inferplane.domain.workspace import WorkspacePolicy
 from inferplane.engines.port import Action, FetchModel, Observation, Release, StartReplica, StopReplica
@@ -65,6 +76,8 @@ STOP_GRACE_EXTRA_SECONDS = 5.0
 HUNG_GRACE_SECONDS = 2.0  # what no longer answers its health check finishes no request either
 LOOK_AGAIN_SECONDS = 1.0
 LOOK_SOON_SECONDS = 0.05
+
+NOBODY_ASKED: Mapping[int, RevisionTraffic] = {}
 
 ALIVE = frozenset(ReplicaState) - {ReplicaState.EXITED}
 USABLE = frozenset({ProvisioningStatus.PROVISIONING, ProvisioningStatus.SUCCESSFUL})
@@ -119,6 +132,7 @@ class Plan:
 
     `routes` is what the gateway should have (None: nothing of this endpoint). `finished` means the
     deletion is complete and the row can go. `look_again_seconds` is None when only a wake-up matters.
+    `on_traffic` says that new traffic may ask for another number of replicas.
     """
 
     status: EndpointStatus
@@ -127,6 +141,7 @@ class Plan:
     events: tuple[PlannedEvent, ...] = ()
     look_again_seconds: float | None = None
     finished: bool = False
+    on_traffic: bool = False
 
 
 def plan(
@@ -135,11 +150,13 @@ def plan(
     confirmed: EndpointRoutes | None,
     now: datetime,
     gpus: EndpointGpus = NO_GPUS,
+    traffic: Traffic = NO_TRAFFIC,
+    by_revision: Mapping[int, RevisionTraffic] = NOBODY_ASKED,
 ) -> Plan:
     """Decide the next step. `confirmed` is what the gateway may still be sending by, or None."""
     if endpoint.deletion_requested_at is not None:
         return _plan_deletion(endpoint, observation, confirmed, gpus)
-    return _plan_service(endpoint, observation, confirmed, now, gpus)
+    return _plan_service(endpoint, observation, confirmed, now, gpus, traffic, by_revision)
 
 
 def plan_without_engine(
@@ -243,7 +260,45 @@ def routes_of(endpoint: InferenceEndpoint) -> EndpointRoutes:
         max_request_bytes=endpoint.spec.limits.max_request_bytes,
         timeout_seconds=endpoint.spec.limits.timeout_seconds,
         unavailable_reason=(state.reason or state.status).value,
+        asleep=endpoint.spec.scaling.sleeps and not endpoint.spec.stopped and not serving,
         cluster=endpoint.host_cluster,
+        shares=percents,
+        mirror=mirror,
+        sticky_header=rollout.sticky_header if rollout is not None and len(percents) > 1 else "",
+    )
+
+
+def _serving(
+    endpoint: InferenceEndpoint,
+) -> tuple[list[Replica], tuple[tuple[int, int], ...], tuple[int, int] | None]:
+    """Replicas that get requests, the revisions' shares where there is more than one, and who gets copies."""
+    spec, note = endpoint.spec, endpoint.status.rollout
+    wanted = _startable(endpoint, endpoint.status.gpu)
+    if not wanted:
+        return [], (), None
+    names, revisions = {each.name for each in wanted}, {each.revision for each in wanted}
+    answering = [
+        r
+        for r in endpoint.status.replicas
+        if r.state is ReplicaState.READY
+        and r.address
+        and (r.id.name in names or r.id.revision not in revisions)
+    ]
+    there = frozenset(r.id.revision for r in answering)
+    percents = shares(spec.revision, spec.rollout, note, there)
+    mirror = None
+    if (
+        spec.rollout is not None
+        and spec.rollout.mirror_percent
+        and phase_of(spec.revision, spec.rollout, note) is RolloutPhase.SHIFTED
+        and spec.revision in there
+    ):
+        mirror = (spec.revision, spec.rollout.mirror_percent)
+    serving = {revision for revision, _ in percents} | ({mirror[0]} if mirror is not None else set())
+    return (
+        [r for r in answering if r.id.revision in serving],
+        percents if len(serving) > 1 else (),
+        mirror,
     )
 
 
@@ -317,7 +372,12 @@ def _plan_service(
     confirmed: EndpointRoutes | None,
     now: datetime,
     gpus: EndpointGpus,
+    traffic: Traffic,
+    by_revision: Mapping[int, RevisionTraffic],
 ) -> Plan:
+    previous, previous_rollout = public_state(endpoint), endpoint.status.rollout
+    scale = scaled(endpoint, traffic, seen.replicas, now)
+    endpoint = replace(endpoint, status=replace(endpoint.status, scale=scale.note))
     asked_at = _asked_at(gpus)
     before = _without_earlier_failures(endpoint.status, asked_at)
     note = _gpu_note(gpus)
@@ -329,6 +389,11 @@ def _plan_service(
     artifact = _remember_artifact(before.artifact, here, now)
     exits = _new_exits(before, seen, {replica_id.name for replica_id in wanted})
     restarts = _remember_restarts(before.restarts, exits, seen.replicas, now)
+    if endpoint.is_asleep:
+        restarts = ()  # who wakes it has a fresh try
+    rollout = next_note(endpoint, seen.replicas, restarts, artifact, by_revision, now)
+    endpoint = replace(endpoint, status=replace(endpoint.status, rollout=rollout))
+    wanted = _startable(endpoint, note)
 
     actions: list[Action] = []
     is_to_run = endpoint.desired_replicas > 0 and (bool(wanted) or _will_have_gpus(gpus))
@@ -354,15 +419,24 @@ def _plan_service(
     )
     status = replace(status, milestones=_milestones(endpoint, status, now))
     after = public_state(replace(endpoint, status=status))
-    previous = public_state(endpoint)
     if after.status is not previous.status or before.since is None:
         status = replace(status, since=now)
     return Plan(
         status=status,
         routes=routes_of(replace(endpoint, status=status)),
         actions=tuple(actions),
-        events=(*_progress_events(before, artifact, exits), *_transition_events(previous, after, before)),
-        look_again_seconds=_next_deadline(artifact, restarts, seen.replicas, now),
+        events=(
+            *_progress_events(before, artifact, exits),
+            *_scale_events(scale),
+            *_rollout_events(endpoint, previous_rollout, rollout),
+            *_transition_events(previous, after, before),
+        ),
+        look_again_seconds=_soonest(
+            _next_deadline(artifact, restarts, seen.replicas, now),
+            scale.look_again_seconds,
+            watch_seconds(endpoint, rollout),
+        ),
+        on_traffic=scale.on_traffic,
     )
 
 
@@ -449,6 +523,7 @@ def _pause(reason: ReasonCode, failures: int) -> timedelta:
 def _starts(
     wanted: tuple[ReplicaId, ...],
     grant: Grant | None,
+    shares: int,
     replicas: tuple[Replica, ...],
     restarts: tuple[RestartRecord, ...],
     now: datetime,
@@ -456,7 +531,7 @@ def _starts(
     alive = {r.id.name for r in replicas if r.state in ALIVE}
     not_before = {record.replica: record.next_start_at for record in restarts}
     return [
-        StartReplica(replica_id, share_of(grant, replica_id.index, len(wanted)))
+        StartReplica(replica_id, share_of(grant, replica_id.index, shares))
         for replica_id in wanted
         if replica_id.name not in alive and now >= not_before.get(replica_id.name, now)
     ]
@@ -662,6 +737,46 @@ def _progress_events(
         message = ended.message or "the model server ended"
         events.append(PlannedEvent("ReplicaExited", f"replica {name}: {message}", ended.reason, data))
     return tuple(events)
+
+
+def _rollout_events(
+    endpoint: InferenceEndpoint, before: RolloutNote | None, after: RolloutNote | None
+) -> tuple[PlannedEvent, ...]:
+    if after is None or (
+        before is not None
+        and (before.base, before.candidate, before.phase) == (after.base, after.candidate, after.phase)
+    ):
+        return ()
+    rollout = endpoint.spec.rollout
+    in_place = rollout is not None and rollout.strategy is Strategy.STOP_THEN_START
+    kind, message = {
+        RolloutPhase.STARTING: (
+            "RolloutStarted",
+            f"revision {after.candidate} starts in place of revision {after.base}: there is no room for both"
+            if in_place
+            else f"revision {after.candidate} starts beside revision {after.base}, which serves on",
+        ),
+        RolloutPhase.SHIFTED: ("RolloutShifted", f"revision {after.candidate} gets its share of requests"),
+        RolloutPhase.COMPLETE: (
+            "RolloutCompleted",
+            f"revision {after.candidate} has taken over from revision {after.base}",
+        ),
+        RolloutPhase.ROLLED_BACK: (
+            "RolledBack",
+            f"revision {after.candidate} was rolled back to revision {after.base}: {after.message}",
+        ),
+    }[after.phase]
+    reason = ReasonCode.ROLLED_BACK if after.phase is RolloutPhase.ROLLED_BACK else None
+    data = {"base": after.base, "candidate": after.candidate, "phase": after.phase.value}
+    return (PlannedEvent(kind, message, reason, data),)
+
+
+def _scale_events(scale: Scaled) -> tuple[PlannedEvent, ...]:
+    if scale.event is None or scale.note is None:
+        return ()
+    kind, message = scale.event
+    reason = ReasonCode.SCALED_TO_ZERO if scale.note.replicas == 0 else None
+    return (PlannedEvent(kind, message, reason, {"replicas": scale.note.replicas}),)
 
 
 def _transition_events(

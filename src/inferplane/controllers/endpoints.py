@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
 from inferplane.controllers.endpoint_plan import (
@@ -27,7 +28,13 @@ from inferplane.controllers.endpoint_plan import (
     plan_without_engine,
     routes_of,
 )
-from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint, ReplicaId
+from inferplane.domain.endpoint import (
+    EndpointStatus,
+    InferenceEndpoint,
+    PublicStatus,
+    ReplicaId,
+    public_state,
+)
 from inferplane.domain.events import Event
 from inferplane.domain.reasons import ReasonCode
 from inferplane.engines.port import (
@@ -40,6 +47,7 @@ from inferplane.engines.port import (
     StartReplica,
     Target,
 )
+from inferplane.gateway.demand import Demand, Standing
 from inferplane.gateway.route_table import EndpointRoutes
 from inferplane.observability import get_logger
 from inferplane.store.sql import Store, Tx
@@ -47,6 +55,7 @@ from inferplane.store.sql import Store, Tx
 ACTOR = "controller"
 JANITOR_SECONDS = 60.0
 ENGINE_RETRY_SECONDS = 2.0
+HOPELESS = frozenset({PublicStatus.FAILED, PublicStatus.STOPPED, PublicStatus.TERMINATING})
 
 log = get_logger("controllers.endpoints")
 
@@ -82,10 +91,12 @@ class EndpointController:
         clock: Clock,
         *,
         retired: Mapping[str, Engine] | None = None,
+        demand: Demand | None = None,
     ) -> None:
         self._store = store
         self._engines = engines
         self._retired = retired or {}
+        self._demand = demand or Demand(clock, lambda _: None)
         self._routes = routes
         self._clock = clock
         self._janitor: asyncio.Task[None] | None = None
@@ -114,11 +125,12 @@ class EndpointController:
             gpus = await _read_gpus(tx, endpoint) if endpoint is not None else NO_GPUS
         if endpoint is None:
             self._routes.remove(key)
+            self._demand.forget(key)
             return None
         engine = self._engines.get(endpoint.cluster)
-        decide = plan
+        decide = partial(plan, traffic=self._demand.traffic(key))
         if engine is None:
-            engine, decide = self._retired.get(endpoint.cluster), plan_without_engine
+            engine, decide = self._retired.get(endpoint.cluster), partial(plan_without_engine)
         now = self._clock()
         # After the store was read: what is seen is newer than what is known of the GPUs, never older.
         observation = Observation() if engine is None else await engine.observe(key)
@@ -141,6 +153,7 @@ class EndpointController:
             self._routes.remove(endpoint.uid)
         else:
             self._routes.set(next_step.routes)
+        self._demand.tell(endpoint.uid, standing_of(endpoint, next_step), on_traffic=next_step.on_traffic)
         if engine is None:
             assert not next_step.actions, "of what is not there nothing is left to do"
             return next_step.look_again_seconds
@@ -198,6 +211,7 @@ class EndpointController:
             await tx.remove_endpoint(endpoint.uid)
             await tx.append_event(_event(endpoint, PlannedEvent("EndpointDeleted", said), now))
         self._routes.remove(endpoint.uid)
+        self._demand.forget(endpoint.uid)
         log.info("endpoint deleted", endpoint=endpoint.name, workspace=endpoint.workspace, uid=endpoint.uid)
 
     # --- what no endpoint owns ---------------------------------------------------------------------
@@ -275,4 +289,23 @@ def _event(endpoint: InferenceEndpoint, event: PlannedEvent, now: datetime) -> E
         endpoint_uid=endpoint.uid,
         reason=event.reason,
         data=event.data,
+    )
+
+
+def standing_of(endpoint: InferenceEndpoint, step: Plan) -> Standing:
+    """What those who hold a request for it should know: where to send it, or why they wait."""
+    addresses = tuple(upstream.address for upstream in step.routes.upstreams) if step.routes else ()
+    scale = endpoint.status.scale
+    rests_since = None
+    if endpoint.is_asleep and scale is not None:
+        rests_since = scale.last_request_at or scale.since
+    if addresses:
+        return Standing(addresses, rests_since=rests_since)
+    state = public_state(endpoint)
+    return Standing(
+        reason=state.reason.value if state.reason is not None else state.status.value,
+        message=state.message,
+        next_action=state.next_action,
+        hopeless=state.status in HOPELESS,
+        rests_since=rests_since,
     )

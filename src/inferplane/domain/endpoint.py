@@ -276,6 +276,23 @@ class GpuNote:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleNote:
+    """How many replicas there should be by the last decision, why, and since when.
+
+    `last_request_at` is when the last request was over, as far as was seen by then. `waking_since` is set
+    from the request that woke the endpoint until its first replica answers; `wake_seconds` is how long that
+    took the last time, None before the first.
+    """
+
+    replicas: int
+    message: str = ""
+    since: datetime | None = None
+    last_request_at: datetime | None = None
+    waking_since: datetime | None = None
+    wake_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointStatus:
     """Facts, written by controllers. `observed_generation` says which spec they speak of.
 
@@ -296,6 +313,7 @@ class EndpointStatus:
     since: datetime | None = None  # when the public status last changed
     gpu: GpuNote | None = None
     rollout: RolloutNote | None = None
+    scale: ScaleNote | None = None  # None: nothing was decided yet, or there is nothing to decide
 
     def milestone(self, name: Milestone) -> datetime | None:
         """When `name` was reached, or None."""
@@ -330,7 +348,16 @@ class InferenceEndpoint:
         """How many model servers should run right now."""
         if self.spec.stopped or self.deletion_requested_at is not None:
             return 0
-        return self.spec.scaling.min_replicas
+        scaling, decided = self.spec.scaling, self.status.scale
+        if decided is None:
+            return max(scaling.min_replicas, 1)  # it answers once before it may sleep
+        return min(max(decided.replicas, scaling.min_replicas), scaling.max_replicas)
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it was scaled to zero: no replica should run until a request comes."""
+        resting = self.spec.stopped or self.deletion_requested_at is not None
+        return not resting and self.spec.scaling.sleeps and self.desired_replicas == 0
 
     def at_revision(self, number: int) -> InferenceEndpoint:
         """The endpoint as it would be if that revision were the wished one; itself where it is unknown."""
@@ -404,7 +431,27 @@ def public_state(endpoint: InferenceEndpoint) -> PublicState:
             message = f"stopped, because {spec.stopped_because}{ending}"
             return _state(PublicStatus.STOPPED, ReasonCode.GPU_RELEASED, message)
         return _state(PublicStatus.STOPPED, ReasonCode.STOPPED_BY_USER, by + ending)
-    return _serving_state(endpoint) or _failed_state(endpoint) or _progress_state(endpoint)
+    if endpoint.is_asleep:
+        return _asleep_state(endpoint)
+    found = _serving_state(endpoint) or _failed_state(endpoint) or _progress_state(endpoint)
+    if status.scale is not None and status.scale.waking_since is not None and found.reason is not None:
+        return replace(found, message=f"waking, because a request came; {found.message}")
+    return found
+
+
+def _asleep_state(endpoint: InferenceEndpoint) -> PublicState:
+    """Scaled to zero. What failed while it was awake is tried anew when it wakes."""
+    note = _gpu_note(endpoint)
+    if note is not None and _is_over(note) and not note.requeues:
+        ended = _failed_state(endpoint)  # nothing would wake it
+        if ended is not None:
+            return ended
+    scale = endpoint.status.scale
+    why = f", because {scale.message}" if scale is not None and scale.message else ""
+    took = scale.wake_seconds if scale is not None else None
+    wakes = "the next request wakes it" + (f" in about {took:.1f} s" if took is not None else "")
+    state = _state(PublicStatus.IDLE, ReasonCode.SCALED_TO_ZERO, f"scaled to zero{why}; {wakes}")
+    return replace(state, ingress="Ready")
 
 
 def _serving_state(endpoint: InferenceEndpoint) -> PublicState | None:
@@ -419,8 +466,11 @@ def _serving_state(endpoint: InferenceEndpoint) -> PublicState | None:
         said = status.model.note if status.model is not None else ""
         return PublicState(PublicStatus.RUNNING, None, said, "", predict="Ready", ingress="Ready")
     failed = _failed_state(endpoint)
-    rest = failed or _progress_state(endpoint)
     older = sorted({r.id.revision for r in answering} - {revision})
+    if failed is None and not older and _is_growing(endpoint, len(answering)):
+        message = f"{len(answering)} of {wanted} replicas answer; the others are on their way"
+        return PublicState(PublicStatus.RUNNING, None, message, "", predict="Ready", ingress="Ready")
+    rest = failed or _progress_state(endpoint)
     if older:
         word = PublicStatus.DEGRADED if failed else PublicStatus.UPDATING
         message = f"revision {older[-1]} serves while revision {revision} is not there yet; {rest.message}"
@@ -428,6 +478,34 @@ def _serving_state(endpoint: InferenceEndpoint) -> PublicState | None:
         word = PublicStatus.DEGRADED
         message = f"{len(answering)} of {wanted} replicas answer; {rest.message}"
     return replace(rest, status=word, message=message, predict="Ready", ingress="Ready")
+
+
+def _rollout_state(endpoint: InferenceEndpoint, answering: frozenset[int]) -> PublicState | None:
+    """Two revisions that serve by intention, or one that was put back; None where neither is so."""
+    spec, note = endpoint.spec, endpoint.status.rollout
+    rollout = spec.rollout
+    if rollout is None or note is None:
+        return None
+    phase = phase_of(spec.revision, rollout, note)
+    if phase is RolloutPhase.ROLLED_BACK and rollout.base in answering:
+        message = f"revision {spec.revision} was rolled back to revision {rollout.base}: {note.message}"
+        state = _state(PublicStatus.DEGRADED, ReasonCode.ROLLED_BACK, message, predict="Ready")
+        return replace(state, ingress="Ready")
+    if phase is not RolloutPhase.SHIFTED or not rollout.is_gradual or spec.revision not in answering:
+        return None
+    parts = [
+        f"revision {revision} gets {percent} % of requests"
+        for revision, percent in shares(spec.revision, rollout, note, answering)
+    ]
+    if rollout.mirror_percent:
+        parts.append(f"revision {spec.revision} copies of {rollout.mirror_percent} %")
+    state = _state(PublicStatus.UPDATING, ReasonCode.ROLLOUT_IN_PROGRESS, ", ".join(parts), predict="Ready")
+    return replace(state, ingress="Ready")
+
+
+def _is_growing(endpoint: InferenceEndpoint, answering: int) -> bool:
+    """Whether replicas are missing only because more were decided on than must be there."""
+    return endpoint.status.scale is not None and answering >= max(endpoint.spec.scaling.min_replicas, 1)
 
 
 def _failed_state(endpoint: InferenceEndpoint) -> PublicState | None:

@@ -80,15 +80,25 @@ def observe(before: Mapping[str, Seen], counts: Mapping[str, Count], now: dateti
 
 
 class TrafficMeter:
-    """Looks at a gateway's counters regularly. `file` is where what was seen is kept."""
+    """Looks at a gateway's counters regularly. `file` is where what was seen is kept.
+
+    `on_look` hears of every look: the requests of each endpoint, and when that was.
+    """
 
     def __init__(
-        self, admin_socket: Path, file: Path, clock: Clock, *, poll_seconds: float = POLL_SECONDS
+        self,
+        admin_socket: Path,
+        file: Path,
+        clock: Clock,
+        *,
+        poll_seconds: float = POLL_SECONDS,
+        on_look: Callable[[Mapping[str, Count], datetime], None] = lambda _counts, _at: None,
     ) -> None:
         self._admin = Admin(admin_socket)
         self._file = file
         self._clock = clock
         self._poll_seconds = poll_seconds
+        self._on_look = on_look
         self._seen: dict[str, Seen] = {}
         self._measured = False
         self._task: asyncio.Task[None] | None = None
@@ -119,11 +129,13 @@ class TrafficMeter:
         except AdminUnreachable:
             self._measured = False
             return
-        seen = observe(self._seen, counts, self._clock())
+        now = self._clock()
+        seen = observe(self._seen, counts, now)
         self._measured = True
         if seen != self._seen:
             self._seen = seen
             write_seen(self._file, seen)
+        self._on_look(counts, now)
 
     async def _look_forever(self) -> None:
         while True:

@@ -9,6 +9,7 @@ list of all endpoints down.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -19,6 +20,8 @@ import msgspec
 from inferplane.domain.access import ApiKey, Role
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (
+    DEFAULT_SCALE_TO_ZERO_AFTER,
+    REPLICAS_MAX,
     EndpointSpec,
     EndpointStatus,
     Exit,
@@ -34,6 +37,7 @@ from inferplane.domain.endpoint import (
     Resources,
     RestartRecord,
     Revision,
+    ScaleNote,
     Scaling,
     TrafficLimits,
 )
@@ -255,6 +259,9 @@ def spec_to_json(spec: EndpointSpec) -> str:
             "scaling": {
                 "min_replicas": spec.scaling.min_replicas,
                 "max_replicas": spec.scaling.max_replicas,
+                "target_concurrency": spec.scaling.target_concurrency,
+                "target_rate": spec.scaling.target_rate,
+                "scale_to_zero_after": _span(spec.scaling.scale_to_zero_after),
             },
             "limits": {
                 "max_request_bytes": spec.limits.max_request_bytes,
@@ -284,6 +291,9 @@ def spec_from_json(text: str) -> EndpointSpec:
         scaling=Scaling(
             min_replicas=_whole(scaling, "min_replicas", 1),
             max_replicas=_whole(scaling, "max_replicas", 1),
+            target_concurrency=_number_or_none(scaling, "target_concurrency"),
+            target_rate=_number_or_none(scaling, "target_rate"),
+            scale_to_zero_after=_duration_or(scaling, "scale_to_zero_after", DEFAULT_SCALE_TO_ZERO_AFTER),
         ),
         limits=TrafficLimits(
             max_request_bytes=_whole(limits, "max_request_bytes", _LIMITS.max_request_bytes),
@@ -437,6 +447,7 @@ def status_to_json(status: EndpointStatus) -> str:
             "since": _micros(status.since),
             "gpu": _gpu_note_to(status.gpu),
             "rollout": _rollout_note_to(status.rollout),
+            "scale": _scale_to(status.scale),
         }
     )
 
@@ -458,6 +469,35 @@ def status_from_json(text: str, endpoint_uid: str) -> EndpointStatus:
         since=_moment(raw.get("since")),
         gpu=_gpu_note_from(raw.get("gpu")),
         rollout=_rollout_note_from(raw.get("rollout")),
+        scale=_scale_from(raw.get("scale")),
+    )
+
+
+def _scale_to(scale: ScaleNote | None) -> dict[str, Any] | None:
+    if scale is None:
+        return None
+    return {
+        "replicas": scale.replicas,
+        "message": scale.message,
+        "since": _micros(scale.since),
+        "last_request_at": _micros(scale.last_request_at),
+        "waking_since": _micros(scale.waking_since),
+        "wake_seconds": scale.wake_seconds,
+    }
+
+
+def _scale_from(value: object) -> ScaleNote | None:
+    raw = _mapping(value)
+    replicas = _whole_or_none(raw, "replicas")
+    if replicas is None or not 0 <= replicas <= REPLICAS_MAX:
+        return None
+    return ScaleNote(
+        replicas,
+        _text(raw, "message"),
+        since=_moment(raw.get("since")),
+        last_request_at=_moment(raw.get("last_request_at")),
+        waking_since=_moment(raw.get("waking_since")),
+        wake_seconds=_number_or_none(raw, "wake_seconds"),
     )
 
 
@@ -1144,6 +1184,11 @@ def _flag(raw: Raw, key: str, *, default: bool = False) -> bool:
     return value if isinstance(value, bool) else default
 
 
+def _number_or_none(raw: Raw, key: str) -> float | None:
+    value = _number(raw, key, math.nan)
+    return None if math.isnan(value) else value
+
+
 def _number(raw: Raw, key: str, default: float) -> float:
     value = raw.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -1168,6 +1213,11 @@ def _micros(at: datetime | None) -> int | None:
 def _span(duration: timedelta | None) -> int | None:
     """Whole microseconds."""
     return None if duration is None else duration // _MICROSECOND
+
+
+def _duration_or(raw: Raw, key: str, default: timedelta) -> timedelta:
+    duration = _duration(raw.get(key))
+    return default if duration is None else duration
 
 
 def _duration(value: object) -> timedelta | None:
