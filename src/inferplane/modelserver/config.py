@@ -37,7 +37,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     `path` is a model file or a folder that holds exactly one. `address` is `unix:/path.sock` or
     `host:port`. A datagram with `notify_key` goes to the unix socket `notify_socket` whenever the
     status file changed ("" for none). `queue_rows_max` bounds the rows that wait behind the batch
-    being computed. `memory_bytes_max` limits what the process may allocate beyond what the empty
+    being computed. A model that generates text works on `generations_max` answers in turn while
+    `generations_waiting_max` more wait. `memory_bytes_max` limits what the process may allocate beyond what the empty
     server uses.
     """
 
@@ -58,6 +59,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_delay_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     queue_rows_max: _Positive = 16384
     memory_bytes_max: _Positive | None = None
+    generations_max: _Positive = 4
+    generations_waiting_max: Annotated[int, msgspec.Meta(ge=0)] = 64
     args: tuple[str, ...] = ()
 
     @property

@@ -71,6 +71,7 @@ COMMON_MODULES = (
     "inferplane.modelserver.http",
     "inferplane.modelserver.http2",
     "inferplane.modelserver.main",
+    "inferplane.modelserver.openai",
 )
 #: What typical models of a format are made of. onnxruntime is missing on purpose: see above.
 FORMAT_MODULES: Mapping[str, tuple[str, ...]] = {
@@ -107,6 +108,25 @@ FORMAT_MODULES: Mapping[str, tuple[str, ...]] = {
     "xgboost": ("xgboost", "inferplane.modelserver.frameworks.xgboost"),
     "lightgbm": ("lightgbm", "inferplane.modelserver.frameworks.lightgbm"),
     "onnx": ("inferplane.modelserver.frameworks.onnx",),
+    # The models of the commonest encoders and generators; others are imported by the child.
+    "huggingface": (
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors.torch",
+        "jinja2.sandbox",
+        "transformers.generation.utils",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.bert.modeling_bert",
+        "transformers.models.bert.tokenization_bert",
+        "transformers.models.distilbert.modeling_distilbert",
+        "transformers.models.gpt2.modeling_gpt2",
+        "transformers.models.llama.modeling_llama",
+        "transformers.models.qwen2.modeling_qwen2",
+        "transformers.models.roberta.modeling_roberta",
+        "inferplane.modelserver.frameworks.huggingface",
+    ),
 }
 
 

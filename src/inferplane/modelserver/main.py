@@ -103,12 +103,14 @@ async def _run(config: ServerConfig, status: StatusWriter, listener: socket.sock
     from inferplane.modelserver.app import App, Serving
     from inferplane.modelserver.batcher import Batcher, BatchLimits, BatchStats
     from inferplane.modelserver.http import Connections
+    from inferplane.modelserver.openai import OpenAI
 
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     app = App(config)
+    openai = OpenAI(app, wall_clock)
     connections = Connections(app, _http2)
     server = await _open(loop, connections, listener)
     status.write(ServerState.LOADING)
@@ -135,6 +137,7 @@ async def _run(config: ServerConfig, status: StatusWriter, listener: socket.sock
         )
         app.metrics.load_seconds = loaded.seconds
         app.serving = Serving(loaded.model, batcher)
+        openai.model_ready()
         status.write(ServerState.READY, load_seconds=load_seconds, model=info)
         log.info("ready after %.3f s", loaded.seconds)
     await stopping
@@ -166,7 +169,7 @@ def _load(config: ServerConfig, pool_threads: int) -> _Loaded:
     if config.memory_bytes_max is not None:
         limit_memory(config.memory_bytes_max)
     try:
-        model = load_model(config.format, config.path, config.threads)
+        model = load_model(config.format, config.path, config.threads, config.args)
         if pool_threads != config.threads:
             _limit_threads(config.threads)
         example = _probe(model, config)

@@ -68,6 +68,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._requests: dict[tuple[str, int], int] = {}
+        self._tokens: dict[str, int] = {}
+        self._first_token = Histogram(LATENCY_BUCKETS)
         self._latency: dict[str, Histogram] = {}
         self._batch_rows = Histogram(BATCH_BUCKETS)
         self._batch_requests = Histogram(BATCH_BUCKETS)
@@ -99,6 +101,15 @@ class Metrics:
         """Count one request whose caller stopped waiting before it was computed."""
         self._late += 1
 
+    def on_tokens(self, prompt: int, answer: int) -> None:
+        """Count the tokens of one request to a text model."""
+        self._tokens["prompt"] = self._tokens.get("prompt", 0) + prompt
+        self._tokens["answer"] = self._tokens.get("answer", 0) + answer
+
+    def on_first_token(self, seconds: float) -> None:
+        """Count how long one caller waited for the first token."""
+        self._first_token.observe(seconds)
+
     def render(self, model: str, *, ready: bool, in_flight: int, queued_rows: int) -> str:
         """Prometheus text, version 0.0.4."""
         lines: list[str] = []
@@ -122,6 +133,16 @@ class Metrics:
         ):
             lines += _header(name, "histogram", text)
             lines += seconds.render(name, f'model="{model}"')
+        if self._tokens:
+            name = f"{PREFIX}_tokens_total"
+            lines += _header(name, "counter", "Tokens read in prompts and texts, and written in answers.")
+            for kind, count in sorted(self._tokens.items()):
+                lines.append(f'{name}{{model="{model}",kind="{kind}"}} {count}')
+            name = f"{PREFIX}_first_token_seconds"
+            lines += _header(
+                name, "histogram", "Time from a request's first byte to its answer's first token."
+            )
+            lines += self._first_token.render(name, f'model="{model}"')
         name = f"{PREFIX}_batch_rows"
         lines += _header(name, "histogram", "Rows in one call of the model.")
         lines += self._batch_rows.render(name, f'model="{model}"')
