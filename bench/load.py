@@ -10,7 +10,8 @@ else; it costs about 15 µs a request. `unix:/path.sock:/v1/…` speaks to a uni
 Without `--rate` each connection sends its next request when it has its answer (a closed loop: what the
 server can do). With `--rate` requests are due at even intervals whatever comes back (an open loop: what
 users do); a request's latency then counts from when it was due. Those that find every connection busy
-wait for one; what still waits at the end counts as `unsent`.
+wait for one; what still waits at the end counts as `unsent`. With `--patience` an answer counts as good
+only when it came within so many milliseconds.
 
 Prints one line of JSON: requests and answers by status, requests per second, latencies in milliseconds.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 import time
 from collections import Counter, deque
@@ -41,6 +43,7 @@ class Recorder:
         self.statuses: Counter[int] = Counter()
         self.latencies: list[float] = []
         self.failures = 0
+        self.good = 0
         self.recording = False
         self.stopped = False
 
@@ -91,8 +94,10 @@ class Connection(asyncio.Protocol):
         self._busy = False
         recorder = self._load.recorder
         if recorder.recording:
+            latency = time.perf_counter() - self._since
             recorder.statuses[self._status] += 1
-            recorder.latencies.append(time.perf_counter() - self._since)
+            recorder.latencies.append(latency)
+            recorder.good += self._status == 200 and latency <= self._load.patience
         if self._close and self._transport is not None:
             self._transport.close()
         else:
@@ -107,8 +112,9 @@ class Connection(asyncio.Protocol):
 class Load:
     """All connections, and who sends next."""
 
-    def __init__(self, address: tuple[str, int] | str, request: bytes, rate: float) -> None:
+    def __init__(self, address: tuple[str, int] | str, request: bytes, rate: float, patience: float) -> None:
         self.request = request
+        self.patience = patience
         self.recorder = Recorder()
         self._address = address
         self._rate = rate
@@ -196,11 +202,10 @@ def _figures(recorder: Recorder, elapsed: float, unsent: int) -> dict[str, objec
     def percentile(share: float) -> float:
         return round(latencies[min(len(latencies) - 1, int(share * len(latencies)))] * 1000, 3)
 
-    good = sum(count for status, count in recorder.statuses.items() if status == 200)
     shown = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
     return {
         "seconds": round(elapsed, 3),
-        "good_per_second": round(good / elapsed, 1),
+        "good_per_second": round(recorder.good / elapsed, 1),
         "answers_per_second": round(len(latencies) / elapsed, 1),
         "statuses": {str(status): count for status, count in sorted(recorder.statuses.items())},
         "failures": recorder.failures,
@@ -229,6 +234,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--warmup", type=float, default=1.0)
     parser.add_argument("--rate", type=float, default=0.0, help="requests per second; 0: a closed loop")
+    parser.add_argument("--patience", type=float, default=math.inf, help="milliseconds")
     parser.add_argument("--header", action="append", default=[])
     options = parser.parse_args()
     address, host, target = _target(options.url)
@@ -240,7 +246,7 @@ def main() -> None:
         f"content-length: {len(body)}",
     ]
     request = f"POST {target} HTTP/1.1\r\n".encode() + "\r\n".join(headers).encode() + b"\r\n\r\n" + body
-    load = Load(address, request, options.rate)
+    load = Load(address, request, options.rate, options.patience / 1000)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         figures = runner.run(load.run(options.connections, options.warmup, options.seconds))
     json.dump(figures, sys.stdout)

@@ -1,0 +1,105 @@
+"""What comes through when twice as much is offered as a server can do.
+
+    .venv/bin/python bench/overload.py [--rounds 3] [--seconds 5] [--sides inferplane kserve …]
+
+A scikit-learn forest of 500 trees and 32 rows a request, so that the model is the work. First the capacity
+is measured (64 connections, a closed loop), then twice that is offered at even intervals over 1,024
+connections (an open loop, as users are). Callers wait 500 ms: an answer that comes later is worth nothing
+to them and does not count. *Goodput* is what came in time, as a share of the capacity.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import harness
+import peers
+
+PATIENCE_MS = 500.0
+CONNECTIONS = 1024
+REQUEST_ROWS = 32
+TREES = 500
+
+
+def train(path: Path) -> Path:
+    """A model that takes its time."""
+    import joblib
+    from sklearn.datasets import load_iris
+    from sklearn.ensemble import RandomForestClassifier
+
+    data = load_iris()
+    joblib.dump(RandomForestClassifier(TREES, random_state=0).fit(data.data, data.target), path)
+    return path
+
+
+@contextlib.contextmanager
+def side(name: str, model: Path) -> Iterator[harness.Server]:
+    """Start one side, to be asked for many rows."""
+    rows = harness.ROWS * (REQUEST_ROWS // len(harness.ROWS))
+    started = harness.model_server(model) if name == "inferplane" else peers.PEERS[name](model)
+    with started as server:
+        server.body = harness.v2_body(rows) if "inputs" in json.loads(server.body) else harness.v1_body(rows)
+        yield server
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--sides", nargs="+", default=["inferplane", *peers.PEERS])
+    options = parser.parse_args()
+    capacities: dict[str, list[float]] = {}
+    goods: dict[str, list[float]] = {}
+    shares: dict[str, list[float]] = {}
+    refused: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="ip-") as folder:
+        model = train(Path(folder) / "model.joblib")
+        for number in range(options.rounds):
+            for name in options.sides:
+                with side(name, model) as server:
+                    capacity = harness.measure(
+                        server, connections=64, seconds=options.seconds
+                    ).good_per_second
+                    over = harness.measure(
+                        server,
+                        connections=CONNECTIONS,
+                        seconds=options.seconds,
+                        warmup=2.0,
+                        rate=2 * capacity,
+                        patience_ms=PATIENCE_MS,
+                    )
+                    title = server.name
+                capacities.setdefault(title, []).append(capacity)
+                goods.setdefault(title, []).append(over.good_per_second)
+                shares.setdefault(title, []).append(100 * over.good_per_second / capacity)
+                refused.setdefault(title, []).append(over.statuses.get("503", 0) / options.seconds)
+                print(
+                    f"round {number + 1}  {title:<20} capacity {capacity:,.0f}/s, offered twice that: "
+                    f"{over.good_per_second:,.0f}/s in time, {over.statuses}, unsent {over.unsent}, "
+                    f"failures {over.failures}, p50 {over.p50:.0f} ms",
+                    flush=True,
+                )
+    rows = [
+        [
+            title,
+            harness.Spread(tuple(capacities[title])).show(),
+            harness.Spread(tuple(goods[title])).show(),
+            harness.Spread(tuple(shares[title])).show(),
+            harness.Spread(tuple(refused[title])).show(),
+        ]
+        for title in capacities
+    ]
+    head = ["", "capacity /s", "in time /s at twice that", "goodput %", "refused at once /s"]
+    text = f"{harness.machine()}; {options.rounds} rounds; median (least to most).\n\n{harness.table(head, rows)}"
+    harness.publish("overload", text)
+
+
+if __name__ == "__main__":
+    main()
