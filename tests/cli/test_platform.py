@@ -154,6 +154,16 @@ def test_workspaces_and_clusters(shell: Any) -> None:
     assert shell.run("cluster", "list", "-o", "json").json["items"][0]["name"] == "local"
 
 
+def test_deleting_the_workspace_that_comes_back_is_warned_of(shell: Any) -> None:
+    ran = shell.run("workspace", "delete", "default", "--force")
+    assert (ran.code, ran.out) == (0, "workspace default is deleted\n")
+    assert "the next start of the platform makes default again, empty" in ran.err
+    shell.platform.workspaces = ["default", "team"]
+    assert "commands that name no workspace mean default" in shell.run("workspace", "delete", "default").err
+    shell.platform.workspaces = ["default", "team"]
+    assert shell.run("workspace", "delete", "team").err == ""
+
+
 @pytest.mark.parametrize(
     "words", [("nonsense",), ("list", "--nonsense"), ("deploy",), ("list", "-o", "yaml")]
 )

@@ -10,6 +10,9 @@ from inferplane.cli import render
 from inferplane.cli.options import Output, connected
 from inferplane.cli.output import Format, note, print_json, print_result
 
+DEFAULT = "default"
+"""The workspace that a first start makes, and that is meant where none is named."""
+
 keys = typer.Typer(no_args_is_help=True, help="API keys.")
 workspaces = typer.Typer(no_args_is_help=True, help="Workspaces.")
 clusters = typer.Typer(no_args_is_help=True, help="Clusters.")
@@ -158,11 +161,16 @@ def delete_workspace(
 ) -> None:
     """Delete a workspace."""
     with connected(context) as client:
+        none_left = all(each.name == name for each in client.list_workspaces())
         client.delete_workspace(name, force=force)
     if output is Format.JSON:
         print_json({"workspaceName": name})
     else:
         print_result(f"workspace {name} is deleted")
+    if none_left:
+        note(f"warning: no workspace is left; the next start of the platform makes {DEFAULT} again, empty.")
+    elif name == DEFAULT:
+        note(f"warning: commands that name no workspace mean {DEFAULT}; INFERPLANE_WORKSPACE names another.")
 
 
 @clusters.command("list")

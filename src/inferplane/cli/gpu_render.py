@@ -176,6 +176,10 @@ def _size(item: GprItem) -> str:
     return each if item.number_of_gpu_nodes == 1 else f"{item.number_of_gpu_nodes} nodes with {each} each"
 
 
+def _on_nodes(gpus: int, nodes: int) -> str:
+    return str(gpus) if nodes == 1 else f"{gpus} on each of {nodes} nodes"
+
+
 def _count(item: GprItem) -> str:
     """`2`, or with several nodes `4 x 8`."""
     nodes = item.number_of_gpu_nodes
@@ -233,7 +237,7 @@ def template(item: TemplateItem) -> str:
         [
             ("Name", item.name),
             ("Cluster", item.cluster_name),
-            ("GPUs", f"{item.number_of_gpus} on each of {item.number_of_gpu_nodes} nodes"),
+            ("GPUs", _on_nodes(item.number_of_gpus, item.number_of_gpu_nodes)),
             ("Shape", item.gpu_shape),
             ("Instance type", item.instance_type),
             ("Memory", f"{item.memory_per_gpu} GB a GPU"),
@@ -332,16 +336,25 @@ def audit_entry(entry: AuditItem) -> str:
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterable[str]:
+    """What changed; of what was made or deleted as a whole, what it was, without what says nothing."""
     for name in sorted({*before, *after}):
-        old, new = (_value(each[name]) if name in each else "" for each in (before, after))
-        if old and new:
-            yield f"  {name}: {old} → {new}"
-        else:
-            yield f"  {name}: {new or old}{'' if new else ' → nothing'}"
+        if before and after:
+            yield f"  {name}: {_value(before.get(name))} → {_value(after.get(name))}"
+        elif _says_something(value := {**before, **after}[name]):
+            yield f"  {'was ' if before else ''}{name}: {_value(value)}"
+
+
+def _says_something(value: Any) -> bool:
+    return value is not None and value is not False and value not in ("", [], {})
 
 
 def _value(value: Any) -> str:
-    text = value if isinstance(value, str) and value else msgspec.json.encode(value).decode()
+    if isinstance(value, dict):
+        text = ", ".join(f"{name} {_value(each)}" for name, each in value.items() if _says_something(each))
+    elif value is None:
+        text = "nothing"
+    else:
+        text = value if isinstance(value, str) and value else msgspec.json.encode(value).decode()
     return text if len(text) <= VALUE_CHARACTERS_MAX else f"{text[:VALUE_CHARACTERS_MAX]}…"
 
 

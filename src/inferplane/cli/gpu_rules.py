@@ -82,10 +82,16 @@ def set_policy(
     context: typer.Context,
     workspace: Whose,
     max_gprs: Annotated[
-        int | None, typer.Option("--max-gprs", help="Requests that hold GPUs at once.", show_default=False)
+        int | None,
+        typer.Option(
+            "--max-gprs",
+            help="GPU requests that have not ended, those that wait included.",
+            show_default=False,
+        ),
     ] = None,
     max_queued: Annotated[
-        int | None, typer.Option("--max-queued-gprs", help="Requests that wait at once.", show_default=False)
+        int | None,
+        typer.Option("--max-queued-gprs", help="GPU requests that wait at once.", show_default=False),
     ] = None,
     max_endpoints: Annotated[
         int | None, typer.Option("--max-endpoints", help="Endpoints at once.", show_default=False)
@@ -95,7 +101,12 @@ def set_policy(
     ] = None,
     max_memory: Annotated[
         int | None,
-        typer.Option("--max-memory-per-gpr", metavar="GB", help="Memory a request.", show_default=False),
+        typer.Option(
+            "--max-memory-per-gpr",
+            metavar="GB",
+            help="Memory of all GPUs of one request together.",
+            show_default=False,
+        ),
     ] = None,
     max_duration: Annotated[
         str | None, typer.Option("--max-exit-duration", metavar="TIME", help="Longest duration.")
