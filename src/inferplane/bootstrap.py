@@ -37,6 +37,7 @@ from inferplane.controllers.endpoints import EndpointController
 from inferplane.controllers.inventory import DeclaredNodes, InventoryController, NodeSource
 from inferplane.controllers.runner import Runner
 from inferplane.domain.errors import InferplaneError, Unavailable
+from inferplane.domain.gpu_request import Grant
 from inferplane.domain.workspace import Cluster
 from inferplane.engines.local.engine import LocalEngine, end_fork_server
 from inferplane.engines.local.launch import CUDA_DEVICES_VARIABLE
@@ -357,6 +358,20 @@ class Idleness:
             return since
         busy_at = self.devices.busy_at(here.gpus_of(uid))
         return since if busy_at is None else max(since, busy_at)
+
+
+def grant_idleness(devices: DeviceMeter | None) -> Callable[[Grant], datetime | None]:
+    """Since when granted GPUs have had nothing to do by what their driver sees: those of this machine only.
+
+    For GPRs without an endpoint, of which the gateway sees no requests. None where nothing is measured.
+    """
+
+    def idle_since(grant: Grant) -> datetime | None:
+        if devices is None or grant.cluster != LOCAL_CLUSTER:
+            return None
+        return devices.idle_since(index for _, indexes in grant.nodes for index in indexes)
+
+    return idle_since
 
 
 async def _device_meter(settings: Settings, clock: Clock, stack: AsyncExitStack) -> DeviceMeter | None:

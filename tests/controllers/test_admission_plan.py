@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from inferplane.controllers.admission_plan import (
     ESTIMATE_SLACK,
     GRANTS_PER_PASS_MAX,
+    IDLE_LOOK_SECONDS,
     SETTLING,
     START_LIMIT,
     AdmissionPlan,
@@ -440,6 +441,15 @@ def test_what_is_measured_decides_not_what_is_stored() -> None:
     decided = decide(stored, endpoint=RUNNING, now=now, idle={UID: T0})
     assert after(decided).ending_as is ProvisioningStatus.TIMED_OUT
     assert decided.changes[0].events[0].reason is ReasonCode.IDLE_TIMEOUT
+
+
+def test_a_request_without_an_endpoint_times_out_where_its_gpus_are_measured() -> None:
+    request = in_use(make_request(enforce_idle=True, idle_timeout=timedelta(minutes=10)))
+    now = T0 + timedelta(minutes=20)
+    assert after(decide(request, now=now, idle={"gpr-1": T0})).status is ProvisioningStatus.TIMED_OUT
+    assert decide(request, now=now, idle={}).changes == ()  # nothing is measured
+    busy = decide(request, now=now, idle={"gpr-1": None})
+    assert (busy.changes, busy.look_again_seconds) == ((), IDLE_LOOK_SECONDS)
 
 
 def test_small_movements_are_not_written_down_but_count() -> None:

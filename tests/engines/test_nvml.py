@@ -207,6 +207,26 @@ async def test_a_gpu_at_work_is_seen_and_one_at_rest_says_nothing() -> None:
     assert meter.busy_at(()) is None
 
 
+async def test_gpus_are_idle_since_all_of_them_were_seen_idle_and_unknown_where_one_does_not_count() -> None:
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    times = iter([began + timedelta(seconds=5 * n) for n in range(4)])
+    uses = iter([(0, 0, None), (0, 60, None), (0, 0, None), (None, 0, 7)])
+
+    def read() -> Reading:
+        return Reading(tuple(Device(n, f"GPU-{n}", busy_percent=busy) for n, busy in enumerate(next(uses))))
+
+    meter = DeviceMeter(lambda: next(times), read=read)
+    assert meter.idle_since((0,)) is None
+    await meter.look()
+    assert (meter.idle_since((0, 1)), meter.idle_since((0, 2)), meter.idle_since(())) == (began, None, None)
+    await meter.look()
+    await meter.look()
+    assert meter.idle_since((0,)) == began
+    assert meter.idle_since(iter((0, 1))) == began + timedelta(seconds=5)
+    await meter.look()
+    assert (meter.idle_since((0,)), meter.idle_since((1,))) == (None, began + timedelta(seconds=5))
+
+
 async def test_without_gpus_nobody_looks_twice() -> None:
     looks: list[None] = []
 

@@ -206,6 +206,8 @@ def explanation(seen: Seen) -> str:
             renews = ", unless it is renewed" if request.auto_renew else ""
             idle = request.idle_ends_at
             idling = f"; idle, and released at {_clock(idle)} if it stays so" if idle is not None else ""
+            if seen.idle_unmeasured:
+                idling = "; its idle timeout has no effect: nothing measures whether these GPUs are used"
             return f"in use: {_held(request)}{ends}{renews}{idling}"
         case ProvisioningStatus.DRAINING:
             return f"giving back {_held(request)}, because {_ending(request, request.ending_as)}"

@@ -30,7 +30,7 @@ from inferplane.controllers.admission_plan import (
 )
 from inferplane.controllers.endpoint_plan import PlannedEvent
 from inferplane.domain.events import Event
-from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus
+from inferplane.domain.gpu_request import GpuRequest, Grant, ProvisioningStatus
 from inferplane.domain.wait_note import WaitNote
 from inferplane.engines.port import Clock
 from inferplane.observability import get_logger
@@ -40,6 +40,7 @@ from inferplane.store.sql import Store, Tx
 ACTOR = "admission"
 CYCLE = "cycle"
 IdleSince = Callable[[str], datetime | None]
+GrantIdleSince = Callable[[Grant], datetime | None]
 
 log = get_logger("controllers.admission")
 
@@ -60,7 +61,8 @@ class AdmissionController:
     """Gives GPUs to requests and takes them back. Its only key is CYCLE.
 
     `idle_since(endpoint_uid)` is when the endpoint's GPUs were last used; None means that they are in use,
-    or that nobody knows. Without it nobody is ever idle. `switches` are the scheduler's. `speed` is how
+    or that nobody knows. `grant_idle_since` says the same of GPUs that a request without an endpoint holds.
+    Without them nobody is ever idle. `switches` are the scheduler's. `speed` is how
     many seconds of `clock` go by in a real one; the pace is a matter of real ones.
     """
 
@@ -73,6 +75,7 @@ class AdmissionController:
         *,
         switches: Switches | None = None,
         idle_since: IdleSince | None = None,
+        grant_idle_since: GrantIdleSince | None = None,
         speed: float = 1.0,
         pace: Pace | None = None,
     ) -> None:
@@ -80,6 +83,7 @@ class AdmissionController:
         self._clock = clock
         self._switches = switches or Switches()
         self._idle_since = idle_since
+        self._grant_idle_since = grant_idle_since
         self._speed = speed
         self._pace = pace or Pace()
         self._said: dict[str, WaitNote] | None = None  # None: what the store has is not read yet
@@ -132,6 +136,12 @@ class AdmissionController:
         )
         used = usage_now(snapshot, await tx.load_usage(), await tx.usage_at())
         measured = {} if self._idle_since is None else {uid: self._idle_since(uid) for uid in uids}
+        if self._grant_idle_since is not None:
+            measured |= {
+                each.id: self._grant_idle_since(each.grant)
+                for each in requests
+                if not each.endpoint_uid and each.enforce_idle and each.grant is not None
+            }
         self._awake_since = self._awake_since or snapshot.now
         endpoints = await tx.endpoints_by_uid(uids)
         return Picture(replace(snapshot, usage=used), endpoints, measured, self._awake_since)

@@ -99,7 +99,8 @@ class Picture:
     """Everything one pass knows.
 
     `snapshot.requests` are those that have not ended. `endpoints` are theirs, by uid; a uid that is
-    missing is gone. `idle_since` has a measurement for each uid that could be measured: None is busy.
+    missing is gone. `idle_since` has a measurement by the endpoint's uid, or by the id of a request without
+    one, wherever something measures: None is busy, or not known.
     `awake_since` is when these passes began; None for always.
     """
 
@@ -445,7 +446,8 @@ def _step_in_use(ledger: _Ledger, request: GpuRequest, nobody: str) -> bool:
     ending = due(measured, ledger.now)
     if ending is ProvisioningStatus.TIMED_OUT:
         assert request.idle_timeout is not None
-        why = f"no request came for its idle timeout of {format_duration(request.idle_timeout)}"
+        what = "no request came" if request.endpoint_uid else "its GPUs did no work"
+        why = f"{what} for its idle timeout of {format_duration(request.idle_timeout)}"
         _drain(ledger, measured, ending, why)
         return True
     if ending is ProvisioningStatus.COMPLETE and not request.auto_renew:
@@ -461,10 +463,10 @@ def _step_in_use(ledger: _Ledger, request: GpuRequest, nobody: str) -> bool:
 
 def _measured(ledger: _Ledger, request: GpuRequest) -> GpuRequest:
     """The request with its idle time as measured just now. It counts from its start, never from before."""
-    uid = request.endpoint_uid
-    if not request.enforce_idle or uid not in ledger.picture.idle_since:
+    key = request.endpoint_uid or request.id
+    if not request.enforce_idle or key not in ledger.picture.idle_since:
         return request
-    since = ledger.picture.idle_since[uid]
+    since = ledger.picture.idle_since[key]
     if since is not None and request.started_at is not None:
         since = max(since, request.started_at)
     return active(request, since)
@@ -617,7 +619,8 @@ def _next_look(snapshot: Snapshot, picture: Picture) -> float | None:
     """Seconds until something falls due by time alone."""
     moments = [at for each in snapshot.requests if (at := _deadline(each, picture)) is not None]
     seconds = [max(0.0, (min(moments) - snapshot.now).total_seconds())] if moments else []
-    if any(_may_fall_idle(each) and each.endpoint_uid in picture.idle_since for each in snapshot.requests):
+    measured = picture.idle_since
+    if any(_may_fall_idle(each) and (each.endpoint_uid or each.id) in measured for each in snapshot.requests):
         seconds.append(IDLE_LOOK_SECONDS)
     return min(seconds, default=None)
 

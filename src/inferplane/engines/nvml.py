@@ -236,6 +236,7 @@ class DeviceMeter:
         self._read = read or read_this_machine
         self._poll_seconds = poll_seconds
         self._busy_at: dict[int, datetime] = {}
+        self._counted_since: dict[int, datetime] = {}  # of devices that count their utilisation
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -254,11 +255,26 @@ class DeviceMeter:
         """When one of these GPUs was last seen at work; None if never."""
         return max((self._busy_at[index] for index in indexes if index in self._busy_at), default=None)
 
+    def idle_since(self, indexes: Iterable[int]) -> datetime | None:
+        """Since when all of these GPUs have been seen without work, from when they were first looked at.
+
+        None where one of them is not measured: then nobody knows.
+        """
+        wanted = tuple(indexes)
+        counted = [self._counted_since.get(index) for index in wanted]
+        known = [since for since in counted if since is not None]
+        if not known or len(known) < len(counted):
+            return None
+        busy_at = self.busy_at(wanted)
+        return max(known) if busy_at is None else max(*known, busy_at)
+
     async def look(self) -> bool:
         """One look; whether there are devices."""
         reading = await asyncio.to_thread(self._read)
         now = self._clock()
         self._busy_at |= {each.index: now for each in reading.devices if each.busy_percent}
+        counted = [each.index for each in reading.devices if each.busy_percent is not None]
+        self._counted_since = {index: self._counted_since.get(index, now) for index in counted}
         return bool(reading.devices)
 
     async def _look_forever(self) -> None:

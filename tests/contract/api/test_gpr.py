@@ -333,6 +333,17 @@ def test_what_has_no_effect_here_is_echoed(gpus: GpuWorld, team: str) -> None:
     assert {name: item[name] for name in given} == given
 
 
+def test_an_idle_timeout_that_nothing_can_measure_is_accepted_and_says_so(gpus: GpuWorld, team: str) -> None:
+    idle = {"enforceIdleTimeOut": True, "idleTimeOutDuration": "5m"}
+    gpr_id, plain = gpus.ask(team, gpus.owner, **idle), gpus.ask(team)
+    gpus.grant(gpr_id)
+    gpus.grant(plain, "gpu-1")
+    assert gpus.gpr(gpr_id)["enforceIdleTimeOut"] is True
+    assert "its idle timeout has no effect: nothing measures" in gpus.gpr(gpr_id)["explanation"]
+    listed = gpus.owner("GET", f"{GPR}/list?sliceName={team}").data["items"]
+    assert ["no effect" in each["explanation"] for each in listed] == [True, False]
+
+
 def test_what_runs_is_released_and_then_deleted(gpus: GpuWorld, team: str) -> None:
     gpr_id = gpus.ask(team)
     gpus.grant(gpr_id)
