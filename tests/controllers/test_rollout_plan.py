@@ -117,14 +117,20 @@ def test_a_candidate_that_keeps_ending_is_rolled_back_one_that_ended_once_is_not
 def test_a_candidate_that_cannot_start_is_rolled_back_only_where_the_base_had_to_go() -> None:
     hopeless = (ends(2, 1, ReasonCode.MODEL_LOAD_FAILED),)
     assert after(endpoint(UPDATE), server(1), restarts=hopeless).phase is RolloutPhase.STARTING
-    note = after(endpoint(IN_PLACE), restarts=hopeless)
+    note = after(endpoint(IN_PLACE, RolloutPhase.STARTING), restarts=hopeless)
     assert (note.phase, note.message) == (RolloutPhase.ROLLED_BACK, "it broke")
+
+
+def test_in_place_the_base_serves_until_the_candidates_model_is_here() -> None:
     missing = ArtifactState(ArtifactPhase.FAILED, reason=ReasonCode.MODEL_NOT_FOUND, message="nothing there")
-    assert after(endpoint(IN_PLACE), artifact=missing).message == "nothing there"
+    assert after(endpoint(IN_PLACE), server(1), artifact=missing).phase is RolloutPhase.PREPARING
+    preparing = endpoint(IN_PLACE, RolloutPhase.PREPARING)
+    assert after(preparing, server(1), artifact=missing).phase is RolloutPhase.PREPARING
+    assert after(preparing, server(1)).phase is RolloutPhase.STARTING
 
 
 def test_in_place_is_complete_as_soon_as_it_answers() -> None:
-    assert after(endpoint(IN_PLACE), server(2)).phase is RolloutPhase.SHIFTED
+    assert after(endpoint(IN_PLACE, RolloutPhase.STARTING), server(2)).phase is RolloutPhase.SHIFTED
     assert after(endpoint(IN_PLACE, RolloutPhase.SHIFTED), server(2)).phase is RolloutPhase.COMPLETE
 
 

@@ -58,13 +58,20 @@ from inferplane.domain.rollout import (
     RevisionTraffic,
     RolloutNote,
     RolloutPhase,
-    Strategy,
     phase_of,
     shares,
 )
 from inferplane.domain.wait_note import WaitNote
 from inferplane.domain.workspace import WorkspacePolicy
-from inferplane.engines.port import Action, FetchModel, Observation, Release, StartReplica, StopReplica
+from inferplane.engines.port import (
+    Action,
+    DropModel,
+    FetchModel,
+    Observation,
+    Release,
+    StartReplica,
+    StopReplica,
+)
 from inferplane.gateway.route_table import EndpointRoutes, Upstream
 
 QUICK_RETRY_FIRST_SECONDS = 0.5
@@ -239,14 +246,11 @@ def current_request(requests: Iterable[GpuRequest]) -> GpuRequest | None:
 def routes_of(endpoint: InferenceEndpoint) -> EndpointRoutes:
     """The routes `endpoint` should have by its status.
 
-    Replicas of the wished revision that answer; while there is none, those of older revisions. None
-    while `endpoint.status` says that it has no GPUs and needs some.
+    Replicas of the wished revision that answer, or of both while one takes over from another; while there
+    is none, those of older revisions. None while `endpoint.status` says that it has no GPUs and needs some.
     """
-    wanted = {replica_id.name for replica_id in _startable(endpoint, endpoint.status.gpu)}
-    answering = [r for r in endpoint.status.replicas if r.state is ReplicaState.READY and r.address]
-    serving = [r for r in answering if r.id.name in wanted]
-    if not serving and wanted:
-        serving = [r for r in answering if r.id.revision != endpoint.spec.revision]
+    serving, percents, mirror = _serving(endpoint)
+    rollout = endpoint.spec.rollout
     state = public_state(endpoint)
     names = [endpoint.name]
     if endpoint.spec.model.alias and endpoint.spec.model.alias != endpoint.name:
@@ -381,13 +385,12 @@ def _plan_service(
     asked_at = _asked_at(gpus)
     before = _without_earlier_failures(endpoint.status, asked_at)
     note = _gpu_note(gpus)
-    wanted = _startable(endpoint, note)
     request = gpus.request
     grant = request.grant if request is not None and request.status in USABLE else None
     revision = endpoint.spec.revision
     here = _unless_failed_earlier(seen.artifact(revision), asked_at)
     artifact = _remember_artifact(before.artifact, here, now)
-    exits = _new_exits(before, seen, {replica_id.name for replica_id in wanted})
+    exits = _new_exits(before, seen, {replica_id.name for replica_id in _startable(endpoint, note)})
     restarts = _remember_restarts(before.restarts, exits, seen.replicas, now)
     if endpoint.is_asleep:
         restarts = ()  # who wakes it has a fresh try
@@ -399,9 +402,12 @@ def _plan_service(
     is_to_run = endpoint.desired_replicas > 0 and (bool(wanted) or _will_have_gpus(gpus))
     if is_to_run and _fetch_is_due(before.artifact, here, now):
         actions.append(FetchModel(revision))
-    if here.phase is ArtifactPhase.PRESENT:
-        actions += _starts(wanted, grant, seen.replicas, restarts, now)
+    actions += _fetches_of_base(endpoint, wanted, seen)
+    # By the greatest number there may be: what one replica uses is never given to another.
+    parts = max(endpoint.spec.scaling.max_replicas, endpoint.desired_replicas)
+    actions += _starts(_with_room(endpoint, wanted, seen), grant, parts, seen.replicas, restarts, now)
     actions += _stops(endpoint, _superfluous(endpoint, wanted, seen.replicas, confirmed), confirmed)
+    actions += _drops(endpoint, seen)
 
     status = replace(
         before,
@@ -409,6 +415,7 @@ def _plan_service(
         artifact=artifact,
         replicas=seen.replicas,
         restarts=restarts,
+        ends=_count_ends(before.ends, exits, endpoint, seen.replicas),
         routed=_routed(confirmed),
         model=next((r.model for r in seen.replicas if r.model is not None), before.model),
         # Only a pass with nothing left to do proves that the engine takes steps again.
@@ -416,6 +423,7 @@ def _plan_service(
         problem_message=before.problem_message if actions else "",
         left=(),
         gpu=note,
+        rollout=rollout,
     )
     status = replace(status, milestones=_milestones(endpoint, status, now))
     after = public_state(replace(endpoint, status=status))
@@ -511,6 +519,21 @@ def _remember_restarts(
     return tuple(records[name] for name in sorted(records))
 
 
+def _count_ends(
+    before: tuple[tuple[str, int], ...],
+    exits: Mapping[str, Exit],
+    endpoint: InferenceEndpoint,
+    replicas: tuple[Replica, ...],
+) -> tuple[tuple[str, int], ...]:
+    """How often each replica has ended unasked. Those of older revisions are forgotten once they are gone."""
+    counts = dict(before)
+    for name in exits:
+        counts[name] = counts.get(name, 0) + 1
+    there = {replica.id.name for replica in replicas}
+    newest = f"r{endpoint.spec.revision}-"
+    return tuple((name, counts[name]) for name in sorted(counts) if name in there or name.startswith(newest))
+
+
 def _pause(reason: ReasonCode, failures: int) -> timedelta:
     """How long to wait before the next try: doubling; slowly where a person must act first."""
     quick = reason_of(reason).retry_helps and failures < CRASH_LOOP_FAILURES
@@ -537,6 +560,36 @@ def _starts(
     ]
 
 
+def _fetches_of_base(
+    endpoint: InferenceEndpoint, wanted: tuple[ReplicaId, ...], seen: Observation
+) -> list[Action]:
+    """The model of the revision that serves, should it have gone from here: its servers may have to restart."""
+    others = sorted({each.revision for each in wanted} - {endpoint.spec.revision})
+    return [FetchModel(each) for each in others if seen.artifact(each).phase is ArtifactPhase.ABSENT]
+
+
+def _with_room(
+    endpoint: InferenceEndpoint, wanted: tuple[ReplicaId, ...], seen: Observation
+) -> tuple[ReplicaId, ...]:
+    """Those of which the model is here and, where a revision starts in place of another, the other has ended."""
+    here = tuple(each for each in wanted if seen.artifact(each.revision).phase is ArtifactPhase.PRESENT)
+    rollout = endpoint.spec.rollout
+    if rollout is None or not rollout.is_in_place:
+        return here
+    alive = {r.id.revision for r in seen.replicas if r.state in ALIVE}
+    return tuple(each for each in here if not alive - {each.revision})
+
+
+def _drops(endpoint: InferenceEndpoint, seen: Observation) -> list[Action]:
+    """Models of revisions that are over."""
+    spec = endpoint.spec
+    needed = {spec.revision} | {r.id.revision for r in seen.replicas if r.state in ALIVE}
+    if spec.rollout is not None:
+        phase = phase_of(spec.revision, spec.rollout, endpoint.status.rollout)
+        needed |= set() if phase is RolloutPhase.COMPLETE else {spec.rollout.base}
+    return [DropModel(each) for each in sorted(seen.artifacts) if each not in needed]
+
+
 def _superfluous(
     endpoint: InferenceEndpoint,
     wanted: tuple[ReplicaId, ...],
@@ -555,7 +608,8 @@ def _superfluous(
         if replica.state is ReplicaState.UNRESPONSIVE:
             extra.append(replica)
         elif replica.state in ALIVE and replica.id.name not in names:
-            is_older = replica.id.revision != endpoint.spec.revision
+            # With a rollout, what shall go on serving is wanted by name.
+            is_older = endpoint.spec.rollout is None and replica.id.revision != endpoint.spec.revision
             if not is_older or replaced:
                 extra.append(replica)
     return extra
@@ -595,6 +649,10 @@ def _next_deadline(
     if not moments:
         return None
     return max(0.0, (min(moments) - now).total_seconds())
+
+
+def _soonest(*moments: float | None) -> float | None:
+    return min((seconds for seconds in moments if seconds is not None), default=None)
 
 
 # --- GPUs -----------------------------------------------------------------------------------------
@@ -748,8 +806,12 @@ def _rollout_events(
     ):
         return ()
     rollout = endpoint.spec.rollout
-    in_place = rollout is not None and rollout.strategy is Strategy.STOP_THEN_START
+    in_place = rollout is not None and rollout.is_in_place
     kind, message = {
+        RolloutPhase.PREPARING: (
+            "RolloutPreparing",
+            f"the model of revision {after.candidate} is fetched; revision {after.base} serves on",
+        ),
         RolloutPhase.STARTING: (
             "RolloutStarted",
             f"revision {after.candidate} starts in place of revision {after.base}: there is no room for both"

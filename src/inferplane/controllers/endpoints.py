@@ -12,7 +12,7 @@ on this machine (`retired`) is ended, and deletes, stops and drains come to thei
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -20,6 +20,7 @@ from typing import Protocol
 
 from inferplane.controllers.endpoint_plan import (
     NO_GPUS,
+    NOBODY_ASKED,
     EndpointGpus,
     Plan,
     PlannedEvent,
@@ -37,6 +38,7 @@ from inferplane.domain.endpoint import (
 )
 from inferplane.domain.events import Event
 from inferplane.domain.reasons import ReasonCode
+from inferplane.domain.rollout import RevisionTraffic
 from inferplane.engines.port import (
     Action,
     Clock,
@@ -78,7 +80,7 @@ class EndpointController:
 
     `engines` are those of the configured clusters, `retired` those of clusters that were configured once
     and may have something left here. Both by cluster name; one name may be in both, when a cluster was
-    given another engine.
+    given another engine. `by_revision` tells what the gateway saw of each of an endpoint's revisions.
     """
 
     name = "endpoints"
@@ -92,11 +94,13 @@ class EndpointController:
         *,
         retired: Mapping[str, Engine] | None = None,
         demand: Demand | None = None,
+        by_revision: Callable[[str], Mapping[int, RevisionTraffic]] | None = None,
     ) -> None:
         self._store = store
         self._engines = engines
         self._retired = retired or {}
         self._demand = demand or Demand(clock, lambda _: None)
+        self._by_revision = by_revision or (lambda _: NOBODY_ASKED)
         self._routes = routes
         self._clock = clock
         self._janitor: asyncio.Task[None] | None = None
@@ -128,7 +132,8 @@ class EndpointController:
             self._demand.forget(key)
             return None
         engine = self._engines.get(endpoint.cluster)
-        decide = partial(plan, traffic=self._demand.traffic(key))
+        asked = self._by_revision(key) if endpoint.spec.rollout is not None else NOBODY_ASKED
+        decide = partial(plan, traffic=self._demand.traffic(key), by_revision=asked)
         if engine is None:
             engine, decide = self._retired.get(endpoint.cluster), partial(plan_without_engine)
         now = self._clock()

@@ -1,5 +1,6 @@
 """How far a rollout has come: a function from what is seen to the next fact about it.
 
+    Preparing   in place only: until the candidate's model is here
     Starting    until as many of the candidate's servers answer as its share needs
     Shifted     it gets its share; measured against the base, and watched for its end
     Complete    an update was watched long enough; the base is no longer needed
@@ -29,7 +30,6 @@ from inferplane.domain.rollout import (
     Rollout,
     RolloutNote,
     RolloutPhase,
-    Strategy,
     phase_of,
     replicas_by_revision,
     why_worse,
@@ -59,12 +59,15 @@ def next_note(
         return None
     known = endpoint.status.rollout
     if known is None or (known.base, known.candidate) != (rollout.base, spec.revision):
-        known = RolloutNote(rollout.base, spec.revision, RolloutPhase.STARTING, now)
+        known = RolloutNote(rollout.base, spec.revision, phase_of(spec.revision, rollout, None), now)
     if known.phase in SETTLED or endpoint.desired_replicas == 0:
         return known
+    if known.phase is RolloutPhase.PREPARING:
+        is_here = artifact.phase is ArtifactPhase.PRESENT
+        return replace(known, phase=RolloutPhase.STARTING, since=now) if is_here else known
     failing = _why_failing(spec.revision, restarts, artifact)
     if known.phase is RolloutPhase.STARTING:
-        if failing and rollout.strategy is Strategy.STOP_THEN_START:
+        if failing and rollout.is_in_place:
             return replace(known, phase=RolloutPhase.ROLLED_BACK, since=now, message=failing)
         if _answers_in_full(endpoint, rollout, replicas):
             return replace(known, phase=RolloutPhase.SHIFTED, since=now)
@@ -76,7 +79,7 @@ def next_note(
     )
     if worse:
         return replace(known, phase=RolloutPhase.ROLLED_BACK, since=now, message=worse)
-    watched = rollout.strategy is Strategy.STOP_THEN_START or now - known.since >= rollout.observe
+    watched = rollout.is_in_place or now - known.since >= rollout.observe
     if not rollout.is_gradual and watched and _answers_in_full(endpoint, rollout, replicas):
         return replace(known, phase=RolloutPhase.COMPLETE, since=now)
     return known

@@ -22,7 +22,14 @@ from inferplane.domain.gpu_request import (
     Selection,
 )
 from inferplane.domain.reasons import ReasonCode, reason_of
-from inferplane.domain.rollout import Rollout, RolloutNote
+from inferplane.domain.rollout import (
+    Rollout,
+    RolloutNote,
+    RolloutPhase,
+    phase_of,
+    replicas_by_revision,
+    shares,
+)
 
 DEFAULT_MAX_REQUEST_BYTES = 16 * 1024 * 1024
 DEFAULT_REQUEST_TIMEOUT_SECONDS = 60.0
@@ -297,13 +304,15 @@ class EndpointStatus:
     """Facts, written by controllers. `observed_generation` says which spec they speak of.
 
     `routed` names the replicas in the route table that the gateway has confirmed.
-    `left` lists, during deletion, what has still to be undone.
+    `left` lists, during deletion, what has still to be undone. `ends` counts how often each replica ended
+    unasked, whether or not it has been well since.
     """
 
     observed_generation: int = 0
     artifact: ArtifactState = ArtifactState()
     replicas: tuple[Replica, ...] = ()
     restarts: tuple[RestartRecord, ...] = ()
+    ends: tuple[tuple[str, int], ...] = ()
     routed: tuple[str, ...] = ()
     milestones: tuple[tuple[Milestone, datetime], ...] = ()
     model: ModelInfo | None = None
@@ -367,8 +376,15 @@ class InferenceEndpoint:
         return replace(self, spec=replace(self.spec, revision=number, model=model))
 
     def replica_ids(self) -> tuple[ReplicaId, ...]:
-        """Names of the replicas that should run, in order."""
-        return tuple(ReplicaId(self.uid, self.spec.revision, index) for index in range(self.desired_replicas))
+        """Names of the replicas that should run, the serving revision's first, then by index."""
+        spec = self.spec
+        counts = replicas_by_revision(spec.revision, self.desired_replicas, spec.rollout, self.status.rollout)
+        return tuple(
+            ReplicaId(self.uid, revision, index)
+            for revision, count in counts.items()
+            if spec.model_of(revision) is not None
+            for index in range(count)
+        )
 
 
 class PublicStatus(StrEnum):
@@ -460,6 +476,9 @@ def _serving_state(endpoint: InferenceEndpoint) -> PublicState | None:
     answering = [r for r in status.replicas if r.state is ReplicaState.READY and r.id.name in status.routed]
     if not answering:
         return None
+    rollout = _rollout_state(endpoint, frozenset(replica.id.revision for replica in answering))
+    if rollout is not None:
+        return rollout
     wanted = endpoint.desired_replicas
     current = [r for r in answering if r.id.revision == revision]
     if len(current) >= wanted:

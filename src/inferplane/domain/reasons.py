@@ -63,6 +63,7 @@ class ReasonCode(StrEnum):
     STOPPED_BY_USER = "StoppedByUser"
     SCALED_TO_ZERO = "ScaledToZero"
     ROLLED_BACK = "RolledBack"
+    ROLLOUT_IN_PROGRESS = "RolloutInProgress"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,5 +139,6 @@ REASONS: dict[ReasonCode, Reason] = _table(
     Reason(ReasonCode.EXIT_DURATION_REACHED, "The time asked for with exitDuration is over.", "When it began and ended.", "Start the endpoint again, or ask for a longer duration."),
     Reason(ReasonCode.STOPPED_BY_USER, "A person stopped the endpoint.", "Who and when.", "`inferplane start NAME` starts it again."),
     Reason(ReasonCode.SCALED_TO_ZERO, "No request came for a while, so no replica runs.", "The last request.", "Send a request; it wakes the endpoint.", True),
-    Reason(ReasonCode.ROLLED_BACK, "A new revision was worse and the earlier one was put back.", "The measured difference.", "Mend the model and deploy again."),
+    Reason(ReasonCode.ROLLED_BACK, "A new revision was worse and the earlier one was put back.", "The measured difference.", "Mend the model and update the endpoint again, or roll back to accept the earlier revision."),
+    Reason(ReasonCode.ROLLOUT_IN_PROGRESS, "Two revisions serve, each with its share of requests, until one of them is chosen.", "The shares.", "Promote the new revision, or roll back to the one before.", True),
 )  # fmt: skip

@@ -3,14 +3,15 @@
     update    → the candidate is started beside the base, and gets all requests once it answers
     canary    → it gets its percentage, until a person promotes it or goes back
     shadow    → it gets copies of requests, whose answers are dropped and only counted
-    in place  → where there is no room for both (GPUs), the base is stopped first; said in the timeline
+    in place  → where there is no room for both (GPUs), the base is stopped first, once the candidate's model
+                is here; said in the timeline
 
 While a candidate gets requests it is watched: where its errors or its latency are worse than the base's
 beyond a bound, over a window, requests go back to the base and the candidate is stopped. That is a fact
 of the status, written by a controller; the wish stays as the user wrote it, until he changes it.
 
-    Starting → Shifted → Complete
-        └─────────┴────→ RolledBack
+    (in place: Preparing →) Starting → Shifted → Complete
+                                └─────────┴────→ RolledBack
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Strategy(StrEnum):
 class RolloutPhase(StrEnum):
     """How far a rollout has come."""
 
+    PREPARING = "Preparing"  # in place: the candidate's model is fetched while the base serves
     STARTING = "Starting"  # the candidate does not answer yet; the base serves
     SHIFTED = "Shifted"  # the candidate gets its share and is watched
     COMPLETE = "Complete"  # the base is no longer needed
@@ -81,6 +83,11 @@ class Rollout:
     def is_gradual(self) -> bool:
         """Whether it waits for a person to finish it."""
         return self.canary_percent is not None or self.mirror_percent > 0
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the base has to make room before the candidate starts."""
+        return self.strategy is Strategy.STOP_THEN_START and not self.is_gradual
 
     @property
     def candidate_percent(self) -> int:
@@ -163,11 +170,10 @@ def replicas_by_revision(
     if rollout is None or desired <= 0:
         return {revision: desired}
     phase = phase_of(revision, rollout, note)
-    if phase is RolloutPhase.ROLLED_BACK:
+    if phase in (RolloutPhase.PREPARING, RolloutPhase.ROLLED_BACK):
         return {rollout.base: desired}
     needed = candidate_replicas(desired, rollout.candidate_percent) if rollout.is_gradual else desired
-    in_place = rollout.strategy is Strategy.STOP_THEN_START and not rollout.is_gradual
-    if phase is RolloutPhase.COMPLETE or in_place:
+    if phase is RolloutPhase.COMPLETE or rollout.is_in_place:
         return {revision: desired}
     return {rollout.base: desired, revision: needed}
 
@@ -175,7 +181,7 @@ def replicas_by_revision(
 def phase_of(revision: int, rollout: Rollout, note: RolloutNote | None) -> RolloutPhase:
     """How far this rollout has come; a note on another one says nothing about it."""
     if note is None or (note.base, note.candidate) != (rollout.base, revision):
-        return RolloutPhase.STARTING
+        return RolloutPhase.PREPARING if rollout.is_in_place else RolloutPhase.STARTING
     return note.phase
 
 
@@ -190,8 +196,11 @@ def shares(
     if rollout is None:
         wished = {revision: PERCENT_ALL}
     else:
-        match phase_of(revision, rollout, note):
-            case RolloutPhase.STARTING | RolloutPhase.ROLLED_BACK:
+        phase = phase_of(revision, rollout, note)
+        if phase is RolloutPhase.STARTING and rollout.is_in_place:
+            answering &= {revision}  # the base has to go
+        match phase:
+            case RolloutPhase.PREPARING | RolloutPhase.STARTING | RolloutPhase.ROLLED_BACK:
                 wished = {rollout.base: PERCENT_ALL}
             case RolloutPhase.SHIFTED:
                 percent = rollout.candidate_percent
