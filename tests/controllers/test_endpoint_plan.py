@@ -166,7 +166,11 @@ def test_failures_are_forgotten_once_the_server_has_been_well_for_a_while() -> N
     soon = plan(endpoint, well, None, at(2))
     assert len(soon.status.restarts) == 1
     assert soon.look_again_seconds == pytest.approx(59)
-    assert plan(settle(endpoint, soon), well, None, at(61)).status.restarts == ()
+    later = plan(settle(endpoint, soon), well, None, at(61))
+    assert later.status.restarts == ()
+    assert later.status.ends == (("r1-0", 1),), "how often it ended is still known"
+    restarted = plan(settle(endpoint, later), Observation(PRESENT, ()), None, at(70))
+    assert restarted.status.ends == (("r1-0", 1),), "also to a control plane that was restarted"
 
 
 def test_a_hung_server_is_taken_out_of_the_routes_before_it_is_stopped() -> None:

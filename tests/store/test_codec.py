@@ -343,6 +343,7 @@ statuses = st.builds(
         st.builds(RestartRecord, replica=texts, failures=wholes, last_exit=exits, next_start_at=moments),
         max_size=2,
     ).map(tuple),
+    ends=st.lists(st.tuples(texts, wholes), max_size=2).map(tuple),
     routed=lines,
     milestones=st.lists(st.tuples(st.sampled_from(Milestone), moments), max_size=5).map(tuple),
     model=maybe(models),

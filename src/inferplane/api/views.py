@@ -16,6 +16,7 @@ from inferplane.api import gpu_views
 from inferplane.domain.access import ApiKey
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (
+    EndpointStatus,
     Exit,
     InferenceEndpoint,
     Milestone,
@@ -242,7 +243,7 @@ def evidence(endpoint: InferenceEndpoint, state: PublicState) -> EvidenceItem:
         at=ended.at if ended is not None else None,
         storage_uri=redacted(endpoint.spec.model.storage_uri),
         download=_download(status.artifact),
-        restarts=sum(record.failures for record in status.restarts),
+        restarts=sum(_restarts(status).values()),
         left=status.left,
         stopped_by=endpoint.spec.stopped_by,
     )
@@ -417,10 +418,16 @@ def _replica(replica: Replica, endpoint: InferenceEndpoint) -> ReplicaItem:
         routed=replica.id.name in endpoint.status.routed,
         started_at=replica.started_at,
         ready_at=replica.ready_at,
-        restarts=record.failures if record is not None else 0,
+        restarts=_restarts(endpoint.status).get(replica.id.name, 0),
         next_start_at=record.next_start_at if record is not None else None,
         exit=_exit(replica.exit) if replica.exit is not None else None,
     )
+
+
+def _restarts(status: EndpointStatus) -> dict[str, int]:
+    """How often each replica was started again. A status of an older version tells only failures in a row."""
+    counts = {record.replica: record.failures for record in status.restarts}
+    return counts | {name: max(count, counts.get(name, 0)) for name, count in status.ends}
 
 
 def _exit(ended: Exit) -> ExitItem:

@@ -438,6 +438,7 @@ def status_to_json(status: EndpointStatus) -> str:
                 }
                 for record in status.restarts
             ],
+            "ends": status.ends,
             "routed": status.routed,
             "milestones": [(name.value, to_micros(at)) for name, at in status.milestones],
             "model": _model_to(status.model),
@@ -460,6 +461,7 @@ def status_from_json(text: str, endpoint_uid: str) -> EndpointStatus:
         artifact=_artifact_from(_mapping(raw.get("artifact"))),
         replicas=_known(_replica_from(_mapping(item), endpoint_uid) for item in _list(raw.get("replicas"))),
         restarts=_known(_restart_from(_mapping(item)) for item in _list(raw.get("restarts"))),
+        ends=_known(_count_from(item) for item in _list(raw.get("ends"))),
         routed=_texts(raw.get("routed")),
         milestones=_known(_milestone_from(item) for item in _list(raw.get("milestones"))),
         model=_model_from(raw.get("model")),
@@ -628,6 +630,13 @@ def _restart_from(raw: Raw) -> RestartRecord | None:
         last_exit=last_exit,
         next_start_at=next_start_at,
     )
+
+
+def _count_from(value: object) -> tuple[str, int] | None:
+    match _list(value):
+        case [str(name), int(count)]:
+            return name, count
+    return None
 
 
 def _milestone_from(value: object) -> tuple[Milestone, datetime] | None:
