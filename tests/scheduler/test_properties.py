@@ -15,10 +15,20 @@ from inferplane.domain import gpu_request as gpr
 from inferplane.domain.gpu_request import GpuRequest, Grant, ProvisioningStatus, Selection
 from inferplane.domain.inventory import Node, NodeHealth
 from inferplane.domain.workspace import WorkspacePolicy
-from inferplane.scheduler import Ageing, Decisions, FairShare, Snapshot, Switches, forecast, schedule
+from inferplane.scheduler import (
+    Ageing,
+    Decisions,
+    FairShare,
+    Snapshot,
+    Switches,
+    forecast,
+    schedule,
+    wait_times,
+)
 from inferplane.scheduler.decisions import NEVER, Basis, WaitReason
 from inferplane.scheduler.ordering import advance_usage, aged_priority, order_queue
 from inferplane.scheduler.placement import PoolKey, matches
+from inferplane.scheduler.questions import pinned_to
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 EXACT = Switches(provisioning=timedelta(0), draining=timedelta(0))
@@ -416,6 +426,35 @@ def test_what_must_wait_is_never_said_to_start_now(snapshot: Snapshot) -> None:
         assert estimate.start is None or estimate.start > snapshot.now
         assert estimate.assumption
         assert estimate.position == wait.position
+
+
+def asked_about(chance: Chance) -> GpuRequest:
+    """A request that is not in line, for one or for several kinds of node."""
+    anything = Selection(
+        auto_cluster=True, auto_gpu=True, memory_gb=20, gpus_per_node=chance.choice([1, 1, 4])
+    )
+    request = a_request(chance, 5000, [a_selection(chance), anything])
+    return replace(request, created_at=NOW, queued_at=NOW)
+
+
+@many
+@given(snapshots(), st.integers(0, 2**32 - 1))
+def test_wait_times_are_those_of_the_forecast_after_really_asking(snapshot: Snapshot, seed: int) -> None:
+    chance = Chance(seed)
+    renewing = chance.choice([0, 0, 0.4])
+    requests = tuple(replace(each, auto_renew=chance.random() < renewing) for each in snapshot.requests)
+    snapshot = replace(snapshot, requests=requests)
+    request = asked_about(chance)
+    for candidate in wait_times(snapshot, request):
+        asked = replace(request, selection=pinned_to(request.selection, candidate.pool))
+        expected = forecast(replace(snapshot, requests=(*requests, asked)))[request.id]
+        found = candidate.estimate
+        assert (found.start, found.position, found.basis) == (
+            expected.start,
+            expected.position,
+            expected.basis,
+        )
+        assert candidate.explanation
 
 
 # --- Order -------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from inferplane.scheduler.cycle import schedule
 from inferplane.scheduler.decisions import Decisions, Estimate, Eviction, GrantDecision, Wait
-from inferplane.scheduler.forecast import forecast, renewal, wait_times
+from inferplane.scheduler.forecast import forecast, renewal
+from inferplane.scheduler.questions import wait_times
 from inferplane.scheduler.snapshot import Ageing, FairShare, Snapshot, Switches
 
 __all__ = [

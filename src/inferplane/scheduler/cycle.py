@@ -15,6 +15,7 @@ requests fail from some exit duration on, those behind are told so without looki
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from inferplane.domain.gpu_request import (
@@ -36,7 +37,7 @@ from inferplane.scheduler.decisions import (
     WaitReason,
     Waits,
     listed,
-    needs,
+    needed_by,
     order_note,
 )
 from inferplane.scheduler.ordering import Order, order_queue
@@ -71,34 +72,108 @@ def waiting_requests(snapshot: Snapshot) -> list[GpuRequest]:
     return [each for each in snapshot.requests if each.status is ProvisioningStatus.QUEUED]
 
 
-def decide(floor: Floor, order: Order, snapshot: Snapshot, now: datetime) -> Decisions:
+def decide(
+    floor: Floor, order: Order, snapshot: Snapshot, now: datetime, choices: Choices | None = None
+) -> Decisions:
     """Walk along `order` once. Changes `floor`: grants are seated, victims are expected to end soon.
 
     `snapshot` is asked only for its rules (policies, clusters, switches), so that the forecast can
-    go on with the same rules at another `now`.
+    go on with the same rules at another `now`. `choices` are remembered from walk to walk.
     """
-    return _Walk(floor, order, snapshot, now).decisions()
+    return Walk(floor, order, snapshot, now, choices).decisions()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where requests with one selection under the same rules could ever go, or why nowhere."""
+
+    pools: list[Pool]
+    preferences: list[tuple[int, int]]
+    group: frozenset[PoolKey]
+    never: WaitReason | None = None
+    detail: str = ""
+
+
+class Choices:
+    """What each selection can choose from: it depends on the nodes and the rules, so it outlasts a walk."""
+
+    def __init__(self, floor: Floor, snapshot: Snapshot) -> None:
+        self.floor = floor
+        self.snapshot = snapshot
+        self._rules_of: dict[str, int] = {}
+        self._numbers: dict[tuple[object, ...], int] = {}
+        self._found: dict[tuple[Selection, int], Choice] = {}
+
+    def rules(self, workspace: str) -> int:
+        """Equal for workspaces with equal rules on what and where."""
+        number = self._rules_of.get(workspace)
+        if number is None:
+            policy = self.snapshot.policy(workspace)
+            usable = self.snapshot.usable_clusters
+            key = (
+                usable if usable is None else usable.get(workspace, frozenset()),
+                policy.gpu_shapes,
+                policy.max_gpus_per_request,
+                policy.max_memory_gb_per_request,
+            )
+            number = self._rules_of[workspace] = self._numbers.setdefault(key, len(self._numbers))
+        return number
+
+    def of(self, request: GpuRequest) -> Choice:
+        """What `request` can choose from."""
+        key = (request.selection, self.rules(request.workspace))
+        choice = self._found.get(key)
+        if choice is None:
+            choice = self._found[key] = self._look(request)
+        return choice
+
+    def _look(self, request: GpuRequest) -> Choice:
+        selection, workspace = request.selection, request.workspace
+        policy = self.snapshot.policy(workspace)
+        usable = _usable(self.snapshot, workspace)
+        found = self.floor.candidates(selection, policy, usable)
+        gpus, nodes = selection.gpus_per_node, selection.nodes
+        pools = [pool for pool in found if pool.nodes_with_capacity(gpus) >= nodes]
+        never, detail = None, ""
+        problems = [
+            each
+            for each in policy_problems(request, policy)
+            if each.field not in ("priority", "exitDuration")
+        ]
+        if problems:
+            never, detail = WaitReason.POLICY_FORBIDS, problems[0].message
+        elif not pools:
+            never, detail = _why_never(selection, found, self.floor, usable, policy)
+        return Choice(
+            pools,
+            [preference(selection, pool.key) for pool in pools],
+            frozenset(pool.key for pool in pools),
+            never,
+            detail,
+        )
 
 
 class Lane:
-    """All requests with one selection under the same rules: where they could go, and what is known to fail."""
+    """All requests with one choice in one walk: who of them waits, and what is known to fail."""
 
     __slots__ = ("cause", "fails_from", "group", "never", "pools", "preferences", "ranks")
 
-    def __init__(self, pools: list[Pool], preferences: list[tuple[int, int]], ranks: list[int]) -> None:
-        self.pools = pools
-        self.preferences = preferences
-        self.group = frozenset(pool.key for pool in pools)
+    def __init__(self, choice: Choice, ranks: list[int]) -> None:
+        self.pools = choice.pools
+        self.preferences = choice.preferences
+        self.group = choice.group
         self.ranks = ranks  # of those that wait for exactly these pools
         self.never: Cause | None = None
         self.fails_from: timedelta | None = None  # requests at least this long fail, for `cause`
         self.cause: Cause | None = None
 
 
-class _Walk:
+class Walk:
     """The state of one walk along the line. Used once."""
 
-    def __init__(self, floor: Floor, order: Order, snapshot: Snapshot, now: datetime) -> None:
+    def __init__(
+        self, floor: Floor, order: Order, snapshot: Snapshot, now: datetime, choices: Choices | None = None
+    ) -> None:
         self.floor = floor
         self.order = order
         self.snapshot = snapshot
@@ -106,7 +181,7 @@ class _Walk:
         self.switches = snapshot.switches
         self.seen = Circumstances(now, floor, order.moved, snapshot.switches)
         self.lanes: dict[tuple[Selection, int], Lane] = {}
-        self.rules = _Rules(snapshot)
+        self.choices = choices or Choices(floor, snapshot)
         self.grants: list[GrantDecision] = []
         self.evictions: list[Eviction] = []
         self.promised: dict[str, int] = {}  # workspace → its requests that are heads
@@ -114,63 +189,49 @@ class _Walk:
             pool.contested = False
             pool.head = None
 
-    def decisions(self) -> Decisions:
-        """Walk, and say what was decided."""
+    def decisions(self, pause_at: int = -1, looks: Callable[[], None] | None = None) -> Decisions:
+        """Walk, and say what was decided. `looks` is called before the request at `pause_at` in line has
+        its turn (or after the last one): whoever would stand there can be asked about then.
+        """
         requests: list[GpuRequest] = []
         ranks: list[int] = []
         causes: list[Cause] = []
-        policies = self.snapshot.policies
-        rules_of: dict[str, int] = {}
         for rank, request in enumerate(self.order.requests):
-            workspace = request.workspace
-            rules = rules_of.get(workspace)
-            if rules is None:
-                rules = rules_of[workspace] = self.rules.number(workspace)
-            lane = self.lanes.get((request.selection, rules))
-            if lane is None:
-                lane = self.lanes[request.selection, rules] = self._new_lane(request)
-            policy = policies.get(workspace)
-            cause = lane.never
-            if cause is None and policy is not None:
-                cause = self._forbidden(request, policy, lane)
-            if cause is None:
-                if lane.fails_from is not None and request.exit_duration >= lane.fails_from:
-                    cause = lane.cause
-                else:
-                    cause = self._grant_or_wait(request, lane)
+            if rank == pause_at and looks is not None:
+                looks()
+            lane = self.lane_of(request)
+            cause = self.barred(request, lane) or self._grant_or_wait(request, lane)
             if cause is not None:
                 requests.append(request)
                 ranks.append(rank)
                 causes.append(cause)
                 lane.ranks.append(rank)
+        if pause_at >= len(self.order.requests) and looks is not None:
+            looks()
         return Decisions(tuple(self.grants), Waits(requests, ranks, causes), tuple(self.evictions))
 
     # --- Before anything is looked for ---------------------------------------------------------
 
-    def _new_lane(self, request: GpuRequest) -> Lane:
-        selection, workspace = request.selection, request.workspace
-        policy = self.snapshot.policy(workspace)
-        usable = _usable(self.snapshot, workspace)
-        found = self.floor.candidates(selection, policy, usable)
-        gpus, nodes = selection.gpus_per_node, selection.nodes
-        pools = [pool for pool in found if pool.nodes_with_capacity(gpus) >= nodes]
-        group = frozenset(pool.key for pool in pools)
-        lane = Lane(
-            pools,
-            [preference(selection, pool.key) for pool in pools],
-            self.seen.groups.setdefault(group, []),
-        )
-        problems = [
-            each
-            for each in policy_problems(request, policy)
-            if each.field not in ("priority", "exitDuration")
-        ]
-        if problems:
-            lane.never = self._cause(WaitReason.POLICY_FORBIDS, lane, detail=problems[0].message)
-        elif not pools:
-            reason, detail = _why_never(selection, found, self.floor, usable, policy)
-            lane.never = self._cause(reason, lane, detail=detail)
+    def lane_of(self, request: GpuRequest) -> Lane:
+        """The lane of all that are like `request`."""
+        key = (request.selection, self.choices.rules(request.workspace))
+        lane = self.lanes.get(key)
+        if lane is None:
+            choice = self.choices.of(request)
+            lane = self.lanes[key] = Lane(choice, self.seen.groups.setdefault(choice.group, []))
+            if choice.never is not None:
+                lane.never = self._cause(choice.never, lane, detail=choice.detail)
         return lane
+
+    def barred(self, request: GpuRequest, lane: Lane) -> Cause | None:
+        """Why there is no need to look for GPUs, or None."""
+        if lane.never is not None:
+            return lane.never
+        policy = self.snapshot.policies.get(request.workspace)
+        cause = None if policy is None else self._forbidden(request, policy, lane)
+        if cause is None and lane.fails_from is not None and request.exit_duration >= lane.fails_from:
+            return lane.cause
+        return cause
 
     def _forbidden(self, request: GpuRequest, policy: WorkspacePolicy, lane: Lane) -> Cause | None:
         """What the policy says against this request at this moment; None if nothing."""
@@ -189,8 +250,10 @@ class _Walk:
         holding = self.floor.held_by.get(request.workspace, 0)
         promised = self.promised.get(request.workspace, 0)  # or a backfill could use up what a head needs
         if most is not None and holding + promised >= most:
-            ahead = f", and {promised} ahead of it are promised some" if promised else ""
-            detail = f"its workspace holds GPUs for {holding} requests{ahead}; it may for {most}"
+            ahead = ""
+            if promised:
+                ahead = f", and {promised} ahead of it {'is' if promised == 1 else 'are'} promised some"
+            detail = f"its workspace holds GPUs for {_requests(holding)}{ahead}; its policy allows {most} at a time"
             return self._cause(WaitReason.TOO_MANY_REQUESTS, lane, detail=detail)
         return None
 
@@ -198,7 +261,7 @@ class _Walk:
 
     def _grant_or_wait(self, request: GpuRequest, lane: Lane) -> Cause | None:
         """Grant it (None), or say why it waits, having promised it what can be promised."""
-        place = self._find(request, lane)
+        place = self.find(request, lane)
         if place is not None:
             self._grant(request, *place)
             return None
@@ -206,12 +269,12 @@ class _Walk:
         for pool in lane.pools:
             pool.contested = True
         if all(pool.head is not None or not self.switches.backfill for pool in lane.pools):
-            reason, fits = self._reason(request, lane)
+            reason, fits = self.reason(request, lane)
             lane.fails_from = request.exit_duration if fits else timedelta(0)
             lane.cause = self._cause(reason, lane, head=_first_head(lane))
         return cause
 
-    def _find(self, request: GpuRequest, lane: Lane) -> tuple[Pool, list[Slot]] | None:
+    def find(self, request: GpuRequest, lane: Lane) -> tuple[Pool, list[Slot]] | None:
         """The best place that is free now and promised to nobody ahead for as long as it would be taken."""
         gpus, nodes = request.selection.gpus_per_node, request.selection.nodes
         would_end_at = expected_end_of_new(request, self.now, self.switches)
@@ -249,7 +312,7 @@ class _Walk:
 
     def _promise(self, request: GpuRequest, lane: Lane) -> Cause:
         """Promise it the soonest start in a pool that is promised to nobody yet, if there is one."""
-        reason, _ = self._reason(request, lane)
+        reason, _ = self.reason(request, lane)
         soonest = self._soonest(request, lane)
         if soonest is None:
             return self._cause(reason, lane, head=_first_head(lane))
@@ -290,7 +353,7 @@ class _Walk:
             pools,
             selection.gpus_per_node,
             selection.nodes,
-            lambda holder: self._may_evict(request, holder),
+            lambda holder: self.may_evict(request, holder),
             self.now,
         )
         if choice is None or len(choice[1]) > room:
@@ -320,7 +383,8 @@ class _Walk:
             evicting=tuple(victim.request.id for victim in victims),
         )
 
-    def _may_evict(self, newcomer: GpuRequest, holder: Holder) -> bool:
+    def may_evict(self, newcomer: GpuRequest, holder: Holder) -> bool:
+        """Whether `holder` would have to yield to `newcomer` if that helped."""
         victim = holder.request
         if holder.draining or victim.priority >= newcomer.priority or not self._takes_part(victim):
             return False
@@ -332,7 +396,7 @@ class _Walk:
     def _takes_part(self, request: GpuRequest) -> bool:
         return takes_part_in_eviction(request, self.snapshot.policy(request.workspace))
 
-    def _reason(self, request: GpuRequest, lane: Lane) -> tuple[WaitReason, bool]:
+    def reason(self, request: GpuRequest, lane: Lane) -> tuple[WaitReason, bool]:
         """Why it does not fit, and whether it would if nothing were promised to anybody."""
         selection = request.selection
         gpus, nodes = selection.gpus_per_node, selection.nodes
@@ -364,26 +428,6 @@ class _Walk:
         )
 
 
-class _Rules:
-    """Numbers the workspaces so that those with the same rules on what and where share one."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
-        self.known: dict[tuple[object, ...], int] = {}
-
-    def number(self, workspace: str) -> int:
-        """Equal for workspaces with equal rules."""
-        policy = self.snapshot.policy(workspace)
-        usable = self.snapshot.usable_clusters
-        key = (
-            usable if usable is None else usable.get(workspace, frozenset()),
-            policy.gpu_shapes,
-            policy.max_gpus_per_request,
-            policy.max_memory_gb_per_request,
-        )
-        return self.known.setdefault(key, len(self.known))
-
-
 def _usable(snapshot: Snapshot, workspace: str) -> Callable[[str], bool]:
     if snapshot.usable_clusters is None:
         return lambda _: True
@@ -409,11 +453,11 @@ def _why_never(
         if whole >= nodes:
             return (
                 WaitReason.NODES_UNHEALTHY,
-                f"{needs(selection)} are needed; only {able} of {whole} such nodes are in order",
+                f"{needed_by(selection)}; {_in_order(able, whole)}",
             )
         return (
             WaitReason.LARGER_THAN_CLUSTER,
-            f"{needs(selection)} are needed; no cluster it may use has more than {whole} such nodes",
+            f"{needed_by(selection)}; {_at_most(whole)}",
         )
     clusters = {key.cluster for key in floor.pools if usable(key.cluster)}
     if not selection.auto_cluster:
@@ -434,5 +478,21 @@ def _why_never(
     )
 
 
+def _in_order(able: int, whole: int) -> str:
+    if whole == 1:
+        return "the only such node is not in order"
+    return f"only {able} of {whole} such nodes {'is' if able == 1 else 'are'} in order"
+
+
+def _at_most(nodes: int) -> str:
+    if nodes == 0:
+        return "no node that it may use has as many"
+    return f"no cluster it may use has more than {nodes} such node{'' if nodes == 1 else 's'}"
+
+
 def _kind(key: PoolKey) -> str:
     return f"{key.gpu_shape} ({key.instance_type}, {key.memory_gb} GB)"
+
+
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count or 'no'} requests"

@@ -196,9 +196,12 @@ class Circumstances:
         """1 + how many that wait ahead of `rank` compete for one of the pools of `group`."""
         rivals = self.overlaps.get(group)
         if rivals is None:
-            rivals = [ranks for pools, ranks in self.groups.items() if pools & group or pools == group]
-            self.overlaps[group] = rivals
+            rivals = self.overlaps[group] = self.rivals(group)
         return 1 + sum(bisect_left(ranks, rank) for ranks in rivals)
+
+    def rivals(self, group: frozenset[PoolKey]) -> list[list[int]]:
+        """The ranks so far of those who wait for one of the pools of `group`."""
+        return [ranks for pools, ranks in self.groups.items() if pools & group or pools == group]
 
     def order_note(self, request: GpuRequest) -> str:
         """How ageing and fair share changed this request's place, or ""."""
@@ -328,17 +331,18 @@ class Wait:
         if self.cause.detail:
             return self.cause.detail
         selection = self.request.selection
-        needed = f"{needs(selection)} {'is' if selection.gpus == 1 else 'are'} needed"
+        needed = needed_by(selection)
         match self.reason:
             case WaitReason.FRAGMENTED:
-                return f"{needed}; {self.free_gpus} are free, but not together on enough nodes"
+                where = "one node" if selection.nodes == 1 else "enough nodes"
+                return f"{needed}; {are_free(self.free_gpus)}, but not together on {where}"
             case WaitReason.WOULD_DELAY_HEAD:
                 return f"{needed}, free, but promised to a request ahead that this one would delay"
             case WaitReason.AWAITING_EVICTION:
                 yielding = len(self.cause.evicting)
-                return f"{needed}; {_count(yielding, 'request')} of lower priority must yield"
+                return f"{needed}; {counted(yielding, 'request')} of lower priority must yield"
             case _:
-                return f"{needed}; {self.free_gpus} are free"
+                return f"{needed}; {are_free(self.free_gpus)}"
 
     def _held(self) -> str:
         said = []
@@ -349,7 +353,7 @@ class Wait:
                 said.append(f"{who} is giving back {_gpus(holding.gpus)}")
             else:
                 renews = ", unless it is renewed" if holding.renews else ""
-                said.append(f"{who} holds {_gpus(holding.gpus)} until {_instant(holding.until)}{renews}")
+                said.append(f"{who} holds {_gpus(holding.gpus)} until {instant(holding.until)}{renews}")
         return ", ".join(said)
 
 
@@ -381,6 +385,10 @@ class Waits(Sequence[Wait]):
 
     def __iter__(self) -> Iterator[Wait]:
         return map(Wait, self._requests, self._ranks, self._causes)
+
+    def causes(self) -> Iterator[tuple[str, Cause]]:
+        """(id of the request, why it waits) of each, without building the waits."""
+        return ((request.id, cause) for request, cause in zip(self._requests, self._causes, strict=True))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Waits) and list(self) == list(other)
@@ -493,18 +501,30 @@ def needs(selection: Selection) -> str:
     return f"{_gpus(selection.gpus_per_node)} on each of {selection.nodes} nodes"
 
 
+def needed_by(selection: Selection) -> str:
+    """`1 GPU is needed`, `4 GPUs on each of 2 nodes are needed`."""
+    return f"{needs(selection)} {'is' if selection.gpus == 1 else 'are'} needed"
+
+
+def are_free(count: int) -> str:
+    """`none is free`, `1 is free`, `2 are free`."""
+    return f"{count or 'none'} {'are' if count > 1 else 'is'} free"
+
+
 def listed(words: Iterable[str]) -> str:
     """`a, b` in order, or `none`."""
     return ", ".join(sorted(set(words))) or "none"
 
 
 def _gpus(count: int) -> str:
-    return _count(count, "GPU")
+    return counted(count, "GPU")
 
 
-def _count(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """`1 GPU`, `2 GPUs`."""
     return f"1 {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _instant(at: datetime) -> str:
+def instant(at: datetime) -> str:
+    """A moment to the second, in UTC."""
     return at.strftime("%Y-%m-%d %H:%M:%SZ")

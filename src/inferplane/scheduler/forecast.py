@@ -11,24 +11,24 @@ it then goes back into the line.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus, Selection, wants_requeue
-from inferplane.scheduler.cycle import decide, waiting_requests
+from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus, wants_requeue
+from inferplane.scheduler.cycle import Choices, decide, waiting_requests
 from inferplane.scheduler.decisions import (
     NEVER,
     Basis,
-    Candidate,
+    Cause,
     Decisions,
     Estimate,
     Renewal,
-    Wait,
     WaitReason,
+    Waits,
 )
 from inferplane.scheduler.ordering import Order, advance_usage, order_queue
-from inferplane.scheduler.placement import SOONEST_END, Floor, Holder, PoolKey, matches
+from inferplane.scheduler.placement import SOONEST_END, Floor, Holder, PoolKey
 from inferplane.scheduler.snapshot import Snapshot
 
 FORECAST_REQUESTS_MAX = 512
@@ -37,7 +37,14 @@ FORECAST_REQUESTS_MAX = 512
 FORECAST_WALKS_MAX = 2000
 """So many ends are looked at; who has not started by then has no estimate."""
 
-WAIT_TIME_CANDIDATES_MAX = 32
+OUT_OF_TIME = "working it out would have taken too long"
+
+_NO_WAITS = Waits([], [], [])
+
+
+def always() -> bool:
+    """Never stop before the end."""
+    return True
 
 
 def forecast(snapshot: Snapshot) -> Mapping[str, Estimate]:
@@ -46,35 +53,7 @@ def forecast(snapshot: Snapshot) -> Mapping[str, Estimate]:
     Never now for something that must wait; None where nothing that is known would let it start, and why.
     Exact for the first FORECAST_REQUESTS_MAX in line if every request runs for its exit duration.
     """
-    return _Replay(snapshot).run()
-
-
-def wait_times(snapshot: Snapshot, request: GpuRequest) -> tuple[Candidate, ...]:
-    """For a request that is not in the queue: each kind of node that would do, soonest first.
-
-    `request` is queued (its `queued_at` decides its age). Nothing is stored. Kinds of node that
-    can never hold it come last, without an estimate and with the reason. At most WAIT_TIME_CANDIDATES_MAX.
-    """
-    policy = snapshot.policy(request.workspace)
-    allowed = (
-        None if snapshot.usable_clusters is None else snapshot.usable_clusters.get(request.workspace, ())
-    )
-    sizes: dict[PoolKey, int] = {}
-    for node in snapshot.nodes:
-        key = PoolKey(node.cluster, node.gpu_shape, node.instance_type, node.memory_gb)
-        if (allowed is None or key.cluster in allowed) and matches(request.selection, key, policy):
-            sizes[key] = max(sizes.get(key, 0), node.gpu_count)
-    candidates = []
-    for key in sorted(sizes)[:WAIT_TIME_CANDIDATES_MAX]:
-        pinned = replace(request, selection=pinned_to(request.selection, key))
-        with_it = replace(snapshot, requests=(*snapshot.requests, pinned))
-        replay = _Replay(with_it, until=request.id)
-        estimate = replay.run()[request.id]
-        said = replay.first_waits.get(request.id)
-        candidates.append(
-            Candidate(key, sizes[key], estimate, said.message if said is not None else estimate.assumption)
-        )
-    return tuple(sorted(candidates, key=lambda each: (*_start_order(each.estimate), each.pool)))
+    return Replay(snapshot).run()
 
 
 def renewal(snapshot: Snapshot, request: GpuRequest) -> Renewal:
@@ -92,46 +71,39 @@ def renewal(snapshot: Snapshot, request: GpuRequest) -> Renewal:
     decisions = decide(floor, _without(line, again.id), snapshot, snapshot.now)
     place = next(index for index, each in enumerate(line.requests) if each.id == again.id)
     ahead = {each.id for each in line.requests[:place]}
-    held = _pools_of(holder)
+    held = pools_of(holder)
     wanting = next(
-        (each for each in decisions.waits if each.request_id in ahead and _competes(each, held)), None
+        (each for each in decisions.waits if each.request_id in ahead and competes(each.cause, held)), None
     )
     if wanting is None:
         return Renewal(True, "nobody ahead of it waits for its GPUs")
     return Renewal(False, "a request ahead of it waits for its GPUs", wanting.request_id)
 
 
-def pinned_to(selection: Selection, key: PoolKey) -> Selection:
-    """The same wish for one kind of node only."""
-    return replace(
-        selection,
-        cluster_name=key.cluster,
-        preferred_clusters=(),
-        auto_cluster=False,
-        auto_gpu=False,
-        gpu_shape=key.gpu_shape,
-        instance_type=key.instance_type,
-        memory_gb=key.memory_gb,
-    )
+class Replay:
+    """One simulation. Used once. `until` is a request: it stops as soon as that one has started.
 
+    It also stops where `keep_going` says no, and then has no estimate for those who have not started.
+    """
 
-class _Replay:
-    """One simulation. Used once."""
-
-    def __init__(self, snapshot: Snapshot, until: str = "") -> None:
+    def __init__(self, snapshot: Snapshot, until: str = "", keep_going: Callable[[], bool] = always) -> None:
         self.snapshot = snapshot
-        self.until = until  # stop as soon as this one has started
+        self.until = until
+        self.keep_going = keep_going
+        self.given_up = False
         self.now = snapshot.now
         self.floor = Floor(snapshot)
+        self.choices = Choices(self.floor, snapshot)
         self.usage = dict(snapshot.usage)
         self.starts: dict[str, datetime] = {}
-        self.first_waits: dict[str, Wait] = {}
-        self.latest_waits: dict[str, Wait] = {}
+        self.first_waits: Waits = _NO_WAITS
+        self.latest_waits: Waits = _NO_WAITS
         self.renewed_in_vain: set[str] = set()
         self.ends: list[tuple[datetime, str]] = []
         self.walks = 0
 
     def run(self) -> Mapping[str, Estimate]:
+        """Live through it; an estimate for every queued request, by id."""
         line = order_queue(waiting_requests(self.snapshot), self.now, self.usage, self.snapshot.switches)
         worked_out = list(line.requests[:FORECAST_REQUESTS_MAX])
         if self.until and all(each.id != self.until for each in worked_out):
@@ -139,10 +111,12 @@ class _Replay:
         self.asked = frozenset(each.id for each in worked_out)
         waiting = {each.id: each for each in worked_out}
         self.truncated = len(worked_out) < len(line.requests)
-        positions = self._first_walk(waiting, line)
-        while self._goes_on(waiting):
+        decisions = self._begin(waiting, Order(tuple(worked_out), line.moved))
+        positions = {each.request_id: each.position for each in decisions.waits}
+        while self._goes_on():
             self._advance(waiting)
-        estimates = {each.id: self._estimate(each, positions) for each in worked_out}
+        causes = dict(self.latest_waits.causes())
+        estimates = {each.id: self._estimate(each, positions, causes.get(each.id)) for each in worked_out}
         pace = self._pace()
         for rank, each in enumerate(line.requests):
             if each.id not in estimates:
@@ -151,21 +125,30 @@ class _Replay:
 
     # --- The clock -----------------------------------------------------------------------------
 
-    def _first_walk(self, waiting: dict[str, GpuRequest], line: Order) -> dict[str, int]:
+    def _begin(self, waiting: dict[str, GpuRequest], line: Order) -> Decisions:
+        """The walk at the first moment; `waiting` in the order of `line`."""
         self.ends = [(holder.ends_at, holder.request.id) for holder in self.floor.holders.values()]
         heapq.heapify(self.ends)
-        decisions = self._walk(waiting, Order(tuple(waiting.values()), line.moved))
-        self.first_waits = {each.request_id: each for each in decisions.waits}
-        return {each.request_id: each.position for each in decisions.waits}
+        decisions = self._walk(waiting, line)
+        self.first_waits = decisions.waits
+        return decisions
 
-    def _goes_on(self, waiting: dict[str, GpuRequest]) -> bool:
+    def _goes_on(self) -> bool:
         if not self.ends or self.walks >= FORECAST_WALKS_MAX:
             return False
-        if self.until and self.until in self.starts:
+        if self._is_over():
             return False
-        if not any(self.latest_waits[each].reason not in NEVER for each in waiting if each in self.asked):
+        if not self.keep_going():
+            self.given_up = True
             return False
         return any(each not in self.renewed_in_vain for _, each in self.ends)
+
+    def _is_over(self) -> bool:
+        """Whether there is nothing to find out any more."""
+        if self.until and self.until in self.starts:
+            return True
+        waits = self.latest_waits.causes()
+        return not any(cause.reason not in NEVER for each, cause in waits if each in self.asked)
 
     def _advance(self, waiting: dict[str, GpuRequest]) -> None:
         """Go to the next known end, give back what ends there, and walk along the line again."""
@@ -180,8 +163,10 @@ class _Replay:
                 self._end(ending, waiting)
                 changed = True
         if changed:
-            order = order_queue(waiting.values(), self.now, self.usage, self.snapshot.switches)
-            self._walk(waiting, order)
+            self._walk(waiting, self._line(waiting.values()))
+
+    def _line(self, waiting: Iterable[GpuRequest]) -> Order:
+        return order_queue(waiting, self.now, self.usage, self.snapshot.switches)
 
     def _end(self, holder: Holder, waiting: dict[str, GpuRequest]) -> None:
         """Give its GPUs back, or let it go on; either may change what those that wait can have."""
@@ -210,19 +195,22 @@ class _Replay:
         return wants_requeue(as_ended, self.snapshot.policy(request.workspace))
 
     def _is_wanted(self, holder: Holder, again: GpuRequest, waiting: dict[str, GpuRequest]) -> bool:
-        held = _pools_of(holder)
-        line = order_queue([*waiting.values(), again], self.now, self.usage, self.snapshot.switches)
-        for each in line.requests:
+        held = pools_of(holder)
+        causes = dict(self.latest_waits.causes())
+        for each in self._line([*waiting.values(), again]).requests:
             if each.id == again.id:
                 return False
-            wait = self.latest_waits.get(each.id)
-            if wait is not None and _competes(wait, held):
+            cause = causes.get(each.id)
+            if cause is not None and competes(cause, held):
                 return True
         return False
 
+    def _decide(self, order: Order) -> Decisions:
+        return decide(self.floor, order, self.snapshot, self.now, self.choices)
+
     def _walk(self, waiting: dict[str, GpuRequest], order: Order) -> Decisions:
         self.walks += 1
-        decisions = decide(self.floor, order, self.snapshot, self.now)
+        decisions = self._decide(order)
         for grant in decisions.grants:
             self.starts.setdefault(grant.request_id, self.now)
             del waiting[grant.request_id]
@@ -232,30 +220,33 @@ class _Replay:
             heapq.heappush(self.ends, (victim.ends_at, eviction.victim_id))
         if decisions.grants or decisions.evictions:
             self.renewed_in_vain.clear()
-        self.latest_waits = {each.request_id: each for each in decisions.waits}
+        self.latest_waits = decisions.waits
         return decisions
 
     # --- What comes of it ----------------------------------------------------------------------
 
-    def _estimate(self, request: GpuRequest, positions: dict[str, int]) -> Estimate:
+    def _estimate(self, request: GpuRequest, positions: dict[str, int], cause: Cause | None) -> Estimate:
         position = positions.get(request.id, 0)
         start = self.starts.get(request.id)
         if start is not None:
             basis = Basis.FITS_NOW if start <= self.snapshot.now else Basis.KNOWN_ENDS
-            behind = (
-                f"only the first {FORECAST_REQUESTS_MAX} in line were looked at" if self.truncated else ""
-            )
-            return Estimate(request.id, start, basis, position, behind)
-        return Estimate(request.id, None, Basis.UNKNOWN, position, self._why_unknown(request))
+            return Estimate(request.id, start, basis, position, self.behind())
+        return Estimate(request.id, None, Basis.UNKNOWN, position, self.why_unknown(cause))
 
-    def _why_unknown(self, request: GpuRequest) -> str:
-        wait = self.latest_waits.get(request.id)
-        if wait is not None and wait.reason in NEVER:
-            return wait.cause.detail
+    def behind(self) -> str:
+        """What else an estimate assumes: that nobody counts who is too far behind; or ""."""
+        return f"only the first {FORECAST_REQUESTS_MAX} in line were looked at" if self.truncated else ""
+
+    def why_unknown(self, cause: Cause | None) -> str:
+        """Why who still waits for `cause` has no estimate."""
+        if cause is not None and cause.reason in NEVER:
+            return cause.detail
+        if self.given_up:
+            return OUT_OF_TIME
         if self.walks >= FORECAST_WALKS_MAX:
             return f"it does not start within the next {FORECAST_WALKS_MAX} ends of other requests"
-        if wait is not None and wait.reason is WaitReason.TOO_MANY_REQUESTS:
-            return f"{wait.cause.detail}, and none of them is known to end"
+        if cause is not None and cause.reason is WaitReason.TOO_MANY_REQUESTS:
+            return f"{cause.detail}, and none of them is known to end"
         return "what holds the GPUs is renewed as long as nobody ahead of it waits, so its end is not known"
 
     def _pace(self) -> timedelta | None:
@@ -278,15 +269,11 @@ def _without(line: Order, request_id: str) -> Order:
     return Order(tuple(each for each in line.requests if each.id != request_id), line.moved)
 
 
-def _pools_of(holder: Holder | None) -> frozenset[PoolKey]:
+def pools_of(holder: Holder | None) -> frozenset[PoolKey]:
+    """The pools in which it holds GPUs; none for None."""
     return frozenset() if holder is None else frozenset(slot.pool.key for slot, _ in holder.parts)
 
 
-def _competes(wait: Wait, held: frozenset[PoolKey]) -> bool:
-    return wait.reason not in NEVER and not held.isdisjoint(wait.cause.group)
-
-
-def _start_order(estimate: Estimate) -> tuple[bool, timedelta]:
-    if estimate.start is None:
-        return True, timedelta(0)
-    return False, estimate.start - datetime.min.replace(tzinfo=estimate.start.tzinfo)
+def competes(cause: Cause, held: frozenset[PoolKey]) -> bool:
+    """Whether who waits for `cause` wants GPUs of one of these pools."""
+    return cause.reason not in NEVER and not held.isdisjoint(cause.group)

@@ -46,12 +46,14 @@ class Holder:
 
     __slots__ = ("draining", "ends_at", "gpus", "granted_at", "parts", "request")
 
-    def __init__(self, request: GpuRequest, ends_at: datetime, granted_at: datetime, draining: bool) -> None:
+    def __init__(
+        self, request: GpuRequest, ends_at: datetime, granted_at: datetime, draining: bool, gpus: int = 0
+    ) -> None:
         self.request = request
         self.ends_at = ends_at
         self.granted_at = granted_at
         self.draining = draining
-        self.gpus = 0
+        self.gpus = gpus
         self.parts: list[tuple[Slot, int]] = []
 
 
