@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from inferplane.engines.port import Clock, Engine
 from inferplane.scheduler import Switches
 from inferplane.services.key_memory import KeyMemory
+from inferplane.services.questions import Questions
 from inferplane.store.sql import Store
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -62,6 +63,8 @@ class Limits:
     page_items_default: int = 500
     page_items_max: int = 1000
     gpu_requests_listed_max: int = 10_000
+    questions_max: int = 8
+    question_seconds_max: float = 2.0
     templates_max: int = 1_000
     event_items_default: int = 200
     event_items_max: int = 1000
@@ -83,6 +86,7 @@ class Platform:
 
     `scheduling` holds the switches that the admission controller runs with, so that estimates agree.
     `keys` holds API keys that were read a moment ago; whoever deletes a key tells it.
+    `questions` answers how long GPUs would take.
     """
 
     store: Store
@@ -93,3 +97,4 @@ class Platform:
     limits: Limits = field(default_factory=Limits)
     scheduling: Switches = Switches()
     keys: KeyMemory = field(default_factory=KeyMemory)
+    questions: Questions = field(default_factory=Questions)

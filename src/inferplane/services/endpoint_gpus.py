@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from inferplane.domain.access import Caller
 from inferplane.domain.endpoint import GpuSpec, InferenceEndpoint
-from inferplane.domain.errors import Invalid, NotFound
+from inferplane.domain.errors import Invalid, NotFound, RateLimited
 from inferplane.domain.gpr_template import GprTemplate
 from inferplane.domain.gpu_request import REQUEST_NAME_CHARACTERS_MAX, GpuRequest
 from inferplane.domain.quantity import format_duration
@@ -44,7 +44,7 @@ async def soonest_cluster(platform: Platform, draft: EndpointDraft) -> str:
 
     There is a choice where GPUs are asked for, no cluster is named, and candidates are: by
     `clusterPrecedence`, or all of the workspace's with `enableAutoClusterSelection`.
-    Raises NotFound, Invalid, QuotaExceeded.
+    Raises NotFound, Invalid, QuotaExceeded; RateLimited while too many ask.
     """
     gpu = draft.gpu
     if gpu is None or draft.cluster or not (draft.cluster_precedence or gpu.auto_cluster):
@@ -130,14 +130,17 @@ async def ask_again(tx: Tx, platform: Platform, caller: Caller, endpoint: Infere
 
 async def wait_sentence(platform: Platform, endpoint: InferenceEndpoint, gpu: GpuSpec) -> str:
     """What a dry run says about the wait."""
-    found = await candidates_for(platform, _request(endpoint, gpu, platform, None))
+    try:
+        found = await candidates_for(platform, _request(endpoint, gpu, platform, None))
+    except RateLimited:  # everything else that a dry run says does not depend on it
+        return f"GPUs of cluster {endpoint.cluster}; there is no estimate while so many ask for one"
     soonest = next(iter(found), None)
     if soonest is None:
         return f"GPUs of cluster {endpoint.cluster}; there is no estimate"
     what = f"{soonest.pool.gpu_shape} ({soonest.pool.instance_type}) on {soonest.pool.cluster}"
     wait = soonest.estimate.wait(platform.clock())
     if soonest.estimate.start is None or wait is None:
-        return f"{what}; it would wait, and there is no estimate: {soonest.explanation}"
+        return f"{what}; it would wait: {soonest.explanation}"
     if wait < SOON:
         return f"{what}; free now"
     return f"{what}; starts in about {format_duration(wait)}: {soonest.explanation}"

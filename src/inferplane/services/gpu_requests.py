@@ -123,7 +123,8 @@ async def wait_times(
 ) -> tuple[Candidate, ...]:
     """Every kind of node that would do, with its estimate, soonest first. Nothing is stored.
 
-    Raises what `create` would, except for how many requests there are already.
+    Raises what `create` would, except for how many requests there are already, and RateLimited while too
+    many ask.
     """
     caller.require(Verb.READ_GPUS, workspace)
     async with platform.store.read() as tx:

@@ -5,7 +5,6 @@ Grants are the admission controller's. Services only ask how long something woul
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime
 
 from inferplane.domain.gpu_request import GpuRequest
@@ -31,8 +30,13 @@ async def read_snapshot(tx: Tx, now: datetime, switches: Switches) -> Snapshot:
 async def candidates_for(platform: Platform, request: GpuRequest) -> tuple[Candidate, ...]:
     """Where a request that is not stored could start, soonest first.
 
-    Worked out in a thread, because a long queue takes a while to replay and the server has other callers.
+    What is not worked out within `question_seconds_max` is there without an estimate.
+    Raises RateLimited while `questions_max` others ask.
     """
-    async with platform.store.read() as tx:
-        snapshot = await read_snapshot(tx, platform.clock(), platform.scheduling)
-    return await asyncio.to_thread(wait_times, snapshot, request)
+    limits = platform.limits
+    async with platform.questions.place(limits.questions_max):
+        async with platform.store.read() as tx:
+            snapshot = await read_snapshot(tx, platform.clock(), platform.scheduling)
+        return await platform.questions.answer(
+            lambda keep_going: wait_times(snapshot, request, keep_going), limits.question_seconds_max
+        )

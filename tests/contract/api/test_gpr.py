@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -391,6 +392,27 @@ def test_wait_times_are_soonest_first_and_store_nothing(gpus: GpuWorld, team: st
     assert all(each["explanation"] for each in items)
     starts = [datetime.fromisoformat(each["estimatedStartTime"]) for each in items]
     assert starts == sorted(starts)
+    assert "1 GPU is needed; none is free; " in items[-1]["explanation"]
+    assert "a-question" not in str(items)
+
+
+def test_too_many_questions_at_once_are_told_to_come_back(gpus: GpuWorld, team: str) -> None:
+    busy = gpus.do(_ask_all_at_once(gpus))
+    try:
+        refused = gpus.owner("POST", f"{GPR}/waittime", gpus.body(team))
+        refused.is_error(429, "RATE_LIMITED", "TooManyQuestions")
+        assert int(refused.headers["Retry-After"]) >= 1
+    finally:
+        gpus.do(busy.aclose())
+    gpus.owner("POST", f"{GPR}/waittime", gpus.body(team)).ok()
+
+
+async def _ask_all_at_once(gpus: GpuWorld) -> AsyncExitStack:
+    """Take every place that there is for questions."""
+    stack = AsyncExitStack()
+    for _ in range(gpus.limits.questions_max):
+        await stack.enter_async_context(gpus.platform.questions.place(gpus.limits.questions_max))
+    return stack
 
 
 def test_another_workspaces_requests_do_not_exist(gpus: GpuWorld, team: str) -> None:

@@ -239,7 +239,7 @@ def test_a_dry_run_says_how_long_it_would_wait(gpus: GpuWorld, team: str) -> Non
     waiting = gpu()
     assert waiting["ok"] is True
     assert re.search(r"starts in about (0h59m|1h0m)", waiting["message"])
-    assert "position 1" in waiting["message"]
+    assert "1 GPU is needed; none is free; " in waiting["message"]
     refused = gpu(gpuSpec={**SPEC, "gpuShape": "hello"})
     assert (refused["ok"], refused["reason"]) == (False, "NoSuchShape")
     assert gpu(gpuSpec={"numberOfGPUs": 1})["reason"] == "Missing"
