@@ -387,6 +387,10 @@ def test_no_platform_and_no_key(shell: Any) -> None:
     assert "inferplane up" in ran.err
     ran = shell.run("list", INFERPLANE_API_KEY="")
     assert ran.code == 4
-    assert "there is no Owner key at" in ran.err
+    assert "no API key was given, and no platform runs with the home folder" in ran.err
+    ran = shell.run("list", INFERPLANE_API_KEY="", INFERPLANE_API_URL="")
+    assert (ran.code, ran.out) == (8, "")
+    assert "no platform runs with the home folder" in ran.err
+    assert "inferplane up" in ran.err
     ran = shell.run("--api-url", "ftp://x", "list")
     assert (ran.code, KEY in ran.err) == (2, False)
