@@ -15,9 +15,11 @@ Answers and errors go to their own caller: when a joint call fails, each member 
 its own, so that a bad row fails only its own request. A caller who went away is skipped, and so is one
 whose time is over: nobody would read the answer.
 
-The queue is bounded in rows, in bytes, and in time: a request that would wait longer than its caller does,
-as the last batches went, is refused at once as not processed. So a server that is offered more than it can
-do keeps doing all it can, instead of answering late what nobody waits for any more.
+The queue is bounded in rows, in bytes, and in time: a request that would wait longer than half as long as its
+caller does, as the last batches went, is refused at once as not processed. So a server that is offered more than it can
+do keeps doing all it can, instead of answering late what nobody waits for any more. Refusing costs time too,
+and the interpreter's lock with it, which the computing thread wants after each step of the model: once
+something was refused, the event loop pauses until the present batch is done, for `YIELD_SECONDS` at most.
 """
 
 from __future__ import annotations
@@ -48,9 +50,13 @@ INLINE_SECONDS_MAX = 0.002
 FORGETTING = 0.25
 #: How much the latest batch counts in what a row takes.
 LATEST = 0.2
+#: The part of its caller's patience that a request may wait. A longer queue computes no more, only later.
+PATIENCE_SHARE = 0.5
 #: Bytes of input that may wait, whatever the number of rows.
 QUEUE_BYTES_MAX = 512 * 1024 * 1024
 RETRY_AFTER_SECONDS_MAX = 30
+#: How long the event loop stands back for a batch at a time when requests are being refused.
+YIELD_SECONDS = 0.02
 #: Sizes of batches are told apart by powers of two, up to this one.
 SIZES = 33
 
@@ -124,9 +130,15 @@ class Batcher:
         self._waiting_rows = 0
         self._waiting_bytes = 0
         self._row_seconds = 0.0
+        self._computing_rows = 0
+        self._finished_at: float | None = None
         self._busy_since: float | None = None
         self._planned: asyncio.Handle | None = None
         self._pace = Pace()
+        # The worker's present batch, as far as the event loop knows: clear while it computes.
+        self._idle = threading.Event()
+        self._idle.set()
+        self._yielding = False
         self._batches: queue.SimpleQueue[list[Entry] | None] = queue.SimpleQueue()
         # A daemon, because a model stuck in a computation must not keep the process alive.
         self._worker = threading.Thread(target=self._work, name="model", daemon=True)
@@ -201,16 +213,24 @@ class Batcher:
             _tell(entry, NotProcessed("this server is shutting down; send the request again"))
 
     def _check_room(self, rows: int, size: int, patience: float) -> None:
-        wait = self._waiting_rows * self._row_seconds
+        wait = (self._waiting_rows + self._computing_rows) * self._row_seconds
         full = (
             self._waiting_rows + rows > self._limits.queue_rows_max
             or self._waiting_bytes + size > self._limits.queue_bytes_max
         )
-        if full or wait > patience:
+        if full or wait > patience * PATIENCE_SHARE:
+            if not self._yielding and not self._idle.is_set():
+                self._yielding = True
+                self._loop.call_soon(self._yield)
             raise NotProcessed(
                 "too many requests are waiting for this model; try again in a moment",
                 retry_after=max(1, min(math.ceil(wait), RETRY_AFTER_SECONDS_MAX)),
             )
+
+    def _yield(self) -> None:
+        """Leave the interpreter's lock to the worker."""
+        self._yielding = False
+        self._idle.wait(YIELD_SECONDS)
 
     def _plan(self) -> None:
         """Start a batch once the event loop has handed over all that it has read by now."""
@@ -232,7 +252,9 @@ class Batcher:
         if not batch:
             return
         self._busy_since = self._now()
-        if not self._steady or not self._pace.quick(_rows(batch)):
+        self._computing_rows = _rows(batch)
+        if not self._steady or not self._pace.quick(self._computing_rows):
+            self._idle.clear()
             self._batches.put(batch)
             return
         began = time.perf_counter()
@@ -288,9 +310,13 @@ class Batcher:
     def _finish(self, batch: list[Entry], results: list[Result], seconds: float, own_seconds: float) -> None:
         began = self._busy_since or 0.0
         self._busy_since = None
-        rows = _rows(batch)
+        rows, self._computing_rows = self._computing_rows, 0
         self._pace.saw(rows, own_seconds)
-        self._row_seconds += (seconds / rows - self._row_seconds) * LATEST
+        # From end to end where batches follow one another, so that what lies between them counts.
+        now = self._now()
+        per_row = (now - (began if self._finished_at is None else self._finished_at)) / rows
+        self._row_seconds += (per_row - self._row_seconds) * LATEST
+        self._finished_at = now if self._waiting else None
         waits = [began - entry.arrived for entry in batch]
         self._stats.on_batch(Batch(len(batch), rows, seconds, waits))
         # The next batch first: in the worker's thread it computes while the answers below are written.
@@ -306,6 +332,7 @@ class Batcher:
             seconds = time.perf_counter() - began
             # What this thread waited for the event loop to let it go on says nothing about the model.
             own_seconds = time.thread_time() - own if self._steady else seconds
+            self._idle.set()
             try:
                 self._loop.call_soon_threadsafe(self._finish, batch, results, seconds, own_seconds)
             except RuntimeError:

@@ -65,6 +65,17 @@ def inputs_from_json(data: msgspec.Raw, signature: Signature, field: str) -> tup
     return inputs, len(value)
 
 
+def matrix_from_rows(rows: list[list[float]], signature: Signature) -> Inputs | None:
+    """Rows of numbers for a MATRIX model, or None when anything about them needs a closer look."""
+    try:
+        array: Array = np.array(rows, dtype=np.float64)
+    except ValueError:  # ragged
+        return None
+    if array.ndim != 2 or not array.size or signature.features not in (None, array.shape[1]):
+        return None
+    return {WHOLE: _narrow(array, signature.number)}
+
+
 def inputs_from_tensors(tensors: Mapping[str, Array], signature: Signature) -> tuple[Inputs, int]:
     """Turn V2's named tensors into inputs. Returns them and the number of rows. Raises BadInput."""
     inputs = _TENSORS[signature.kind](tensors, signature)

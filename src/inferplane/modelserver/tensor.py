@@ -103,12 +103,17 @@ def from_json(name: str, datatype: Datatype, shape: Sequence[int], data: msgspec
 
     `null` in FP32 and FP64 data becomes NaN, for models that take missing values. Raises BadInput.
     """
-    count = check_shape(name, shape)
+    check_shape(name, shape)
     if datatype is Datatype.FP16:
         raise BadInput(
             f"input '{name}' has datatype FP16, which has no JSON form; send it as binary data (binary_data_size) or as FP32"
         )
-    values = _elements(name, datatype, shape, data)
+    return from_values(name, datatype, shape, _elements(name, datatype, shape, data))
+
+
+def from_values(name: str, datatype: Datatype, shape: Sequence[int], values: list[Any]) -> Array:
+    """Build an array from its elements in row-major order, each of the datatype's type. Raises BadInput."""
+    count = check_shape(name, shape)
     if len(values) != count:
         raise BadInput(f"input '{name}' has {len(values)} values, but its shape {list(shape)} needs {count}")
     if datatype is Datatype.BYTES:

@@ -15,7 +15,7 @@ import numpy as np
 
 from inferplane.modelserver.errors import BadInput
 from inferplane.modelserver.frameworks.base import InputKind, Outputs, Signature
-from inferplane.modelserver.intake import Work, inputs_from_json
+from inferplane.modelserver.intake import Work, inputs_from_json, matrix_from_rows
 from inferplane.modelserver.tensor import Array
 
 PROBABILITIES = "probabilities"
@@ -27,11 +27,29 @@ class _Body(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
+class _NumericBody(msgspec.Struct):
+    """The commonest request by far: rows of numbers."""
+
+    instances: list[list[float]]
+    parameters: dict[str, Any] | None = None
+
+
 _DECODER = msgspec.json.Decoder(_Body)
+_NUMERIC = msgspec.json.Decoder(_NumericBody)
 
 
 def parse(body: bytes, signature: Signature, *, probabilities: bool) -> Work:
     """Read a predict request. `probabilities` is the endpoint's default. Raises BadInput."""
+    if signature.kind is InputKind.MATRIX:
+        try:
+            numeric = _NUMERIC.decode(body)
+        except (ValueError, RecursionError):  # msgspec's errors among them
+            pass  # something else, or wrong: the way below tells which
+        else:
+            rows_of_numbers = matrix_from_rows(numeric.instances, signature)
+            if rows_of_numbers is not None:
+                names = _outputs(numeric.parameters, signature, default=probabilities)
+                return Work(rows_of_numbers, len(numeric.instances), names)
     request = decode_body(body, _DECODER, 'send a JSON object such as {"instances": [[…], …]}')
     outputs = _outputs(request.parameters, signature, default=probabilities)
     if request.instances is not msgspec.UNSET:
