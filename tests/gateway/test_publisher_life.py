@@ -10,6 +10,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ import pytest
 
 from gateway_world import Request, World, client, echo, eventually, publish, routes
 from inferplane.domain.errors import Invalid, Unavailable
+from inferplane.gateway.publisher import RoutePublisher
 
 PREDICT = "/serving/default/iris/v1/models/iris:predict"
 
@@ -154,8 +156,7 @@ async def test_an_endpoint_that_is_removed_answers_what_it_accepted(world: World
         assert (await http.post(PREDICT, content=b"{}")).status_code == 404
         release.set()
         assert (await accepted).status_code == 200
-    texts = [path.read_text() for path in (world.folder / "gateway" / "files").iterdir()]
-    assert not [text for text in texts if "iris" in text]
+    await eventually(lambda: "iris" not in _config_dump(gateway), "the endpoint to be nowhere in Envoy")
 
 
 async def test_stopping_the_gateway_answers_what_it_accepted_and_leaves_nothing(world: World) -> None:
@@ -208,8 +209,8 @@ async def test_a_replica_that_was_wanted_for_a_moment_is_not_forgotten_too_early
     gateway = await world.gateway()
     await publish(gateway, routes(replica.upstream))
     gateway.set(routes(replica.upstream, other.upstream))
-    files = world.folder / "gateway" / "files" / "upstreams.json"
-    await eventually(lambda: "r2-0" in files.read_text(), "the second replica to be written")
+    journal = world.folder / "gateway" / "told.jsonl"
+    await eventually(lambda: "r2-0" in journal.read_text(), "the second replica to be told")
     gateway.set(routes(replica.upstream))
     found = gateway.confirmed("uid-iris")
     assert found is not None
@@ -311,30 +312,56 @@ async def test_a_chosen_port_is_kept(world: World) -> None:
     assert second.port == first.port
 
 
-async def test_files_of_no_sense_do_not_keep_the_gateway_from_starting(world: World) -> None:
+async def test_a_journal_of_no_sense_does_not_keep_the_gateway_from_starting(world: World) -> None:
     replica = await world.replica()
     first = await world.gateway()
     await publish(first, routes(replica.upstream))
-    await first.close(stop_gateway=True)
-    files = world.folder / "gateway" / "files"
-    (files / "routes.json").write_text("{")
-    (files / "upstreams.json").write_text('{"version_info":"x","resources":[{"name":"a"},7]}')
-    (files / "listener.json").unlink()
-    second = await world.gateway()
-    await publish(second, routes(replica.upstream))
+    await first.close(stop_gateway=False)
+    journal = world.folder / "gateway" / "told.jsonl"
+    journal.write_text('{"uid":7}\nnonsense\n' + journal.read_text() + '{"uid":"uid-iris","rou')
+    second = world.unopened()
+    await second.start()
+    assert second.confirmed("uid-iris") == routes(replica.upstream)
+    second.set(routes(replica.upstream))
+    second.open()
+    await eventually(lambda: second.problem() == "", "the gateway to be ready")
     async with client(second) as http:
         assert (await http.get(PREDICT)).status_code == 200
 
 
-async def test_what_envoy_refuses_is_told(world: World) -> None:
-    gateway = world.unopened(domain="no\ndomain")
-    await gateway.start()
-    gateway.set(routes())
-    gateway.open()
-    await eventually(lambda: "refuses" in gateway.problem(), "the refusal to be told")
-    assert "routes.json" in gateway.problem()
-    assert "Domains" in gateway.problem(), "Envoy's own words are part of it"
+async def test_what_envoy_refuses_is_told_of_that_endpoint_and_the_others_go_on(world: World) -> None:
+    replica = await world.replica()
+    gateway = await world.gateway()
+    good = [routes(replica.upstream, endpoint=f"good{number}") for number in range(20)]
+    other = replace(replica.upstream, replica="r2-0")
+    bad = routes(replica.upstream, other, sticky_header="no\nheader")
+    gateway.set(bad)
+    await publish(gateway, *good)
+    await eventually(lambda: gateway.refusal("uid-iris"), "the refusal to be told")
+    assert "refuses the routes of this endpoint" in gateway.refusal("uid-iris")
+    assert "HeaderName" in gateway.refusal("uid-iris"), "Envoy's own words are part of it"
+    assert "uid-iris" in world.confirmations
     assert gateway.confirmed("uid-iris") is None
+    assert gateway.problem() == ""
+    assert not any(gateway.refusal(one.uid) for one in good)
+
+    await publish(gateway, routes(replica.upstream, other, sticky_header="x-user"))
+    assert gateway.refusal("uid-iris") == ""
+
+
+async def test_a_refused_change_leaves_the_former_routes_and_their_replicas_in_use(world: World) -> None:
+    replica, other = await world.replica("r1-0"), await world.replica("r2-0")
+    gateway = await world.gateway()
+    await publish(gateway, routes(replica.upstream))
+    third = replace(other.upstream, replica="r3-0")
+    gateway.set(routes(other.upstream, third, sticky_header="no\nheader"))
+    await eventually(lambda: gateway.refusal("uid-iris"), "the refusal to be told")
+    found = gateway.confirmed("uid-iris")
+    assert found is not None
+    assert "r1-0" in {upstream.replica for upstream in found.upstreams}
+    async with client(gateway) as http:
+        assert (await http.get(PREDICT)).status_code == 200
+    assert replica.requests
 
 
 async def test_an_envoy_that_hangs_is_told_and_catches_up(world: World) -> None:
@@ -382,9 +409,15 @@ async def test_hundreds_of_endpoints_come_and_go(world: World) -> None:
             gateway.remove(one.uid)
         await eventually(lambda: all(gateway.confirmed(one.uid) is None for one in many), "all to be gone")
         assert (await http.get("/serving/default/e0/v2")).status_code == 404
-    texts = [path.read_text() for path in (world.folder / "gateway" / "files").iterdir()]
-    assert not [text for text in texts if "/e1" in text]
+    await eventually(lambda: "/e1" not in _config_dump(gateway), "all to be nowhere in Envoy")
     assert gateway.problem() == ""
+
+
+def _config_dump(gateway: RoutePublisher) -> str:
+    """Everything that Envoy is configured with."""
+    transport = httpx.HTTPTransport(uds=str(gateway.admin_socket))
+    with httpx.Client(transport=transport, base_url="http://admin", trust_env=False) as admin:
+        return admin.get("/config_dump").text
 
 
 def _free_port() -> int:

@@ -27,9 +27,9 @@ class Clock:
 def test_counters_are_read_by_endpoint() -> None:
     assert counts_of(
         {
-            "cluster.team/iris/u1.upstream_rq_total": 3,
-            "cluster.team/iris/u1.upstream_rq_active": 1,
-            "cluster.team/other/u2.upstream_rq_total": 0,
+            "cluster.team/iris/u1/r1.upstream_rq_total": 3,
+            "cluster.team/iris/u1/r1.upstream_rq_active": 1,
+            "cluster.team/other/u2/r3.upstream_rq_total": 0,
             "cluster.inferplane-api.upstream_rq_total": 9,
         }
     ) == {"u1": Count(3, 1), "u2": Count(0, 0)}

@@ -1,8 +1,7 @@
-"""Envoy's admin interface, over its unix socket: what it has taken up, and asking it to drain."""
+"""Envoy's admin interface, over its unix socket: its statistics, and asking it to drain."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -28,18 +27,12 @@ class Admin:
         """Close the connection."""
         await self._client.aclose()
 
-    async def versions(self) -> Mapping[str, str]:
-        """The version of each configuration file that Envoy has taken up, by statistic name."""
-        text = await self._ask("GET", "/stats?type=TextReadouts")
-        found = {}
-        for line in text.splitlines():
-            name, _, value = line.partition(": ")
-            found[name] = value.strip('"')
-        return found
-
-    async def refusals(self) -> Mapping[str, int]:
-        """How often Envoy refused a new configuration, by statistic name; those that never did are left out."""
-        return await self.numbers(r"update_rejected$")
+    async def listens(self) -> bool:
+        """Whether the listener accepts connections, in all workers."""
+        found = await self.numbers(r"^listener_manager\.(total_listeners_active|workers_started)$")
+        return found.get("listener_manager.total_listeners_active", 0) > 0 and bool(
+            found.get("listener_manager.workers_started", 0)
+        )
 
     async def requests_in_flight(self) -> int:
         """Requests that have arrived and are not answered yet."""

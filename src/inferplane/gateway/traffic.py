@@ -49,16 +49,21 @@ class Seen:
 
 
 def counts_of(statistics: Mapping[str, int]) -> dict[str, Count]:
-    """Requests by endpoint uid, from Envoy's statistics. An upstream is `<workspace>/<endpoint>/<uid>`."""
+    """Requests by endpoint uid, from Envoy's statistics, over all its revisions.
+
+    An upstream is `<workspace>/<endpoint>/<uid>/r<revision>`.
+    """
     counts: dict[str, Count] = {}
     for name, value in statistics.items():
         upstream, _, counter = name.removeprefix("cluster.").rpartition(".")
-        if upstream.count("/") != 2:
+        parts = upstream.split("/")
+        if len(parts) != 4:
             continue
-        uid = upstream.rpartition("/")[2]
-        count = counts.get(uid, Count())
-        counts[uid] = (
-            replace(count, active=value) if counter.endswith("_active") else replace(count, total=value)
+        count = counts.get(parts[2], Count())
+        counts[parts[2]] = (
+            replace(count, active=count.active + value)
+            if counter.endswith("_active")
+            else replace(count, total=count.total + value)
         )
     return counts
 
