@@ -41,7 +41,7 @@ from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.rollout import Guard, Rollout, RolloutNote, RolloutPhase, Strategy
 from inferplane.domain.wait_note import WaitNote
 from inferplane.domain.workspace import Cluster, Workspace, WorkspacePolicy
-from inferplane.store import codec
+from inferplane.store import codec, gpu_codec, values
 
 UID = "0123456789ab"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -439,8 +439,8 @@ def test_other_values_come_back(data: st.DataObject) -> None:
 @thorough
 @given(gpu_requests, wait_notes)
 def test_gpu_requests_and_what_is_said_of_them_come_back(request: GpuRequest, note: WaitNote) -> None:
-    assert codec.gpu_request_from_row(codec.gpu_request_to_row(request)) == request
-    assert codec.wait_note_from_json(codec.wait_note_to_json(note)) == note
+    assert gpu_codec.gpu_request_from_row(gpu_codec.gpu_request_to_row(request)) == request
+    assert gpu_codec.wait_note_from_json(gpu_codec.wait_note_to_json(note)) == note
 
 
 @thorough
@@ -448,10 +448,10 @@ def test_gpu_requests_and_what_is_said_of_them_come_back(request: GpuRequest, no
 def test_what_gpu_requests_are_decided_from_comes_back(
     policy: WorkspacePolicy, template: GprTemplate, binding: GprTemplateBinding, node: Node
 ) -> None:
-    assert codec.policy_from_row(codec.policy_to_row(policy)) == policy
-    assert codec.template_from_row(codec.template_to_row(template)) == template
-    assert codec.binding_from_row(codec.binding_to_row(binding)) == binding
-    assert codec.node_from_row(codec.node_to_row(node)) == node
+    assert gpu_codec.policy_from_row(gpu_codec.policy_to_row(policy)) == policy
+    assert gpu_codec.template_from_row(gpu_codec.template_to_row(template)) == template
+    assert gpu_codec.binding_from_row(gpu_codec.binding_to_row(binding)) == binding
+    assert gpu_codec.node_from_row(gpu_codec.node_to_row(node)) == node
 
 
 def test_the_strategies_above_speak_of_every_field() -> None:
@@ -505,11 +505,11 @@ def test_rows_with_keys_missing_or_odd_still_load(
 @thorough
 @given(
     st.one_of(
-        st.tuples(gpu_requests.map(codec.gpu_request_to_row), st.just(codec.gpu_request_from_row)),
-        st.tuples(policies.map(codec.policy_to_row), st.just(codec.policy_from_row)),
-        st.tuples(templates.map(codec.template_to_row), st.just(codec.template_from_row)),
-        st.tuples(bindings.map(codec.binding_to_row), st.just(codec.binding_from_row)),
-        st.tuples(nodes.map(codec.node_to_row), st.just(codec.node_from_row)),
+        st.tuples(gpu_requests.map(gpu_codec.gpu_request_to_row), st.just(gpu_codec.gpu_request_from_row)),
+        st.tuples(policies.map(gpu_codec.policy_to_row), st.just(gpu_codec.policy_from_row)),
+        st.tuples(templates.map(gpu_codec.template_to_row), st.just(gpu_codec.template_from_row)),
+        st.tuples(bindings.map(gpu_codec.binding_to_row), st.just(gpu_codec.binding_from_row)),
+        st.tuples(nodes.map(gpu_codec.node_to_row), st.just(gpu_codec.node_from_row)),
     ),
     st.data(),
 )
@@ -527,31 +527,31 @@ def test_any_json_loads_as_something(value: Any) -> None:
     text = json.dumps(value)
     assert isinstance(codec.spec_from_json(text), EndpointSpec)
     assert isinstance(codec.status_from_json(text, UID), EndpointStatus)
-    assert codec.wait_note_from_json(text) is None or isinstance(value["at"], int)
-    assert all(isinstance(seconds, float) for seconds in codec.usage_from_json(text).values())
+    assert gpu_codec.wait_note_from_json(text) is None or isinstance(value["at"], int)
+    assert all(isinstance(seconds, float) for seconds in gpu_codec.usage_from_json(text).values())
 
 
 def test_a_gpu_request_in_a_status_of_a_newer_version_keeps_its_gpus() -> None:
-    row = codec.gpu_request_to_row(
+    row = gpu_codec.gpu_request_to_row(
         GpuRequest("gpr-1", "n", "w", Selection(), NOW, NOW, grant=Grant("c", (("node", (0, 1)),)))
     )
-    held = codec.gpu_request_from_row(row | {"status": "Hibernating"})
+    held = gpu_codec.gpu_request_from_row(row | {"status": "Hibernating"})
     assert (held.status, held.gpus_allocated) == (ProvisioningStatus.DRAINING, 2)
-    bare = codec.gpu_request_from_row(row | {"status": "Hibernating", "body": "{}"})
+    bare = gpu_codec.gpu_request_from_row(row | {"status": "Hibernating", "body": "{}"})
     assert (bare.status, bare.queued_at) == (ProvisioningStatus.FAILED, NOW)
 
 
 def test_a_node_in_a_state_that_is_not_known_gets_no_work() -> None:
-    row = codec.node_to_row(Node("c", "n", "t", "s", 8, 80)) | {"body": '{"health":"Sleepy","gpus":[{}]}'}
-    node = codec.node_from_row(row)
+    row = gpu_codec.node_to_row(Node("c", "n", "t", "s", 8, 80)) | {"body": '{"health":"Sleepy","gpus":[{}]}'}
+    node = gpu_codec.node_from_row(row)
     assert not node.schedulable
     assert node.gpus == ()
 
 
 def test_a_node_says_whose_machine_it_is_part_of_and_an_older_row_does_not() -> None:
     node = Node("c", "n", "t", "s", 8, 80, host="box")
-    assert codec.node_from_row(codec.node_to_row(node)) == node
-    assert codec.node_from_row(codec.node_to_row(node) | {"body": '{"health":"Healthy"}'}).host == ""
+    assert gpu_codec.node_from_row(gpu_codec.node_to_row(node)) == node
+    assert gpu_codec.node_from_row(gpu_codec.node_to_row(node) | {"body": '{"health":"Healthy"}'}).host == ""
 
 
 def test_what_a_row_lacks_takes_its_default() -> None:
@@ -583,7 +583,7 @@ def test_what_json_cannot_hold_is_replaced() -> None:
         3: b"x",
         "when": datetime(2026, 1, 1, tzinfo=UTC),
     }
-    read = codec.from_json(codec.to_json(value))
+    read = values.from_json(values.to_json(value))
     assert read["half"] == "?"
     assert read["True"] == 1
     assert read["None"] == [None, "1" + "0" * 30, ["s"]]
@@ -591,9 +591,9 @@ def test_what_json_cannot_hold_is_replaced() -> None:
 
 def test_moments_keep_their_microseconds_and_their_meaning() -> None:
     at = datetime(2026, 3, 1, 12, 0, 0, 1, tzinfo=UTC)
-    assert codec.from_micros(codec.to_micros(at)) == at
+    assert values.from_micros(values.to_micros(at)) == at
     elsewhere = at.astimezone(tz=_hours(5))
-    assert codec.to_micros(elsewhere) == codec.to_micros(at)
+    assert values.to_micros(elsewhere) == values.to_micros(at)
 
 
 def _hours(hours: int) -> Any:

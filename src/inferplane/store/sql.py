@@ -15,29 +15,22 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import islice
-from typing import Any
 
-from sqlalchemy import Executable, Row, bindparam, delete, func, insert, or_, select, tuple_, update
-from sqlalchemy.engine import CursorResult
+from sqlalchemy import bindparam, delete, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferplane.domain.access import ApiKey
 from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint
 from inferplane.domain.errors import AlreadyExists, Conflict, NotFound, StaleVersion, Unavailable
 from inferplane.domain.events import Event
-from inferplane.domain.gpr_template import GprTemplate, GprTemplateBinding
-from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus
-from inferplane.domain.inventory import Node
-from inferplane.domain.wait_note import WaitNote
-from inferplane.domain.workspace import Cluster, Workspace, WorkspacePolicy
+from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.observability import get_logger
 from inferplane.store import codec
 from inferplane.store.dialect import Database, connect, translated
+from inferplane.store.gpu_rows import GpuRows
 from inferplane.store.schema import (
     answers,
     api_keys,
@@ -45,44 +38,26 @@ from inferplane.store.schema import (
     endpoint_secrets,
     endpoints,
     events,
-    gpr_template_bindings,
-    gpr_templates,
     gpu_requests,
     installation_secrets,
     nodes,
-    scheduler_state,
-    workspace_policies,
     workspaces,
 )
+from inferplane.store.statements import STATEMENT_KEYS_MAX, Change, batched, no_workspace
 from inferplane.store.upgrade import upgrade
+from inferplane.store.values import from_json, to_json, to_micros
+
+__all__ = ["STATEMENT_KEYS_MAX", "Change", "Store", "Tx"]
 
 POLL_INTERVAL_SECONDS = 0.5
 POLL_EVENTS_MAX = 1000  # in one look; the rest follows at the next
 EVENTS_KEPT_MAX = 200_000
 ANSWERS_KEPT_MAX = 10_000
-ENDED_GPU_REQUESTS_KEPT_MAX = 50_000
-STATEMENT_KEYS_MAX = 500
 PRUNE_INTERVAL_SECONDS = 600.0
 EVENTS_PAGE_MAX = 1000
 INSTALLATION_SECRET_BYTES = 32
 
-_USAGE = "usage"  # the row of `scheduler_state`
-
 _log = get_logger("store")
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Something about this endpoint, or this GPU request, was written. A hint: read to learn what.
-
-    `endpoint_uid` is "" for a GPU request of its own. Both are "" when something was written that GPU
-    requests are decided from (a policy, the nodes of a cluster); that is told within this process only.
-    """
-
-    workspace: str
-    endpoint: str
-    endpoint_uid: str
-    gpu_request_id: str = ""
 
 
 class Store:
@@ -239,16 +214,14 @@ class Store:
         return len(rows) == POLL_EVENTS_MAX
 
 
-class Tx:
+class Tx(GpuRows):
     """What can be done within one transaction. Made by `Store.transaction` and `Store.read` only.
 
     Write rows before appending events: on PostgreSQL the first event makes other writers of events wait.
     """
 
     def __init__(self, database: Database, connection: AsyncConnection) -> None:
-        self._database = database
-        self._connection = connection
-        self.touched: dict[Change, None] = {}
+        super().__init__(database, connection)
         self.appended: list[int] = []
 
     # Workspaces and clusters
@@ -267,13 +240,13 @@ class Tx:
         del values["name"], values["created_at"]
         statement = update(workspaces).where(workspaces.c.name == workspace.name).values(values)
         if not await self._count(statement):
-            raise _no_workspace(workspace.name)
+            raise no_workspace(workspace.name)
 
     async def get_workspace(self, name: str) -> Workspace:
         """Raises NotFound."""
         row = await self._first(select(workspaces).where(workspaces.c.name == name))
         if row is None:
-            raise _no_workspace(name)
+            raise no_workspace(name)
         return codec.workspace_from_row(row._mapping)
 
     async def hold_workspace(self, name: str) -> None:
@@ -284,7 +257,7 @@ class Tx:
         """
         statement = select(workspaces.c.name).where(workspaces.c.name == name)
         if await self._first(self._database.holding(statement)) is None:
-            raise _no_workspace(name)
+            raise no_workspace(name)
 
     async def list_workspaces(self) -> list[Workspace]:
         """All, by name."""
@@ -380,7 +353,7 @@ class Tx:
 
     async def touch_api_key(self, key_id: str, at: datetime) -> None:
         """Note that the key was used; an earlier moment changes nothing."""
-        micros, used = codec.to_micros(at), api_keys.c.last_used_at
+        micros, used = to_micros(at), api_keys.c.last_used_at
         statement = update(api_keys).where(api_keys.c.id == key_id, or_(used.is_(None), used < micros))
         await self._run(statement.values(last_used_at=micros))
 
@@ -394,7 +367,7 @@ class Tx:
                 statement.on_conflict_do_nothing(index_elements=["workspace", "name", "cluster"])
             )
         except Conflict as error:
-            raise _no_workspace(endpoint.workspace) from error
+            raise no_workspace(endpoint.workspace) from error
         if not inserted:
             raise AlreadyExists(
                 f"endpoint {endpoint.name} exists already in workspace {endpoint.workspace}"
@@ -406,7 +379,7 @@ class Tx:
         if secret:
             await self._run(
                 insert(endpoint_secrets),
-                {"endpoint_uid": endpoint.uid, "secret": codec.to_json(dict(secret))},
+                {"endpoint_uid": endpoint.uid, "secret": to_json(dict(secret))},
             )
         self._touch(endpoint)
 
@@ -445,7 +418,7 @@ class Tx:
     async def endpoints_by_uid(self, uids: Iterable[str]) -> dict[str, InferenceEndpoint]:
         """Those of these that are there, by uid."""
         found: dict[str, InferenceEndpoint] = {}
-        for batch in _batched(uids, STATEMENT_KEYS_MAX):
+        for batch in batched(uids, STATEMENT_KEYS_MAX):
             rows = await self._all(select(endpoints).where(endpoints.c.uid.in_(batch)))
             found |= {row.uid: codec.endpoint_from_row(row._mapping) for row in rows}
         return found
@@ -525,295 +498,8 @@ class Tx:
         row = await self._first(
             select(endpoint_secrets.c.secret).where(endpoint_secrets.c.endpoint_uid == uid)
         )
-        value = {} if row is None else codec.from_json(row.secret)
+        value = {} if row is None else from_json(row.secret)
         return {str(key): str(item) for key, item in value.items()} if isinstance(value, dict) else {}
-
-    # GPU requests
-
-    async def insert_gpu_request(self, request: GpuRequest) -> None:
-        """Raises AlreadyExists for a known id, NotFound for an unknown workspace.
-
-        An endpoint's requests keep the order in which they came, whatever the clock did: one that is not
-        younger than the last gets the next microsecond as its time of creation. Whoever looks for the
-        newest may so take the last of the list.
-        """
-        row = codec.gpu_request_to_row(request)
-        if request.endpoint_uid:
-            last = await self._first(
-                select(func.max(gpu_requests.c.created_at).label("at")).where(
-                    gpu_requests.c.endpoint_uid == request.endpoint_uid
-                )
-            )
-            if last is not None and last.at is not None:
-                row["created_at"] = max(row["created_at"], last.at + 1)
-        statement = self._database.insert(gpu_requests).values(row)
-        try:
-            inserted = await self._count(statement.on_conflict_do_nothing(index_elements=["id"]))
-        except Conflict as error:
-            raise _no_workspace(request.workspace) from error
-        if not inserted:
-            raise AlreadyExists(f"GPU request {request.id} exists already", reason="GprExists", field="gprId")
-        self._touch_gpu_request(request)
-
-    async def get_gpu_request(self, request_id: str) -> GpuRequest:
-        """Raises NotFound."""
-        row = await self._first(_GPU_REQUEST_BY_ID, {"id": request_id})
-        if row is None:
-            raise _no_gpu_request(request_id)
-        return codec.gpu_request_from_row(row._mapping)
-
-    async def list_gpu_requests(
-        self,
-        *,
-        workspace: str | None = None,
-        endpoint_uid: str | None = None,
-        live_only: bool = False,
-        limit: int | None = None,
-        after_id: str = "",
-    ) -> list[GpuRequest]:
-        """By (time of creation, id). `after_id` names a request: only those behind it.
-
-        `live_only` leaves out those that have ended. Raises NotFound when the request `after_id` is gone.
-        """
-        columns = gpu_requests.c
-        statement = select(*_GPU_REQUEST).order_by(columns.created_at, columns.id)
-        if workspace is not None:
-            statement = statement.where(columns.workspace == workspace)
-        if endpoint_uid is not None:
-            statement = statement.where(columns.endpoint_uid == endpoint_uid)
-        if live_only:
-            statement = statement.where(columns.live == 1)
-        if after_id:
-            row = await self._first(select(columns.created_at).where(columns.id == after_id))
-            if row is None:
-                raise _no_gpu_request(after_id)
-            key: tuple[int, str] = (row.created_at, after_id)
-            statement = statement.where(tuple_(columns.created_at, columns.id) > key)
-        if limit is not None:
-            statement = statement.limit(limit)
-        return [codec.gpu_request_from_row(row._mapping) for row in await self._all(statement)]
-
-    async def save_gpu_request(self, request: GpuRequest) -> int:
-        """Write everything but id, workspace, endpoint and time of creation. Returns the new version.
-
-        `request.version` must be the row's. Raises StaleVersion when it is not, or the row is gone.
-        """
-        row = codec.gpu_request_to_row(request)
-        columns = gpu_requests.c
-        statement = (
-            update(gpu_requests)
-            .where(columns.id == request.id, columns.version == request.version)
-            .values({key: row[key] for key in ("status", "live", "body")})
-            .values(version=request.version + 1)
-        )
-        if request.status is not ProvisioningStatus.QUEUED:
-            statement = statement.values(wait=None)
-        if not await self._count(statement):
-            raise StaleVersion(f"GPU request {request.id} is no longer at version {request.version}")
-        self._touch_gpu_request(request)
-        return request.version + 1
-
-    async def delete_gpu_request(self, request_id: str) -> None:
-        """Deleting what is gone is harmless. Whether it may be deleted is for the caller to know."""
-        columns = gpu_requests.c
-        statement = (
-            delete(gpu_requests)
-            .where(columns.id == request_id)
-            .returning(columns.workspace, columns.endpoint_name, columns.endpoint_uid)
-        )
-        row = (await self._run(statement)).first()
-        if row is not None:
-            self.touched[Change(row.workspace, row.endpoint_name, row.endpoint_uid, request_id)] = None
-
-    async def save_wait_note(self, request_id: str, note: WaitNote | None) -> None:
-        """Note what is said about a request's wait, or nothing. See `save_wait_notes`."""
-        await self.save_wait_notes({request_id: note})
-
-    async def save_wait_notes(self, notes: Mapping[str, WaitNote | None]) -> None:
-        """Note what is said about these requests' waits.
-
-        Leaves their versions alone, and requests that are gone or do not wait. Where something else is
-        said than before, the request's endpoint is announced as changed; a request of its own is not:
-        whoever writes notes wakes on changes of requests.
-        """
-        columns = gpu_requests.c
-        told = select(
-            columns.id, columns.workspace, columns.endpoint_name, columns.endpoint_uid, columns.wait
-        ).where(columns.status == ProvisioningStatus.QUEUED.value)
-        for ids in _batched(notes, STATEMENT_KEYS_MAX):
-            rows = await self._all(told.where(columns.id.in_(ids)).order_by(columns.id))
-            for row in rows:
-                if row.endpoint_uid and _says_else(row.wait, notes[row.id]):
-                    self.touched[Change(row.workspace, row.endpoint_name, row.endpoint_uid)] = None
-            await self._many(
-                _SAVE_WAIT, [{"request": row.id, "note": _note_text(notes[row.id])} for row in rows]
-            )
-
-    async def wait_notes(self, request_ids: Iterable[str] | None = None) -> dict[str, WaitNote]:
-        """What was last said about each request that waits; None asks for all of them."""
-        columns = gpu_requests.c
-        statement = select(columns.id, columns.wait).where(
-            columns.live == 1, columns.status == ProvisioningStatus.QUEUED.value, columns.wait.is_not(None)
-        )
-        statement = statement.order_by(columns.id)
-        if request_ids is None:
-            rows = await self._all(statement)
-        else:
-            rows = []
-            for ids in _batched(request_ids, STATEMENT_KEYS_MAX):
-                rows += await self._all(statement.where(columns.id.in_(ids)))
-        found = {row.id: codec.wait_note_from_json(row.wait) for row in rows}
-        return {request_id: note for request_id, note in found.items() if note is not None}
-
-    async def prune_gpu_requests(self, kept_max: int = ENDED_GPU_REQUESTS_KEPT_MAX) -> int:
-        """Forget the requests that ended and were created first, but about `kept_max`; how many went."""
-        columns = gpu_requests.c
-        newest_doomed = (
-            select(columns.created_at)
-            .where(columns.live == 0)
-            .order_by(columns.created_at.desc())
-            .offset(max(0, kept_max))
-            .limit(1)
-        ).scalar_subquery()
-        return await self._count(
-            delete(gpu_requests).where(columns.live == 0, columns.created_at <= newest_doomed)
-        )
-
-    # What GPU requests are decided from
-
-    async def put_policy(self, policy: WorkspacePolicy) -> None:
-        """Set a workspace's policy. Raises NotFound for an unknown workspace."""
-        values = codec.policy_to_row(policy)
-        statement = self._database.insert(workspace_policies).values(values)
-        try:
-            await self._run(
-                statement.on_conflict_do_update(index_elements=["workspace"], set_={"body": values["body"]})
-            )
-        except Conflict as error:
-            raise _no_workspace(policy.workspace) from error
-        self.touched[Change(policy.workspace, "", "")] = None
-
-    async def get_policy(self, workspace: str) -> WorkspacePolicy:
-        """The workspace's policy; one without limits where nobody has set any."""
-        statement = select(workspace_policies).where(workspace_policies.c.workspace == workspace)
-        row = await self._first(statement)
-        return WorkspacePolicy(workspace) if row is None else codec.policy_from_row(row._mapping)
-
-    async def list_policies(self) -> list[WorkspacePolicy]:
-        """Those that were set, by workspace."""
-        rows = await self._all(select(workspace_policies).order_by(workspace_policies.c.workspace))
-        return [codec.policy_from_row(row._mapping) for row in rows]
-
-    async def save_nodes(self, cluster: str, found: Iterable[Node]) -> bool:
-        """Make these the cluster's nodes; whether that changed anything."""
-        rows = {node.name: codec.node_to_row(node) | {"cluster": cluster} for node in found}
-        known = {
-            row.name: row.body
-            for row in await self._all(select(nodes.c.name, nodes.c.body).where(nodes.c.cluster == cluster))
-        }
-        if {name: row["body"] for name, row in rows.items()} == known:
-            return False
-        await self._run(delete(nodes).where(nodes.c.cluster == cluster))
-        await self._many(insert(nodes), list(rows.values()))
-        self.touched[Change("", "", "")] = None
-        return True
-
-    async def list_nodes(self, cluster: str | None = None) -> list[Node]:
-        """Of one cluster, or all with None; by (cluster, name)."""
-        statement = select(nodes).order_by(nodes.c.cluster, nodes.c.name)
-        if cluster is not None:
-            statement = statement.where(nodes.c.cluster == cluster)
-        return [codec.node_from_row(row._mapping) for row in await self._all(statement)]
-
-    async def load_usage(self) -> dict[str, float]:
-        """Faded GPU-seconds by workspace, as of `usage_at`; empty before the first `save_usage`."""
-        statement = select(scheduler_state.c.value).where(scheduler_state.c.name == _USAGE)
-        row = await self._first(statement)
-        return {} if row is None else codec.usage_from_json(row.value)
-
-    async def usage_at(self) -> datetime | None:
-        """The moment that the usage speaks of; None before the first `save_usage`."""
-        row = await self._first(select(scheduler_state.c.at).where(scheduler_state.c.name == _USAGE))
-        return None if row is None else codec.from_micros(row.at)
-
-    async def save_usage(self, usage: Mapping[str, float], at: datetime) -> None:
-        """Replace the usage of all workspaces."""
-        changes = {"value": codec.to_json(dict(usage)), "at": codec.to_micros(at)}
-        statement = self._database.insert(scheduler_state).values(name=_USAGE, **changes)
-        await self._run(statement.on_conflict_do_update(index_elements=["name"], set_=changes))
-
-    # Templates and bindings
-
-    async def insert_template(self, template: GprTemplate) -> None:
-        """Raises AlreadyExists."""
-        statement = self._database.insert(gpr_templates).values(codec.template_to_row(template))
-        if not await self._count(statement.on_conflict_do_nothing(index_elements=["name"])):
-            raise AlreadyExists(
-                f"GPR template {template.name} exists already", reason="GprTemplateExists", field="name"
-            )
-
-    async def update_template(self, template: GprTemplate) -> None:
-        """Replace everything but the name. Raises NotFound."""
-        body = codec.template_to_row(template)["body"]
-        statement = update(gpr_templates).where(gpr_templates.c.name == template.name).values(body=body)
-        if not await self._count(statement):
-            raise _no_template(template.name)
-
-    async def get_template(self, name: str) -> GprTemplate:
-        """Raises NotFound."""
-        row = await self._first(select(gpr_templates).where(gpr_templates.c.name == name))
-        if row is None:
-            raise _no_template(name)
-        return codec.template_from_row(row._mapping)
-
-    async def list_templates(self) -> list[GprTemplate]:
-        """All, by name."""
-        rows = await self._all(select(gpr_templates).order_by(gpr_templates.c.name))
-        return [codec.template_from_row(row._mapping) for row in rows]
-
-    async def delete_template(self, name: str) -> None:
-        """Deleting what is gone is harmless; bindings that name it go on naming it."""
-        await self._run(delete(gpr_templates).where(gpr_templates.c.name == name))
-
-    async def insert_binding(self, binding: GprTemplateBinding) -> None:
-        """Raises AlreadyExists when the workspace has one, NotFound for an unknown workspace."""
-        statement = self._database.insert(gpr_template_bindings).values(codec.binding_to_row(binding))
-        try:
-            inserted = await self._count(statement.on_conflict_do_nothing(index_elements=["workspace"]))
-        except Conflict as error:
-            raise _no_workspace(binding.workspace) from error
-        if not inserted:
-            raise AlreadyExists(
-                f"workspace {binding.workspace} has a GPR template binding already",
-                reason="GprTemplateBindingExists",
-                field="workspaceName",
-                next_action="Change it, or delete it first.",
-            )
-
-    async def update_binding(self, binding: GprTemplateBinding) -> None:
-        """Replace everything but the workspace. Raises NotFound."""
-        columns = gpr_template_bindings.c
-        statement = update(gpr_template_bindings).where(columns.workspace == binding.workspace)
-        if not await self._count(statement.values(body=codec.binding_to_row(binding)["body"])):
-            raise _no_binding(binding.workspace)
-
-    async def get_binding(self, workspace: str) -> GprTemplateBinding:
-        """Raises NotFound."""
-        statement = select(gpr_template_bindings).where(gpr_template_bindings.c.workspace == workspace)
-        row = await self._first(statement)
-        if row is None:
-            raise _no_binding(workspace)
-        return codec.binding_from_row(row._mapping)
-
-    async def list_bindings(self) -> list[GprTemplateBinding]:
-        """All, by workspace."""
-        rows = await self._all(select(gpr_template_bindings).order_by(gpr_template_bindings.c.workspace))
-        return [codec.binding_from_row(row._mapping) for row in rows]
-
-    async def delete_binding(self, workspace: str) -> None:
-        """Deleting what is gone is harmless."""
-        columns = gpr_template_bindings.c
-        await self._run(delete(gpr_template_bindings).where(columns.workspace == workspace))
 
     # Events
 
@@ -877,9 +563,9 @@ class Tx:
             if wanted:
                 statement = statement.where(column == wanted)
         if since is not None:
-            statement = statement.where(columns.at >= codec.to_micros(since))
+            statement = statement.where(columns.at >= to_micros(since))
         if until is not None:
-            statement = statement.where(columns.at < codec.to_micros(until))
+            statement = statement.where(columns.at < to_micros(until))
         rows = await self._all(statement.limit(max(0, min(limit, EVENTS_PAGE_MAX))))
         return [codec.event_from_row(row._mapping) for row in rows]
 
@@ -914,7 +600,7 @@ class Tx:
             idempotency_key=idempotency_key,
             request_digest=request_digest,
             answer=answer,
-            at=codec.to_micros(at),
+            at=to_micros(at),
         )
         if not await self._count(statement.on_conflict_do_nothing()):
             raise AlreadyExists(
@@ -952,79 +638,10 @@ class Tx:
         assert row is not None
         return bytes(row.value)
 
-    # The ways to the database
+    # Leaves
 
     def _touch(self, endpoint: InferenceEndpoint) -> None:
         self.touched[Change(endpoint.workspace, endpoint.name, endpoint.uid)] = None
-
-    def _touch_gpu_request(self, request: GpuRequest) -> None:
-        change = Change(request.workspace, request.endpoint_name, request.endpoint_uid, request.id)
-        self.touched[change] = None
-
-    async def _run(
-        self, statement: Executable, parameters: Mapping[str, Any] | None = None
-    ) -> CursorResult[Any]:
-        with translated():
-            return await self._connection.execute(statement, parameters)
-
-    async def _first(
-        self, statement: Executable, parameters: Mapping[str, Any] | None = None
-    ) -> Row[Any] | None:
-        return (await self._run(statement, parameters)).first()
-
-    async def _all(
-        self, statement: Executable, parameters: Mapping[str, Any] | None = None
-    ) -> list[Row[Any]]:
-        return list((await self._run(statement, parameters)).all())
-
-    async def _many(self, statement: Executable, parameters: list[dict[str, Any]]) -> None:
-        if parameters:
-            with translated():
-                await self._connection.execute(statement, parameters)
-
-    async def _count(self, statement: Executable) -> int:
-        return (await self._run(statement)).rowcount
-
-
-def _no_workspace(name: str) -> NotFound:
-    return NotFound(f"workspace {name} does not exist", reason="WorkspaceNotFound", field="workspace")
-
-
-def _batched(keys: Iterable[str], size: int) -> Iterator[list[str]]:
-    """The keys in lists of at most `size`: databases take a limited number of parameters."""
-    rest = iter(keys)
-    while batch := list(islice(rest, size)):
-        yield batch
-
-
-def _note_text(note: WaitNote | None) -> str | None:
-    return None if note is None else codec.wait_note_to_json(note)
-
-
-def _says_else(stored: str | None, note: WaitNote | None) -> bool:
-    """Whether anything but the moment of saying it is new."""
-    before = None if stored is None else codec.wait_note_from_json(stored)
-    if before is None or note is None:
-        return before is not note
-    return replace(before, at=note.at) != note
-
-
-def _no_gpu_request(request_id: str) -> NotFound:
-    return NotFound(f"there is no GPU request {request_id}", reason="GprNotFound", field="gprId")
-
-
-def _no_template(name: str) -> NotFound:
-    return NotFound(
-        f"GPR template {name} does not exist", reason="GprTemplateNotFound", field="gprTemplateName"
-    )
-
-
-def _no_binding(workspace: str) -> NotFound:
-    return NotFound(
-        f"workspace {workspace} has no GPR template binding",
-        reason="GprTemplateBindingNotFound",
-        field="gprTemplateBindingName",
-    )
 
 
 def _stale(uid: str, version: int) -> StaleVersion:
@@ -1034,15 +651,6 @@ def _stale(uid: str, version: int) -> StaleVersion:
 # Asked on hot paths, so built once.
 _KEY_BY_DIGEST = select(api_keys).where(api_keys.c.digest == bindparam("digest"))
 _ENDPOINT_BY_UID = select(endpoints).where(endpoints.c.uid == bindparam("uid"))
-_GPU_REQUEST = tuple(column for column in gpu_requests.c if column.name != "wait")
-_GPU_REQUEST_BY_ID = select(*_GPU_REQUEST).where(gpu_requests.c.id == bindparam("id"))
-_SAVE_WAIT = (
-    update(gpu_requests)
-    .where(
-        gpu_requests.c.id == bindparam("request"), gpu_requests.c.status == ProvisioningStatus.QUEUED.value
-    )
-    .values(wait=bindparam("note"))
-)
 _LAST_SEQ = select(func.max(events.c.seq).label("seq"))
 _CHANGES_AFTER = (
     select(
