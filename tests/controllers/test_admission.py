@@ -342,7 +342,7 @@ async def test_a_high_priority_evicts_a_low_one_which_runs_again_afterwards(worl
         await world.turn()
     waiting = await world.until(low, PublicStatus.QUEUED)
     assert waiting.message.startswith(
-        "position 1; 1 GPU is needed; 0 are free; a request of another workspace"
+        "position 1; 1 GPU is needed; none is free; a request of another workspace"
     )
     assert f"evicted before by {newcomer}: its 1 GPU of priority 50 go to {newcomer}" in waiting.message
     assert "estimated start 2026-01-01 01:00:" in waiting.message
