@@ -102,8 +102,8 @@ def formats_table() -> str:
         (
             (
                 f"`{each.name}`",
-                " ".join(f"`{suffix}`" for suffix in each.file_suffixes),
-                f"`inferplane[{each.extra}]`",
+                " ".join(f"`{suffix}`" for suffix in each.file_suffixes) or "a folder",
+                f"`inferplane[{each.extra}]`" if each.extra else "see below",
                 ", ".join(each.protocols),
             )
             for each in FORMATS.values()

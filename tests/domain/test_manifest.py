@@ -66,6 +66,7 @@ def test_everything_a_manifest_can_say() -> None:
         "maxReplicas": 5,
         "timeout": 30,
         "scaleMetric": "rps",
+        "scaleTarget": 50,
         "nodeSelector": {"disk": "ssd"},
         "model": {
             "modelFormat": {"name": "XGBoost", "version": 3},
@@ -91,12 +92,30 @@ def test_everything_a_manifest_can_say() -> None:
         resources=Resources(cpu_millis=500, memory_bytes=1024**3),
         alias="sklearn-iris",
     )
-    assert parsed.scaling == Scaling(2, 5)
+    assert parsed.scaling == Scaling(2, 5, target_rate=50.0)
     assert parsed.limits.timeout_seconds == 30
     assert parsed.stopped
-    args, scaling = parsed.warnings
+    (args,) = parsed.warnings
     assert "args: --nthread has no effect" in args
-    assert "maxReplicas has no effect yet" in scaling
+
+
+@pytest.mark.parametrize(
+    ("predictor", "scaling"),
+    [
+        ({"minReplicas": 0}, Scaling(0, 1)),
+        ({"minReplicas": 0, "maxReplicas": 3}, Scaling(0, 3)),
+        ({"maxReplicas": 0}, Scaling(1, 1)),
+        ({"maxReplicas": 3, "scaleTarget": 4}, Scaling(1, 3, target_concurrency=4.0)),
+        ({"maxReplicas": 3, "scaleMetric": "concurrency", "scaleTarget": 0}, Scaling(1, 3)),
+        ({"maxReplicas": 3, "scaleMetric": "cpu", "scaleTarget": 80}, Scaling(1, 3)),
+    ],
+)
+def test_scaling_is_read_as_kserve_means_it(predictor: dict[str, Any], scaling: Scaling) -> None:
+    parsed = _read(_isvc({**_model(), **predictor}))
+    assert parsed.scaling == scaling
+    assert [("cpu" in warning) for warning in parsed.warnings] == [True] * (
+        predictor.get("scaleMetric") == "cpu"
+    )
 
 
 def test_only_the_spec_is_enough() -> None:
@@ -139,8 +158,17 @@ def test_a_container_of_ones_own_is_read_for_clusters() -> None:
 
 
 def test_a_format_without_a_local_runtime_needs_no_storage_uri() -> None:
-    parsed = _read(_isvc({"model": {"modelFormat": {"name": "huggingface"}, "args": ["--model_id=o/r"]}}))
-    assert (parsed.model.format, parsed.model.storage_uri) == ("huggingface", "")
+    parsed = _read(_isvc({"model": {"modelFormat": {"name": "triton"}, "args": ["--strict"]}}))
+    assert (parsed.model.format, parsed.model.storage_uri) == ("triton", "")
+
+
+@pytest.mark.parametrize("args", [["--model_id=o/r:v1"], ["--task", "ner", "--model-id", "o/r:v1"]])
+def test_a_hub_repository_may_be_an_argument(args: list[str]) -> None:
+    parsed = _read(_isvc({"model": {"modelFormat": {"name": "huggingface"}, "args": args}}))
+    assert parsed.model.storage_uri == "hf://o/r:v1"
+    assert parsed.warnings == ()
+    with pytest.raises(Invalid, match="storage URI is needed"):
+        _read(_isvc({"model": {"modelFormat": {"name": "huggingface"}, "args": ["--model_id"]}}))
 
 
 @pytest.mark.parametrize(
@@ -164,6 +192,7 @@ def test_what_has_no_effect_is_said() -> None:
             {
                 "minReplicas": 0,
                 "maxReplicas": 2,
+                "scaleMetric": "memory",
                 "canaryTrafficPercent": 10,
                 "colour": "red",
                 "model": {
@@ -181,14 +210,13 @@ def test_what_has_no_effect_is_said() -> None:
         "colour is not a field",
         "storageURI is read as storageUri",
         "image has no effect",
-        "scales to zero",
-        "maxReplicas has no effect yet, because nothing scales by itself here: 1 replica is kept",
+        "scaleMetric memory has no effect",
         "canaryTrafficPercent has no effect",
         "args: --workers has no effect",
         "T comes from the cluster",
     ):
         assert words in text
-    assert parsed.scaling == Scaling(1, 2)
+    assert parsed.scaling == Scaling(0, 2)
     assert parsed.model.storage_uri == _URI
     assert parsed.model.env == ()
 
@@ -397,15 +425,16 @@ def test_any_mapping_is_read_or_refused(manifest: Any) -> None:
     except Invalid as refusal:
         assert refusal.field.startswith("rawModelSpec")  # noqa: PT017 — either outcome is right
         return
-    assert 1 <= parsed.scaling.min_replicas <= parsed.scaling.max_replicas
+    assert 0 <= parsed.scaling.min_replicas <= parsed.scaling.max_replicas
+    assert parsed.scaling.max_replicas >= 1
     again = model_from_isvc(json.loads(json.dumps(parsed.completed)), endpoint_name="e")
     assert again.model.storage_uri == parsed.model.storage_uri
     assert again.completed == parsed.completed
 
 
 @given(
-    least=st.integers(1, 50),
-    more=st.integers(0, 50),
+    least=st.integers(0, 50),
+    more=st.integers(1, 50),
     timeout=st.integers(1, 3600),
     cpu=st.integers(1, 10**6),
     memory=st.integers(1, 2**40),

@@ -15,6 +15,7 @@ from inferplane.domain.runtime import (
     canonical_format,
     known_formats,
     select_runtime,
+    warn_of_args,
 )
 from inferplane.modelserver.config import PROBABILITY_FLAGS
 
@@ -110,9 +111,19 @@ def test_the_tables_agree_with_each_other() -> None:
     assert len(set(known_formats())) == len(known_formats())
     for name, known in FORMATS.items():
         assert known.name == name
-        assert known.file_suffixes
+        assert bool(known.file_suffixes) == (name not in {"huggingface", "mlflow", "vllm"})
         assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in known.file_suffixes)
 
 
 def test_the_arguments_with_an_effect_are_the_model_servers() -> None:
     assert ARGS_WITH_EFFECT == PROBABILITY_FLAGS
+
+
+def test_what_a_format_knows_is_not_called_idle() -> None:
+    assert warn_of_args(["--task", "ner", "--dtype=float32"], "args", "huggingface") == ()
+    (warning,) = warn_of_args(["--task=ner", "--backend", "vllm"], "args", "huggingface")
+    assert "--backend has no effect" in warning
+    assert "--task" in warning
+    (warning,) = warn_of_args(["--task=ner"], "args", "sklearn")
+    assert "--predict_proba only" in warning
+    assert warn_of_args(["--anything"], "args", "vllm") == ()

@@ -23,7 +23,14 @@ from inferplane.domain.errors import Invalid
 from inferplane.domain.names import NAME_CHARACTERS_MAX
 from inferplane.domain.quantity import parse_cpu, parse_memory
 from inferplane.domain.reasons import ReasonCode
-from inferplane.domain.runtime import CUSTOM_FORMAT, FORMATS, PROTOCOLS, known_formats, warn_of_args
+from inferplane.domain.runtime import (
+    CUSTOM_FORMAT,
+    FORMATS,
+    HUB_FORMATS,
+    PROTOCOLS,
+    known_formats,
+    warn_of_args,
+)
 from inferplane.domain.storage_uri import parse_storage_uri
 
 API_VERSION = "serving.kserve.io/v1beta1"
@@ -264,7 +271,7 @@ def _model_body(
     name, version = (framework, "") if framework else _model_format(body, path)
     resources, wants_gpus = resources_from(body.get("resources"), f"{path}.resources")
     args = _args(body.get("args"), f"{path}.args")
-    warnings.extend(warn_of_args(args, f"{path}.args"))
+    warnings.extend(warn_of_args(args, f"{path}.args", name))
     model = ModelSpec(
         format=name,
         storage_uri=_storage_uri(body, path, name, warnings),
@@ -312,6 +319,8 @@ def _storage_uri(body: Mapping[str, Any], path: str, name: str, warnings: list[s
         uri, key = other, "storageURI"
         warnings.append(f"{path}.storageURI is read as storageUri, which is KServe's spelling")
     if uri in (None, ""):
+        if repository := _model_id(body.get("args"), name):
+            return parse_storage_uri(f"hf://{repository}", field=f"{path}.args").text
         if name in FORMATS:
             raise _invalid(
                 "the storage URI is needed",
@@ -321,6 +330,18 @@ def _storage_uri(body: Mapping[str, Any], path: str, name: str, warnings: list[s
             )
         return ""
     return parse_storage_uri(uri, field=f"{path}.{key}").text
+
+
+def _model_id(args: Any, name: str) -> str:
+    """The hub's repository that KServe's Hugging Face server is told by an argument instead of a URI, or ""."""
+    if name not in HUB_FORMATS or not isinstance(args, list):
+        return ""
+    words = [str(arg) for arg in args]
+    for index, word in enumerate(words):
+        flag, found, value = word.replace("_", "-").partition("=")
+        if flag == "--model-id":
+            return word.partition("=")[2] if found else next(iter(words[index + 1 : index + 2]), value)
+    return ""
 
 
 def _protocol(body: Mapping[str, Any], path: str) -> str:

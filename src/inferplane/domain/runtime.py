@@ -24,10 +24,34 @@ CUSTOM_FORMAT = "custom"
 
 ARG_CHARACTERS_SHOWN_MAX = 40
 
-# The only arguments that change what the local model server does (it asks V1 for probabilities).
+# The only arguments that change what the local model server does whatever the format (they ask V1 for
+# probabilities).
 ARGS_WITH_EFFECT = frozenset(
     {"--predict_proba", "--predict-proba", "--predict_proba=true", "--predict-proba=true"}
 )
+
+# Those that models of a format know beyond that; `frameworks.huggingface` of the model server reads them.
+ARGS_OF_FORMAT: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "huggingface": (
+            "--model_id",
+            "--model-id",
+            "--task",
+            "--dtype",
+            "--max_length",
+            "--max-length",
+            "--max-model-len",
+            "--max_model_len",
+            "--return_probabilities",
+            "--return-probabilities",
+        ),
+    }
+)
+# Its arguments are another program's, which judges them itself.
+VLLM_FORMAT = "vllm"
+
+# Formats whose KServe servers take `--model_id=owner/repo` in place of a storage URI.
+HUB_FORMATS = ("huggingface", VLLM_FORMAT)
 
 PROTOCOLS = ("v1", "v2", "grpc-v1", "grpc-v2")
 
@@ -36,9 +60,10 @@ PROTOCOLS = ("v1", "v2", "grpc-v1", "grpc-v2")
 class ModelFormat:
     """A model format that the local engine can serve.
 
-    `file_suffixes` are the endings a model file of this format has, in lower case with the dot.
-    `extra` is the optional dependency to install (`pip install 'inferplane[<extra>]'`). `versions`
-    are the major versions a manifest may ask for.
+    `file_suffixes` are the endings a model file of this format has, in lower case with the dot; () for a
+    format that is a whole folder. `extra` is the optional dependency to install
+    (`pip install 'inferplane[<extra>]'`), "" when there is none of ours. `versions` are the major
+    versions a manifest may ask for.
     """
 
     name: str
@@ -57,14 +82,15 @@ FORMATS: Mapping[str, ModelFormat] = _by_name(
     ModelFormat("xgboost", (".json", ".ubj", ".bst"), "xgboost", versions=("1", "2", "3")),
     ModelFormat("lightgbm", (".txt", ".bst"), "lightgbm", versions=("2", "3", "4")),
     ModelFormat("onnx", (".onnx",), "onnx", versions=("1",)),
+    ModelFormat("huggingface", (), "huggingface", ("v1", "v2", "openai"), versions=("1",)),
+    ModelFormat("mlflow", (), "", versions=("1", "2", "3")),
+    ModelFormat(VLLM_FORMAT, (), "", ("openai",), versions=("1",)),
 )  # fmt: skip
 
 # Formats with a runtime on clusters with engine kserve only, and what serves them there.
 FORMATS_ELSEWHERE: Mapping[str, str] = MappingProxyType(
     {
         "autogluon": "kserve-autogluonserver",
-        "huggingface": "kserve-huggingfaceserver",
-        "mlflow": "kserve-mlserver",
         "openvino": "kserve-openvino",
         "paddle": "kserve-paddleserver",
         "pmml": "kserve-pmmlserver",
@@ -72,7 +98,6 @@ FORMATS_ELSEWHERE: Mapping[str, str] = MappingProxyType(
         "tensorflow": "kserve-tensorflow-serving",
         "tensorrt": "kserve-tritonserver",
         "triton": "kserve-tritonserver",
-        "vllm": "kserve-vllmserver",
     }
 )
 
@@ -92,15 +117,24 @@ _SPELLINGS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def warn_of_args(args: Iterable[str], path: str) -> tuple[str, ...]:
+def warn_of_args(args: Iterable[str], path: str, model_format: str = "") -> tuple[str, ...]:
     """A sentence when some of `args` have no effect on the local engine, else nothing."""
-    idle = [arg for arg in args if arg not in ARGS_WITH_EFFECT]
-    if not idle:
+    if model_format in (VLLM_FORMAT, CUSTOM_FORMAT):
         return ()
-    flags = [arg for arg in idle if arg.startswith("-")] or idle
+    known = ARGS_OF_FORMAT.get(model_format, ())
+    idle = [arg for arg in args if arg not in ARGS_WITH_EFFECT and arg.partition("=")[0] not in known]
+    flags = [arg for arg in idle if arg.startswith("-")]
+    if not idle or (known and not flags):  # what is no flag may be the value of one that is known
+        return ()
+    flags = flags or idle
     shown = flags[0].partition("=")[0][:ARG_CHARACTERS_SHOWN_MAX]  # not its value, which may be a secret
     said = f"{shown} has" if len(flags) == 1 else f"{shown} and {len(flags) - 1} more have"
-    return (f"{path}: {said} no effect on the local engine, which knows --predict_proba only",)
+    return (f"{path}: {said} no effect on the local engine, which knows {_listed_args(known)}",)
+
+
+def _listed_args(known: tuple[str, ...]) -> str:
+    own = ", ".join(arg for arg in known if "_" in arg or "-" not in arg.lstrip("-"))
+    return f"--predict_proba, {own}" if own else "--predict_proba only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +158,10 @@ LOCAL_RUNTIMES: tuple[ServingRuntime, ...] = (
     ServingRuntime("inferplane-lightgbm", LOCAL_ENGINE, ("lightgbm",), ("v1", "v2"),
                    ("kserve-lgbserver", "kserve-predictiveserver", "kserve-mlserver")),
     ServingRuntime("inferplane-onnx", LOCAL_ENGINE, ("onnx",), ("v1", "v2"), ("kserve-tritonserver",)),
+    ServingRuntime("inferplane-huggingface", LOCAL_ENGINE, ("huggingface",), ("v1", "v2"),
+                   ("kserve-huggingfaceserver",)),
+    ServingRuntime("inferplane-mlflow", LOCAL_ENGINE, ("mlflow",), ("v1", "v2"), ("kserve-mlserver",)),
+    ServingRuntime("inferplane-vllm", LOCAL_ENGINE, (VLLM_FORMAT,), ("v1", "v2"), ("kserve-vllmserver",)),
 )  # fmt: skip
 
 

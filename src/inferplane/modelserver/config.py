@@ -62,6 +62,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     generations_max: _Positive = 4
     generations_waiting_max: Annotated[int, msgspec.Meta(ge=0)] = 64
     args: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    ready_path: str = ""
 
     @property
     def names(self) -> frozenset[str]:

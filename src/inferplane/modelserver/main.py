@@ -86,6 +86,10 @@ def serve(config: ServerConfig, *, pool_threads: int = 0, clock: Clock = wall_cl
         listener = _listen(config)
     except ModelServerError as error:
         return _give_up(status, error)
+    if config.command:
+        from inferplane.modelserver.outside import serve_outside
+
+        return serve_outside(config, status, listener)
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

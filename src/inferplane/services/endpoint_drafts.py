@@ -201,7 +201,7 @@ def _from_model(draft: ModelDraft, findings: Findings) -> Wish:
         digest=digest,
         start_timeout_seconds=timeout or DEFAULT_START_TIMEOUT_SECONDS,
     )
-    return Wish(EndpointSpec(model), dict(draft.secret), warnings=warn_of_args(model.args, f"{path}.args"))
+    return Wish(EndpointSpec(model), dict(draft.secret), warnings=warn_of_args(model.args, f"{path}.args", name))
 
 
 def _resources(draft: ModelDraft, path: str, findings: Findings) -> Resources:

@@ -51,6 +51,7 @@ from inferplane.engines.local.limits import Limits
 from inferplane.engines.local.logfile import Follower, keep_previous, tail
 from inferplane.engines.local.models import ModelFetcher, ModelSource, model_reference, owner_of
 from inferplane.engines.local.preflight import (
+    HEAVY_FORMATS,
     PACKAGES,
     check_format,
     check_resources,
@@ -76,7 +77,7 @@ from inferplane.engines.local.server import (
     record_end,
 )
 from inferplane.engines.local.sockets import Hints, make_private, socket_directory
-from inferplane.engines.local.zygote import ForkLauncher
+from inferplane.engines.local.zygote import ForkLauncher, LauncherByFormat
 from inferplane.engines.port import (
     Action,
     Clock,
@@ -145,15 +146,29 @@ class LocalEngine:
         fresh = FreshLauncher()
         if not fork_servers:
             return fresh
-        return ForkLauncher(
-            directory=self._home / FORK_SERVER_FOLDER,
+        installed = [name for name, package in PACKAGES.items() if find_spec(package) is not None]
+        make = partial(
+            ForkLauncher,
             sockets=self._sockets,
             environment=server_environment(self._environment, (), threads=1),
-            formats=tuple(name for name, package in PACKAGES.items() if find_spec(package) is not None),
             otherwise=fresh,
             limits=self._limits,
             version=VERSION,
         )
+        usual = make(
+            directory=self._home / FORK_SERVER_FOLDER,
+            formats=tuple(name for name in installed if name not in HEAVY_FORMATS),
+        )
+        own = {
+            name: make(
+                directory=self._home / f"{FORK_SERVER_FOLDER}-{name}",
+                formats=(name,),
+                control_name=f"fork-{name}.sock",
+            )
+            for name in installed
+            if name in HEAVY_FORMATS
+        }
+        return LauncherByFormat(usual, own)
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -458,6 +473,7 @@ class LocalEngine:
             ),
             cores=intent.cores,
             data_bytes_max=data_limit(resources),
+            format=endpoint.spec.model.format,
         )
         return intent, request
 
@@ -631,8 +647,9 @@ class LocalEngine:
 
 
 def end_fork_server(home: Path) -> None:
-    """End the fork server that a last run may have left in a home that gets none any more."""
-    kill_holders(home / FORK_SERVER_FOLDER / "lock")
+    """End the fork servers that a last run may have left in a home that gets none any more."""
+    for folder in (FORK_SERVER_FOLDER, *(f"{FORK_SERVER_FOLDER}-{name}" for name in HEAVY_FORMATS)):
+        kill_holders(home / folder / "lock")
 
 
 def _living(replica: ReplicaId, intent: Intent, server: RunningServer) -> Replica:

@@ -174,7 +174,7 @@ class LaunchRequest:
     """One process to start: as a new interpreter or as a fork, it must come out the same.
 
     Standard output and error go to `log_path`, opened for appending. `data_bytes_max` and
-    `core_bytes_max` are kernel limits of the process (None: as inherited).
+    `core_bytes_max` are kernel limits of the process (None: as inherited). `format` is the model's.
     """
 
     config_path: Path
@@ -184,6 +184,7 @@ class LaunchRequest:
     cores: tuple[int, ...] = ()
     data_bytes_max: int | None = None
     core_bytes_max: int | None = 0
+    format: str = ""
 
 
 def replica_paths(home: Path, sockets: Path, replica: ReplicaId) -> ReplicaPaths:

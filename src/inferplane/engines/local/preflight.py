@@ -13,7 +13,16 @@ from inferplane.domain.storage_uri import parse_storage_uri, require_local
 from inferplane.engines.local.records import reason_code
 
 # The package that is imported to serve a format; what its extra installs.
-PACKAGES = {"sklearn": "sklearn", "xgboost": "xgboost", "lightgbm": "lightgbm", "onnx": "onnxruntime"}
+PACKAGES = {
+    "sklearn": "sklearn",
+    "xgboost": "xgboost",
+    "lightgbm": "lightgbm",
+    "onnx": "onnxruntime",
+    "huggingface": "transformers",
+}
+# Formats whose servers are forked from a warm parent of their own: what they import is large, and none of
+# the others' business.
+HEAVY_FORMATS = ("huggingface",)
 
 
 def check_format(model: ModelSpec) -> Check:

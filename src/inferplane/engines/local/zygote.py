@@ -59,7 +59,8 @@ class ForkLauncher:
 
     `directory` holds the fork server's lock and log. `formats` are the model formats whose
     libraries it imports beforehand. One of another `version` than this ("": any will do) is
-    replaced, so that an upgraded platform does not go on serving old code.
+    replaced, so that an upgraded platform does not go on serving old code. Several fork servers in one
+    folder of sockets need control sockets of different names.
     """
 
     def __init__(
@@ -73,9 +74,10 @@ class ForkLauncher:
         limits: Limits,
         version: str = "",
         program: tuple[str, ...] = FORK_SERVER_PROGRAM,
+        control_name: str = CONTROL_SOCKET_NAME,
     ) -> None:
         self._directory = directory
-        self._control = sockets / CONTROL_SOCKET_NAME
+        self._control = sockets / control_name
         self._environment = environment
         self._formats = formats
         self._otherwise = otherwise
@@ -95,6 +97,10 @@ class ForkLauncher:
     async def start(self) -> None:
         """Begin to find or start the fork server in the background, and to keep one there."""
         self._keeper = asyncio.create_task(self._keep())
+
+    def is_running_already(self) -> bool:
+        """Whether a fork server of an earlier control plane is there."""
+        return is_locked(self._lock)
 
     async def launch(self, request: LaunchRequest, lock: int) -> ProcessRecord:
         """Start one server. Raises OSError or EngineError when no way works."""
@@ -314,6 +320,47 @@ class ForkLauncher:
     @property
     def _lock(self) -> Path:
         return self._directory / "lock"
+
+
+class LauncherByFormat:
+    """Sends some formats' servers to launchers of their own, and the rest to the usual one.
+
+    A launcher of its own gets ready when the first server of its formats is wanted: what it imports is
+    large, and most installations never need it. One whose fork server has outlived the control plane
+    before this one is taken over at once, so that nobody forgets it.
+    """
+
+    def __init__(self, usual: Launcher, own: Mapping[str, ForkLauncher]) -> None:
+        self._usual = usual
+        self._own = own
+        self._started: set[ForkLauncher] = set()
+
+    async def start(self) -> None:
+        """Get the usual launcher ready, and what an earlier control plane left."""
+        await self._usual.start()
+        for launcher in set(self._own.values()):
+            if launcher.is_running_already():
+                await self._start(launcher)
+
+    async def launch(self, request: LaunchRequest, lock: int) -> ProcessRecord:
+        """Start one server. Raises OSError or EngineError."""
+        own = self._own.get(request.format)
+        if own is None:
+            return await self._usual.launch(request, lock)
+        await self._start(own)
+        return await own.launch(request, lock)
+
+    async def close(self, *, stop: bool) -> None:
+        """Let go of every launcher."""
+        for launcher in set(self._own.values()) if stop else self._started:
+            await launcher.close(stop=stop)
+        self._started.clear()
+        await self._usual.close(stop=stop)
+
+    async def _start(self, launcher: ForkLauncher) -> None:
+        if launcher not in self._started:
+            self._started.add(launcher)
+            await launcher.start()
 
 
 def _nothing() -> None:

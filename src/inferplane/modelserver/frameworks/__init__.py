@@ -72,6 +72,12 @@ def _huggingface(folder: Path, threads: int, args: Sequence[str]) -> Model:
     return huggingface.load(folder, threads, args)
 
 
+def _mlflow(folder: Path, threads: int, args: Sequence[str]) -> Model:
+    from inferplane.modelserver.frameworks import mlflow
+
+    return mlflow.load(folder, threads, args)
+
+
 FRAMEWORKS: Mapping[str, Framework] = {
     framework.name: framework
     for framework in (
@@ -80,5 +86,6 @@ FRAMEWORKS: Mapping[str, Framework] = {
         Framework("lightgbm", (".txt", ".bst"), _lightgbm),
         Framework("onnx", (".onnx",), _onnx),
         Framework("huggingface", (), _huggingface),
+        Framework("mlflow", (), _mlflow),
     )
 }

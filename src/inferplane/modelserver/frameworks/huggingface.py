@@ -178,7 +178,15 @@ def parse_args(args: Sequence[str]) -> Options:
     flag = values.get("return-probabilities")
     ignored = sorted(
         set(values)
-        - {"task", "dtype", "max-length", "max-model-len", "return-probabilities", "predict-proba"}
+        - {
+            "task",
+            "dtype",
+            "max-length",
+            "max-model-len",
+            "return-probabilities",
+            "predict-proba",
+            "model-id",
+        }
     )
     if ignored:
         log.warning("arguments without effect here: %s", ", ".join(ignored))
