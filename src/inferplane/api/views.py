@@ -24,10 +24,12 @@ from inferplane.domain.endpoint import (
     PublicStatus,
     Replica,
     ReplicaState,
+    ScaleNote,
     public_state,
 )
 from inferplane.domain.events import Event
 from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus
+from inferplane.domain.quantity import format_duration
 from inferplane.domain.reasons import ReasonCode, reason_of
 from inferplane.domain.storage_uri import redacted
 from inferplane.domain.workspace import Workspace
@@ -160,7 +162,7 @@ def endpoint_description(
             timeout_seconds=spec.limits.timeout_seconds,
             start_timeout_seconds=spec.model.start_timeout_seconds,
         ),
-        autoscaling=AutoscalingItem(spec.scaling.min_replicas, spec.scaling.max_replicas),
+        autoscaling=_scaling(endpoint),
         download=_download(status.artifact),
         generation=endpoint.generation,
         observed_generation=status.observed_generation,
@@ -375,6 +377,22 @@ def _reason(state: PublicState) -> str:
 def _auto_scaling(state: PublicState) -> str:
     """In one word: Ready, or why the number of replicas is not the one wished for."""
     return READY if state.reason is None else state.reason.value
+
+
+def _scaling(endpoint: InferenceEndpoint) -> AutoscalingItem:
+    scaling, decided = endpoint.spec.scaling, endpoint.status.scale or ScaleNote(0)
+    return AutoscalingItem(
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        target_concurrency=scaling.target_concurrency,
+        target_rate=scaling.target_rate,
+        scale_to_zero_after=format_duration(scaling.scale_to_zero_after) if scaling.sleeps else "",
+        replicas=endpoint.desired_replicas,
+        message=decided.message,
+        since=decided.since,
+        last_request_at=decided.last_request_at,
+        wake_seconds=decided.wake_seconds,
+    )
 
 
 def _count(endpoint: InferenceEndpoint) -> ReplicaCount:

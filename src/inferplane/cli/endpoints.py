@@ -125,6 +125,40 @@ def deploy(
     replicas: Annotated[
         int | None, typer.Option("--replicas", min=1, help="How many model servers.", show_default=False)
     ] = None,
+    min_replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--min-replicas",
+            min=0,
+            help="As few as this; 0 lets it sleep until a request.",
+            show_default=False,
+        ),
+    ] = None,
+    max_replicas: Annotated[
+        int | None,
+        typer.Option("--max-replicas", min=1, help="As many as this under load.", show_default=False),
+    ] = None,
+    target_concurrency: Annotated[
+        float | None,
+        typer.Option(
+            "--target-concurrency", help="Requests at once that a replica should have.", show_default=False
+        ),
+    ] = None,
+    target_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--target-rate", help="Requests a second that a replica should have.", show_default=False
+        ),
+    ] = None,
+    scale_to_zero_after: Annotated[
+        str,
+        typer.Option(
+            "--scale-to-zero-after",
+            metavar="DURATION",
+            help="Sleep when no request came for so long, with --min-replicas 0.",
+            show_default=False,
+        ),
+    ] = "",
     request_seconds: Annotated[
         float | None,
         typer.Option(
@@ -182,6 +216,11 @@ def deploy(
             cpu=cpu or None,
             memory=memory or None,
             replicas=replicas,
+            min_replicas=min_replicas,
+            max_replicas=max_replicas,
+            target_concurrency=target_concurrency,
+            target_rate=target_rate,
+            scale_to_zero_after=scale_to_zero_after,
             request_seconds_max=request_seconds,
             request_bytes_max=request_bytes,
             gpu=asks,

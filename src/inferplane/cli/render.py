@@ -13,6 +13,7 @@ from inferplane.domain.endpoint import human_bytes, human_seconds
 from inferplane.settings import Sourced
 from inferplane.wire.access import ApiKeyItem
 from inferplane.wire.endpoints import (
+    AutoscalingItem,
     CheckItem,
     DownloadItem,
     EndpointDescription,
@@ -94,6 +95,17 @@ def endpoint_step(endpoint: EndpointDescription) -> str:
     return f"{endpoint.endpoint_name}: {endpoint.status}" + (f" — {said}" if said else "")
 
 
+def _scaling(scaling: AutoscalingItem) -> str:
+    """The bounds and the last decision; "" where the number is fixed."""
+    if scaling.min_replicas == scaling.max_replicas:
+        return ""
+    decided = f"{scaling.replicas}: {scaling.message}, since {moment(scaling.since)}"
+    last = f"; {decided}" if scaling.message else ""
+    woke = f"; woke in {scaling.wake_seconds:.2f} s" if scaling.wake_seconds is not None else ""
+    rest = f", at rest after {scaling.scale_to_zero_after}" if scaling.scale_to_zero_after else ""
+    return f"{scaling.min_replicas} to {scaling.max_replicas}{rest}{last}{woke}"
+
+
 def place_in_line(position: int, expected: datetime | None) -> str:
     """`position 2, expected to start at 2026-01-31 12:00:00 UTC`."""
     start = f", expected to start at {moment(expected)}" if expected is not None else ""
@@ -133,6 +145,7 @@ def description(endpoint: EndpointDescription) -> str:
                 ),
                 *_gpus(endpoint.gpu, endpoint.message),
                 ("Replicas", f"{endpoint.replica_count.ready} of {endpoint.replica_count.desired} ready"),
+                ("Scaling", _scaling(endpoint.autoscaling)),
                 ("Download", download(endpoint.download)),
                 ("Created", f"{moment(endpoint.created_at)} by {endpoint.created_by or 'unknown'}"),
             ]

@@ -237,7 +237,11 @@ def deploy(
     cpu: str | float | None = None,
     memory: str | int | None = None,
     replicas: int | None = None,
+    min_replicas: int | None = None,
     max_replicas: int | None = None,
+    target_concurrency: float | None = None,
+    target_rate: float | None = None,
+    scale_to_zero_after: str = "",
     protocol: str = "",
     runtime: str = "",
     request_seconds_max: float | None = None,
@@ -253,7 +257,10 @@ def deploy(
     """Create an endpoint from a model's format (sklearn, xgboost, lightgbm, onnx, …) and storage URI.
 
     Returns as soon as it is accepted; `wait_until_running` waits for the rest. `secret` holds
-    credentials for the storage and is never shown again. With `gpu` it waits for GPUs first: on `cluster`,
+    credentials for the storage and is never shown again. `replicas` is a fixed number; between
+    `min_replicas` and `max_replicas` their number follows the traffic, so that each has about
+    `target_concurrency` requests at once or `target_rate` a second. With `min_replicas=0` it sleeps when no
+    request came for `scale_to_zero_after` (such as `5m`), and the next request wakes it. With `gpu` it waits for GPUs first: on `cluster`,
     on the one of `cluster_precedence` where they come soonest, or with `auto_cluster` on any; unless
     `auto_renew` is False it asks for new ones when their time is over. With `dry_run` nothing is stored and
     `checks` says what a create would run into. Raises InvalidError, AlreadyExistsError, NotFoundError
@@ -278,7 +285,13 @@ def deploy(
         ),
         gpu_spec=None if gpu is None else gpu.for_endpoint(auto_cluster=auto_cluster, auto_renew=auto_renew),
         cluster_precedence=list(cluster_precedence) or None,
-        autoscaling=_autoscaling(replicas, max_replicas),
+        autoscaling=_autoscaling(
+            replicas if min_replicas is None else min_replicas,
+            max_replicas if max_replicas is not None or min_replicas is not None else replicas,
+            target_concurrency,
+            target_rate,
+            scale_to_zero_after,
+        ),
         limits=_limits(request_seconds_max, request_bytes_max),
     )
     return (yield from _create(session, body, dry_run=dry_run, idempotency_key=idempotency_key))
@@ -373,10 +386,17 @@ def _create(
     return Deployment(answer.endpoint_name, body.workspace, warnings=answer.warnings)
 
 
-def _autoscaling(least: int | None, most: int | None) -> AutoscalingBody | None:
-    if least is None and most is None:
-        return None
-    return AutoscalingBody(min_replicas=least, max_replicas=most if most is not None else least)
+def _autoscaling(
+    least: int | None, most: int | None, concurrency: float | None, rate: float | None, rest_after: str
+) -> AutoscalingBody | None:
+    body = AutoscalingBody(
+        min_replicas=least,
+        max_replicas=most,
+        target_concurrency=concurrency,
+        target_rate=rate,
+        scale_to_zero_after=rest_after or None,
+    )
+    return None if body == AutoscalingBody() else body
 
 
 def _limits(seconds: float | None, size: int | None) -> LimitsBody | None:

@@ -75,6 +75,7 @@ runtime runtimeVersion securityContext startupProbe stdin stdinOnce storage stor
 terminationMessagePath terminationMessagePolicy tty volumeDevices volumeMounts workingDir
 """
 _MODEL_FIELDS = frozenset(_MODEL_WORDS.split())
+SCALE_TARGET_MAX = 1_000_000
 _SCALE_METRICS = ("cpu", "memory", "concurrency", "rps")
 
 _KSERVE_NAME = re.compile(r"[a-z]([a-z0-9\-]*[a-z0-9])?", re.ASCII)
@@ -407,15 +408,12 @@ def _env(value: Any, path: str, warnings: list[str]) -> tuple[tuple[str, str], .
 
 
 def _scaling(predictor: Mapping[str, Any], path: str, warnings: list[str]) -> Scaling:
-    least = _whole(predictor.get("minReplicas"), f"{path}.minReplicas")
-    most = _whole(predictor.get("maxReplicas"), f"{path}.maxReplicas")
-    if least == 0:
-        warnings.append(f"{path}.minReplicas is 0, but nothing scales to zero here: one replica is kept")
-    least_kept = max(1, least if least is not None else 1)
-    most_kept = max(1, most or least_kept)
-    if most_kept < least_kept:
+    given = _whole(predictor.get("minReplicas"), f"{path}.minReplicas")
+    least = 1 if given is None else given
+    most = _whole(predictor.get("maxReplicas"), f"{path}.maxReplicas") or max(least, 1)
+    if most < least:
         raise _invalid(
-            f"minReplicas {least_kept} is greater than maxReplicas {most_kept}",
+            f"minReplicas {least} is greater than maxReplicas {most}",
             f"{path}.minReplicas",
             "Lower minReplicas or raise maxReplicas.",
         )
@@ -426,14 +424,22 @@ def _scaling(predictor: Mapping[str, Any], path: str, warnings: list[str]) -> Sc
             f"{path}.scaleMetric",
             f"Use one of {', '.join(_SCALE_METRICS)}.",
         )
-    if most_kept > least_kept:
-        warnings.append(no_autoscaling(f"{path}.maxReplicas", least_kept))
-    return Scaling(min_replicas=least_kept, max_replicas=most_kept)
+    if metric in ("cpu", "memory"):
+        warnings.append(f"{path}.scaleMetric {metric} has no effect: it is scaled by requests at once")
+    target = _scale_target(predictor.get("scaleTarget"), f"{path}.scaleTarget")
+    if target is not None and metric in ("cpu", "memory"):
+        target = None  # percent of something that is not measured here
+    if metric == "rps":
+        return Scaling(least, most, target_rate=target)
+    return Scaling(least, most, target_concurrency=target)
 
 
-def no_autoscaling(field: str, replicas: int) -> str:
-    """What is to be said where more replicas are allowed than are kept."""
-    return f"{field} has no effect yet, because nothing scales by itself here: {replicas} replica{'s are' if replicas > 1 else ' is'} kept"
+def _scale_target(value: Any, path: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= SCALE_TARGET_MAX:
+        raise _invalid(f"{_shown(value)} is not a whole number from 0 to {SCALE_TARGET_MAX}", path)
+    return float(value) or None
 
 
 def _whole(value: Any, path: str) -> int | None:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 import yaml
@@ -32,10 +33,9 @@ from inferplane.domain.manifest import (
     REQUEST_TIMEOUT_SECONDS_MAX,
     ParsedManifest,
     model_from_isvc,
-    no_autoscaling,
 )
 from inferplane.domain.names import check_name
-from inferplane.domain.quantity import parse_cpu, parse_memory
+from inferplane.domain.quantity import parse_cpu, parse_duration, parse_memory
 from inferplane.domain.runtime import FORMATS, PROTOCOLS, canonical_format, warn_of_args
 from inferplane.domain.storage_uri import parse_storage_uri
 from inferplane.services.findings import Findings
@@ -48,7 +48,11 @@ MANIFEST_ALIASES_MAX = 20
 MANIFEST_EVENTS_MAX = 60_000
 START_TIMEOUT_SECONDS_MAX = 24 * 3600
 REQUEST_BYTES_MAX = 1024**3
-SCALE_TO_ZERO = "scaling to zero is not available yet, so an endpoint keeps at least one replica"
+PROVIDER_SHOWN_CHARACTERS_MAX = 40
+TARGET_MIN = 0.01
+TARGET_MAX = 1_000_000.0
+SCALE_TO_ZERO_AFTER_MIN = timedelta(seconds=1)
+SCALE_TO_ZERO_AFTER_MAX = timedelta(days=365)
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,254}", re.ASCII)
@@ -85,6 +89,9 @@ class EndpointDraft:
     gpu: GpuDraft | None = None
     min_replicas: int | None = None
     max_replicas: int | None = None
+    autoscaling_provider: str | None = None
+    target_concurrency: float | None = None
+    target_rate: float | None = None
     scale_to_zero_after: str | None = None
     max_request_bytes: int | None = None
     timeout_seconds: float | None = None
@@ -137,9 +144,9 @@ def understand(draft: EndpointDraft, *, manifest_bytes_max: int) -> Wish:
         wish = replace(
             wish, wants_gpus=True, gpu_field="gpuSpec.gpuShape" if draft.gpu.gpu_shape else "gpuSpec"
         )
-    if draft.max_replicas is not None and scaling.max_replicas > scaling.min_replicas:
-        warning = no_autoscaling("autoscaling.maxReplicas", scaling.min_replicas)
-        wish = replace(wish, warnings=(*wish.warnings, warning))
+    warnings = _unused(draft, scaling)
+    if warnings:
+        wish = replace(wish, warnings=(*wish.warnings, *warnings))
     return replace(wish, spec=replace(wish.spec, scaling=scaling, limits=limits))
 
 
@@ -343,22 +350,18 @@ def _yaml_sentence(error: yaml.YAMLError) -> str:
 
 
 def _scaling(draft: EndpointDraft, from_manifest: Scaling) -> Scaling:
-    for value, name in ((draft.min_replicas, "minReplicas"), (draft.max_replicas, "maxReplicas")):
-        if value is not None and not 0 <= value <= REPLICAS_MAX:
+    for value, name, lowest in (
+        (draft.min_replicas, "minReplicas", 0),
+        (draft.max_replicas, "maxReplicas", 1),
+    ):
+        if value is not None and not lowest <= value <= REPLICAS_MAX:
             raise Invalid(
-                f"{name} must be from 1 to {REPLICAS_MAX}", reason="OutOfRange", field=f"autoscaling.{name}"
+                f"{name} must be from {lowest} to {REPLICAS_MAX}",
+                reason="OutOfRange",
+                field=f"autoscaling.{name}",
+                next_action="Stop the endpoint to have none at all." if value == 0 else "",
             )
-    if draft.min_replicas == 0 or draft.max_replicas == 0 or draft.scale_to_zero_after:
-        name = "scaleToZeroAfter" if draft.scale_to_zero_after else "minReplicas"
-        if draft.min_replicas != 0 and draft.max_replicas == 0:
-            name = "maxReplicas"
-        raise Invalid(
-            SCALE_TO_ZERO,
-            reason="NotAvailableYet",
-            field=f"autoscaling.{name}",
-            next_action="Ask for at least one replica; stop the endpoint when it is not needed.",
-        )
-    least = draft.min_replicas or from_manifest.min_replicas
+    least = from_manifest.min_replicas if draft.min_replicas is None else draft.min_replicas
     most = draft.max_replicas or max(from_manifest.max_replicas, least)
     if draft.min_replicas is None and most < least:
         least = most  # only the ceiling was given, below the default or the manifest's floor
@@ -369,7 +372,56 @@ def _scaling(draft: EndpointDraft, from_manifest: Scaling) -> Scaling:
             field="autoscaling.minReplicas",
             next_action="Lower minReplicas or raise maxReplicas.",
         )
-    return Scaling(least, most)
+    return Scaling(
+        least,
+        most,
+        _target(draft.target_concurrency, "targetConcurrency", from_manifest.target_concurrency),
+        _target(draft.target_rate, "targetRate", from_manifest.target_rate),
+        _rest_after(draft.scale_to_zero_after, from_manifest.scale_to_zero_after),
+    )
+
+
+def _unused(draft: EndpointDraft, scaling: Scaling) -> list[str]:
+    """What was asked of scaling and has no effect."""
+    said = []
+    if draft.scale_to_zero_after is not None and not scaling.sleeps:
+        said.append("autoscaling.scaleToZeroAfter has no effect, because minReplicas is not 0")
+    if scaling.max_replicas <= max(scaling.min_replicas, 1):
+        for value, name in (
+            (draft.target_concurrency, "targetConcurrency"),
+            (draft.target_rate, "targetRate"),
+        ):
+            if value is not None:
+                said.append(f"autoscaling.{name} has no effect, because there is one number of replicas only")
+    if draft.autoscaling_provider:
+        provider = draft.autoscaling_provider[:PROVIDER_SHOWN_CHARACTERS_MAX]
+        said.append(
+            f"autoscaling.autoscalingProvider {provider} has no effect: the platform scales by itself"
+        )
+    return said
+
+
+def _target(value: float | None, name: str, otherwise: float | None) -> float | None:
+    if value is None:
+        return otherwise
+    if not TARGET_MIN <= value <= TARGET_MAX:
+        raise Invalid(
+            f"{name} must be from {TARGET_MIN:g} to {TARGET_MAX:g}",
+            reason="OutOfRange",
+            field=f"autoscaling.{name}",
+        )
+    return value
+
+
+def _rest_after(text: str | None, otherwise: timedelta) -> timedelta:
+    if text is None:
+        return otherwise
+    field = "autoscaling.scaleToZeroAfter"
+    after = parse_duration(text, field)
+    if not SCALE_TO_ZERO_AFTER_MIN <= after <= SCALE_TO_ZERO_AFTER_MAX:
+        limits = f"{SCALE_TO_ZERO_AFTER_MIN.seconds}s to {SCALE_TO_ZERO_AFTER_MAX.days}d"
+        raise Invalid(f"scaleToZeroAfter must be from {limits}", reason="OutOfRange", field=field)
+    return after
 
 
 def _limits(draft: EndpointDraft, from_manifest: TrafficLimits) -> TrafficLimits:

@@ -59,12 +59,16 @@ class GpuSpecBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
 
 
 class AutoscalingBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Bounds on replicas."""
+    """Bounds on replicas, and what moves them between: requests at once, or a second, for each replica.
+
+    With `min_replicas` 0 it sleeps when no request came for `scale_to_zero_after` (such as `5m`).
+    """
 
     min_replicas: int | None = None
     max_replicas: int | None = None
     autoscaling_provider: str | None = None
     target_concurrency: float | None = None
+    target_rate: float | None = None
     scale_to_zero_after: str | None = None
 
 
@@ -284,10 +288,22 @@ class LimitsItem(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class AutoscalingItem(msgspec.Struct, frozen=True, rename="camel"):
-    """Bounds on replicas in force."""
+    """Bounds on replicas in force, what moves them between, and the last decision.
+
+    `replicas` is how many there should be since `since`, and `message` why. `last_request_at` is what was
+    known of the last request then; `wake_seconds` how long it took to wake the last time.
+    """
 
     min_replicas: int = 1
     max_replicas: int = 1
+    target_concurrency: float | None = None
+    target_rate: float | None = None
+    scale_to_zero_after: str = ""
+    replicas: int = 1
+    message: str = ""
+    since: datetime | None = None
+    last_request_at: datetime | None = None
+    wake_seconds: float | None = None
 
 
 class ModelItem(msgspec.Struct, frozen=True, rename="camel"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -130,8 +131,7 @@ def raw_request(world: World, team: str, text: Any, **change: Any) -> dict[str, 
 def test_a_whole_inference_service_is_accepted(world: World, owner: Client, team: str) -> None:
     body = raw_request(world, team, MANIFEST)
     data = owner("POST", ENDPOINT, body).data
-    assert data["endpointName"] == body["endpointName"]
-    assert "maxReplicas has no effect yet" in " ".join(data["warnings"])
+    assert data == {"endpointName": body["endpointName"]}
     spec = world.stored(team, body["endpointName"]).spec
     assert (spec.model.format, spec.model.alias) == ("sklearn", "their-name")
     assert spec.model.storage_uri == "gs://kfserving-examples/models/sklearn/1.0/model"
@@ -264,13 +264,17 @@ def test_refusals_name_the_nearest_match_and_the_place_where_it_works(
 @pytest.mark.parametrize(
     ("scaling", "field"),
     [
-        ({"minReplicas": 0}, "autoscaling.minReplicas"),
+        ({"minReplicas": 0, "maxReplicas": 0}, "autoscaling.maxReplicas"),
         ({"maxReplicas": 0}, "autoscaling.maxReplicas"),
         ({"minReplicas": 3, "maxReplicas": 2}, "autoscaling.minReplicas"),
         ({"minReplicas": -1}, "autoscaling.minReplicas"),
         ({"maxReplicas": 1000}, "autoscaling.maxReplicas"),
         ({"minReplicas": "1"}, "autoscaling.minReplicas"),
-        ({"scaleToZeroAfter": "5m"}, "autoscaling.scaleToZeroAfter"),
+        ({"minReplicas": 0, "scaleToZeroAfter": "soon"}, "autoscaling.scaleToZeroAfter"),
+        ({"minReplicas": 0, "scaleToZeroAfter": "0s"}, "autoscaling.scaleToZeroAfter"),
+        ({"minReplicas": 0, "scaleToZeroAfter": "366d"}, "autoscaling.scaleToZeroAfter"),
+        ({"maxReplicas": 3, "targetConcurrency": 0}, "autoscaling.targetConcurrency"),
+        ({"maxReplicas": 3, "targetRate": -1}, "autoscaling.targetRate"),
     ],
 )
 def test_scaling_that_cannot_be(
@@ -280,9 +284,27 @@ def test_scaling_that_cannot_be(
     assert error["field"] == field
 
 
-def test_scaling_to_zero_is_refused_in_words(world: World, owner: Client, team: str) -> None:
-    error = owner("POST", ENDPOINT, request(world, team, autoscaling={"minReplicas": 0})).error
-    assert "not available yet" in error["message"]
+def test_scaling_is_stored_and_shown(world: World, owner: Client, team: str) -> None:
+    scaling = {"minReplicas": 0, "maxReplicas": 3, "targetConcurrency": 2.5, "scaleToZeroAfter": "90s"}
+    body = request(world, team, autoscaling=scaling)
+    assert owner("POST", ENDPOINT, body).data == {"endpointName": body["endpointName"]}
+    spec = world.stored(team, body["endpointName"]).spec
+    assert spec.scaling == Scaling(0, 3, 2.5, None, timedelta(seconds=90))
+    path = f"{ENDPOINT}?workspace={team}&endpoint={body['endpointName']}"
+    shown = owner("GET", path).data["endpoint"]["autoscaling"]
+    assert (shown["minReplicas"], shown["maxReplicas"], shown["targetConcurrency"]) == (0, 3, 2.5)
+    assert shown["scaleToZeroAfter"] == "0h1m30s"
+    assert shown["replicas"] == 1, "it answers once before it sleeps"
+
+
+def test_what_of_scaling_has_no_effect_is_said(world: World, owner: Client, team: str) -> None:
+    scaling = {"targetRate": 5, "scaleToZeroAfter": "5m", "autoscalingProvider": "keda"}
+    warnings = owner("POST", ENDPOINT, request(world, team, autoscaling=scaling)).data["warnings"]
+    assert [warning.split()[0] for warning in warnings] == [
+        "autoscaling.scaleToZeroAfter",
+        "autoscaling.targetRate",
+        "autoscaling.autoscalingProvider",
+    ]
 
 
 @pytest.mark.parametrize("name", ["Iris", "a_b", "-a", "a-", "a" * 64, "a.b", "ä", "a b", "a/b"])
@@ -299,7 +321,7 @@ def test_a_name_of_63_characters_works(world: World, owner: Client, team: str) -
 
 def test_all_problems_of_meaning_are_told_at_once(world: World, owner: Client, team: str) -> None:
     body = with_model(world, team, modelName="skleran", storageURI="x", digest="y", resources={"cpu": "z"})
-    body |= {"endpointName": "Bad", "autoscaling": {"minReplicas": 0}}
+    body |= {"endpointName": "Bad", "autoscaling": {"minReplicas": -1}}
     details = owner("POST", ENDPOINT, body).is_error(422, "INVALID")["details"]
     assert [detail["field"] for detail in details] == [
         "endpointName",
@@ -375,16 +397,15 @@ def test_a_repeated_create_does_not_speak_of_an_endpoint_that_is_gone(
 
 def test_what_has_no_effect_is_said_with_the_answer(world: World, owner: Client, team: str) -> None:
     body = with_model(world, team, args=["--predict_proba", "--password=hunter2"])
-    data = owner("POST", ENDPOINT, {**body, "autoscaling": {"minReplicas": 1, "maxReplicas": 4}}).data
+    data = owner("POST", ENDPOINT, body).data
     assert data["endpointName"] == body["endpointName"]
-    args, scaling = data["warnings"]
+    (args,) = data["warnings"]
     assert args.startswith("modelSpec.args: --password has no effect")
     assert "hunter2" not in args
-    assert scaling.startswith("autoscaling.maxReplicas has no effect yet")
     events = owner("GET", f"{ENDPOINT}/events?workspace={team}&endpoint={body['endpointName']}").data[
         "events"
     ]
-    assert events[0]["message"].endswith(", with 2 warnings")
+    assert events[0]["message"].endswith(", with a warning")
     assert events[0]["data"]["warnings"] == data["warnings"]
 
 
