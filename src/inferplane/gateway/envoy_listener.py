@@ -355,12 +355,6 @@ def _local_replies() -> dict[str, Any]:
                 number=("timeoutSeconds", fact("seconds_max")),
             ),
             _reply(
-                _flagged("RL"),
-                f"more requests a second than {subject} takes from this caller: {fact('rate_max')}",
-                "RateLimited",
-                retry_after=RETRY_AFTER_SECONDS,
-            ),
-            _reply(
                 _status_is(401),
                 f"{subject} wants an endpoint key that is valid: send it as 'Authorization: Bearer <key>'",
                 "KeyRequired",
@@ -390,6 +384,12 @@ def _local_replies() -> dict[str, Any]:
                 f"{subject} has {fact('concurrency_max')} requests in flight, its limit",
                 "Overloaded",
                 status=429,
+                retry_after=RETRY_AFTER_SECONDS,
+            ),
+            _reply(
+                _status_is(429),
+                f"{subject} takes no more requests for the moment; its limit a second is {fact('rate_max')}",
+                "RateLimited",
                 retry_after=RETRY_AFTER_SECONDS,
             ),
             _reply(
