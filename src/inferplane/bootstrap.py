@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import gc
 import json
 import os
 import resource
@@ -119,6 +120,7 @@ async def _serve_until_signal(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     async with run_platform(settings) as running:
         print(running.ready_line, flush=True)  # noqa: T201 - the one line that scripts wait for
+        gc.freeze()  # what is loaded stays: looking through it again and again would stop everything meanwhile
         await stop.wait()
         log.info("stopping")
     print("inferplane has stopped; nothing of it is left running", flush=True)  # noqa: T201

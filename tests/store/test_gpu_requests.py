@@ -134,6 +134,9 @@ async def test_lists_have_one_order_and_go_on_from_where_they_were(store: Store,
         assert await tx.list_gpu_requests(endpoint_uid="iris-default-local") == [twin_a]
         assert await tx.list_gpu_requests(workspace="default", live_only=True, limit=2) == [early, twin_a]
         assert await tx.list_gpu_requests(after_id="a", limit=2) == [twin_b, late]
+        assert await tx.list_gpu_requests(newest=2) == [late, over]
+        assert await tx.list_gpu_requests(workspace="default", newest=3) == [twin_a, twin_b, over]
+        assert await tx.list_gpu_requests(live_only=True, newest=99) == [early, twin_a, twin_b, late]
         assert await tx.list_gpu_requests(after_id="over") == []
         with pytest.raises(NotFound):
             await tx.list_gpu_requests(after_id="gone")

@@ -153,8 +153,8 @@ async def list_requests(platform: Platform, caller: Caller, workspace: str) -> l
         mine = workspace or caller.workspace
         if mine:
             await tx.get_workspace(mine)
-        found = await tx.list_gpu_requests(workspace=mine or None)
-        newest = found[-platform.limits.gpu_requests_listed_max :]
+        most = platform.limits.gpu_requests_listed_max
+        newest = await tx.list_gpu_requests(workspace=mine or None, newest=most)
         waiting = [each.id for each in newest if each.status is ProvisioningStatus.QUEUED]
         notes = await tx.wait_notes(waiting if mine else None)
         unmeasured = await _unmeasured(tx, newest)

@@ -19,6 +19,7 @@ from inferplane.domain.inventory import Node
 from inferplane.domain.wait_note import WaitNote
 from inferplane.domain.workspace import WorkspacePolicy
 from inferplane.store import gpu_codec as codec
+from inferplane.store.remembered import read_all
 from inferplane.store.schema import (
     gpr_template_bindings,
     gpr_templates,
@@ -79,14 +80,18 @@ class GpuRows(Statements):
         endpoint_uid: str | None = None,
         live_only: bool = False,
         limit: int | None = None,
+        newest: int | None = None,
         after_id: str = "",
     ) -> list[GpuRequest]:
         """By (time of creation, id). `after_id` names a request: only those behind it.
 
-        `live_only` leaves out those that have ended. Raises NotFound when the request `after_id` is gone.
+        `limit` is of the first ones, `newest` of the last ones. `live_only` leaves out those that have ended.
+        Raises NotFound when the request `after_id` is gone.
         """
         columns = gpu_requests.c
-        statement = select(*_GPU_REQUEST).order_by(columns.created_at, columns.id)
+        order = (columns.created_at, columns.id)
+        backwards = newest is not None
+        statement = select(*_GPU_REQUEST).order_by(*(each.desc() if backwards else each for each in order))
         if workspace is not None:
             statement = statement.where(columns.workspace == workspace)
         if endpoint_uid is not None:
@@ -99,9 +104,15 @@ class GpuRows(Statements):
                 raise _no_gpu_request(after_id)
             key: tuple[int, str] = (row.created_at, after_id)
             statement = statement.where(tuple_(columns.created_at, columns.id) > key)
-        if limit is not None:
-            statement = statement.limit(limit)
-        return [codec.gpu_request_from_row(row._mapping) for row in await self._all(statement)]
+        assert limit is None or newest is None
+        if (most := newest if backwards else limit) is not None:
+            statement = statement.limit(most)
+        rows = await self._all(statement)
+        if backwards:
+            rows.reverse()
+        if live_only:
+            return await self._memory.gpu_requests.all(rows)
+        return await read_all(rows, codec.gpu_request_from_row)  # what has ended is seldom read again
 
     async def save_gpu_request(self, request: GpuRequest) -> int:
         """Write everything but id, workspace, endpoint and time of creation. Returns the new version.
@@ -172,8 +183,8 @@ class GpuRows(Statements):
             rows = []
             for ids in batched(request_ids, STATEMENT_KEYS_MAX):
                 rows += await self._all(statement.where(columns.id.in_(ids)))
-        found = {row.id: codec.wait_note_from_json(row.wait) for row in rows}
-        return {request_id: note for request_id, note in found.items() if note is not None}
+        found = await read_all(rows, lambda row: (row["id"], codec.wait_note_from_json(row["wait"])))
+        return {request_id: note for request_id, note in found if note is not None}
 
     async def prune_gpu_requests(self, kept_max: int = ENDED_GPU_REQUESTS_KEPT_MAX) -> int:
         """Forget the requests that ended and were created first, but about `kept_max`; how many went."""
@@ -233,7 +244,7 @@ class GpuRows(Statements):
         statement = select(nodes).order_by(nodes.c.cluster, nodes.c.name)
         if cluster is not None:
             statement = statement.where(nodes.c.cluster == cluster)
-        return [codec.node_from_row(row._mapping) for row in await self._all(statement)]
+        return await self._memory.nodes.all(await self._all(statement))
 
     async def load_usage(self) -> dict[str, float]:
         """Faded GPU-seconds by workspace, as of `usage_at`; empty before the first `save_usage`."""

@@ -31,6 +31,7 @@ from inferplane.observability import get_logger
 from inferplane.store import codec
 from inferplane.store.dialect import Database, connect, translated
 from inferplane.store.gpu_rows import GpuRows
+from inferplane.store.remembered import read_all
 from inferplane.store.schema import (
     answers,
     api_keys,
@@ -43,7 +44,7 @@ from inferplane.store.schema import (
     nodes,
     workspaces,
 )
-from inferplane.store.statements import STATEMENT_KEYS_MAX, Change, batched, no_workspace
+from inferplane.store.statements import STATEMENT_KEYS_MAX, Change, Memory, batched, no_workspace
 from inferplane.store.upgrade import upgrade
 from inferplane.store.values import from_json, to_json, to_micros
 
@@ -65,6 +66,7 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._memory = Memory()
         self._subscribers: dict[object, Callable[[Change], None]] = {}
         self._seen_seq = 0  # every event up to here has been announced
         self._own_seqs: set[int] = set()  # announced at commit, to be skipped when the poll meets them
@@ -119,7 +121,7 @@ class Store:
         async with self._database.write_turn(), AsyncExitStack() as stack:
             with translated():
                 connection = await stack.enter_async_context(self._database.begin_write(durable=durable))
-            tx = Tx(self._database, connection)
+            tx = Tx(self._database, connection, self._memory)
             yield tx
             with translated():
                 await stack.aclose()
@@ -134,7 +136,7 @@ class Store:
         async with AsyncExitStack() as stack:
             with translated():
                 connection = await stack.enter_async_context(self._database.reader.connect())
-            yield Tx(self._database, connection)
+            yield Tx(self._database, connection, self._memory)
             with translated():
                 await stack.aclose()
 
@@ -220,8 +222,8 @@ class Tx(GpuRows):
     Write rows before appending events: on PostgreSQL the first event makes other writers of events wait.
     """
 
-    def __init__(self, database: Database, connection: AsyncConnection) -> None:
-        super().__init__(database, connection)
+    def __init__(self, database: Database, connection: AsyncConnection, memory: Memory) -> None:
+        super().__init__(database, connection, memory)
         self.appended: list[int] = []
 
     # Workspaces and clusters
@@ -420,7 +422,7 @@ class Tx(GpuRows):
         found: dict[str, InferenceEndpoint] = {}
         for batch in batched(uids, STATEMENT_KEYS_MAX):
             rows = await self._all(select(endpoints).where(endpoints.c.uid.in_(batch)))
-            found |= {row.uid: codec.endpoint_from_row(row._mapping) for row in rows}
+            found |= {each.uid: each for each in await read_all(rows, codec.endpoint_from_row)}
         return found
 
     async def list_endpoints(
@@ -445,7 +447,7 @@ class Tx(GpuRows):
             statement = statement.where(tuple_(columns.workspace, columns.name, columns.cluster) > after)
         if limit is not None:
             statement = statement.limit(limit)
-        return [codec.endpoint_from_row(row._mapping) for row in await self._all(statement)]
+        return await read_all(await self._all(statement), codec.endpoint_from_row)
 
     async def endpoint_uids(self) -> list[str]:
         """Every uid, in order."""

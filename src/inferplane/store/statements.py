@@ -15,7 +15,9 @@ from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferplane.domain.errors import NotFound
+from inferplane.store import gpu_codec
 from inferplane.store.dialect import Database, translated
+from inferplane.store.remembered import Remembered
 
 STATEMENT_KEYS_MAX = 500
 
@@ -34,12 +36,21 @@ class Change:
     gpu_request_id: str = ""
 
 
+class Memory:
+    """What the rows read lately became; one for all transactions of a store."""
+
+    def __init__(self) -> None:
+        self.gpu_requests = Remembered(gpu_codec.gpu_request_from_row)
+        self.nodes = Remembered(gpu_codec.node_from_row, key_columns=2)
+
+
 class Statements:
     """One transaction of the database. `touched` is what is announced once it is committed."""
 
-    def __init__(self, database: Database, connection: AsyncConnection) -> None:
+    def __init__(self, database: Database, connection: AsyncConnection, memory: Memory) -> None:
         self._database = database
         self._connection = connection
+        self._memory = memory
         self.touched: dict[Change, None] = {}
 
     async def _run(
