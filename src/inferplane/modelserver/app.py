@@ -104,6 +104,8 @@ class App:
         self.draining = False
         self.metrics = Metrics()
         self.config = config
+        #: Makes of this process's metrics those of all processes behind the address.
+        self.add_up: Callable[[str], str] = lambda text: text
         self._mounts: dict[str, Asgi] = {}
         self._open: set[Exchange] = set()
         self._streams = 0
@@ -304,7 +306,7 @@ class App:
         )
         routes = {
             "/": Route(get=lambda: json_answer(200, {"status": "alive"})),
-            "/metrics": Route(get=self._metrics_text),
+            "/metrics": Route(get=self._all_metrics),
             "/v1/models": Route(get=lambda: models),
             "/v2": Route(get=lambda: server),
             "/v2/health/live": Route(get=self._live),
@@ -343,14 +345,17 @@ class App:
         stalled = self.stalled
         return json_answer(503 if stalled else 200, {"live": not stalled})
 
-    def _metrics_text(self) -> Answer:
+    def metrics_text(self) -> str:
+        """This process's metrics in Prometheus text."""
         queued = self.serving.batcher.queued_rows if self.serving is not None else 0
-        text = self.metrics.render(
-            self.config.name,
-            ready=self.ready,
-            in_flight=self.in_flight + 1,  # this very question is one
-            queued_rows=queued,
+        return self.metrics.render(
+            self.config.name, ready=self.ready, in_flight=self.in_flight, queued_rows=queued
         )
+
+    def _all_metrics(self) -> Answer:
+        self._streams += 1  # this very question is in flight
+        text = self.add_up(self.metrics_text())
+        self._streams -= 1
         return Answer(200, text.encode(), (TEXT_TYPE,))
 
     def _nothing_at(self, path: str) -> Answer:

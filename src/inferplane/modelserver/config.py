@@ -23,6 +23,10 @@ PROBABILITY_FLAGS = frozenset(
     {"--predict_proba", "--predict-proba", "--predict_proba=true", "--predict-proba=true"}
 )
 
+#: The argument by which KServe manifests ask for several processes, and the most that are started.
+WORKERS_FLAG = "--workers"
+WORKERS_MAX = 32
+
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -39,7 +43,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     status file changed ("" for none). `queue_rows_max` bounds the rows that wait behind the batch
     being computed. A model that generates text works on `generations_max` answers in turn while
     `generations_waiting_max` more wait. `memory_bytes_max` limits what the process may allocate beyond what the empty
-    server uses.
+    server uses. With `workers` > 1 so many processes share the address and the loaded model.
+    With a `command`, that program is the server (see `outside`), ready when `ready_path` answers ("" for the
+    usual ones).
     """
 
     name: _Text
@@ -52,6 +58,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     notify_key: str = ""
     version: str = "1"
     threads: _Positive = 1
+    workers: _Positive = 1
     max_request_bytes: _Positive = 16 * 1024 * 1024
     request_timeout_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     predict_proba: bool = False
@@ -69,6 +76,17 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def names(self) -> frozenset[str]:
         """Every name the model answers to."""
         return frozenset((self.name, *self.aliases))
+
+    @property
+    def worker_count(self) -> int:
+        """How many processes serve: `workers`, or what a manifest's arguments ask for, within bounds."""
+        wanted = self.workers
+        for flag, following in zip(self.args, (*self.args, "")[1:], strict=True):
+            name, given, value = flag.partition("=")
+            text = value if given else following
+            if name == WORKERS_FLAG and text.isdecimal():
+                wanted = int(text[:4])
+        return max(1, min(wanted, WORKERS_MAX))
 
     @property
     def wants_probabilities(self) -> bool:

@@ -352,7 +352,7 @@ def _become_server(
             os.sched_setaffinity(0, request.cpu_affinity)
         for number, pair in limits.items():
             resource.setrlimit(number, pair)
-        _reseed()
+        reseed()
         from inferplane.modelserver.main import serve
 
         code = serve(config, pool_threads=POOL_THREADS)
@@ -381,7 +381,7 @@ def _take_descriptors(log: int, descriptors: Sequence[int]) -> None:
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
-def _reseed() -> None:
+def reseed() -> None:
     """Give the child random numbers of its own; a fork inherits the parent's state."""
     import random
 

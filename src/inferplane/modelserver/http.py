@@ -63,6 +63,8 @@ class Connections:
         self.upgrade = upgrade
         self.loop = asyncio.get_running_loop()
         self.open: set[Connection] = set()
+        #: Called whenever a connection came or went.
+        self.changed: Callable[[], None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self) -> HttpConnection:
@@ -77,12 +79,14 @@ class Connections:
     def add(self, connection: Connection) -> None:
         """Watch over a connection."""
         self.open.add(connection)
+        self.changed()
         if self._timer is None:
             self._timer = self.loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def remove(self, connection: Connection) -> None:
         """Forget a closed connection."""
         self.open.discard(connection)
+        self.changed()
 
     def shut_down(self) -> None:
         """Close what is idle, and the rest after its answer."""

@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ from inferplane.modelserver.status import Clock, ModelInfo, ServerState, StatusW
 if TYPE_CHECKING:
     from inferplane.modelserver.app import App
     from inferplane.modelserver.http import Connections
+    from inferplane.modelserver.openai import OpenAI
+    from inferplane.modelserver.workers import Shared
 
 __all__ = ["EXIT_CANNOT_SERVE", "ServerConfig", "parse_config", "read_config", "serve"]
 
@@ -85,27 +87,61 @@ def serve(config: ServerConfig, *, pool_threads: int = 0, clock: Clock = wall_cl
     try:
         listener = _listen(config)
     except ModelServerError as error:
-        return _give_up(status, error)
+        return give_up(status, error)
     if config.command:
         from inferplane.modelserver.outside import serve_outside
 
         return serve_outside(config, status, listener)
+    if config.worker_count > 1:
+        from inferplane.modelserver.workers import serve_many
+
+        return serve_many(config, status, listener, pool_threads)
+    return serve_alone(config, status, listener, pool_threads)
+
+
+def serve_alone(
+    config: ServerConfig,
+    status: StatusWriter,
+    listener: socket.socket,
+    pool_threads: int,
+    model: Any = None,
+) -> int:
+    """Serve from this process; `model` when it has been loaded already. Returns the exit code."""
+    import uvloop
+
+    def load() -> Loaded:
+        return _load(config, pool_threads, model)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(config, status, listener, load))
+
+
+def work(
+    config: ServerConfig,
+    listener: socket.socket,
+    model: Any,
+    index: int,
+    shared: Shared,
+    report: Callable[[Loaded | None, LoadError | None], None],
+) -> int:
+    """Be one of several workers on a loaded model, until SIGTERM. Returns the exit code."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(config, status, listener, pool_threads))
+        return runner.run(_work(config, listener, model, index, shared, report))
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class Loaded:
     model: Any
     info: ModelInfo
     seconds: float
 
 
-async def _run(config: ServerConfig, status: StatusWriter, listener: socket.socket, pool_threads: int) -> int:
-    from inferplane.modelserver.app import App, Serving
-    from inferplane.modelserver.batcher import Batcher, BatchLimits, BatchStats
+async def _run(
+    config: ServerConfig, status: StatusWriter, listener: socket.socket, load: Callable[[], Loaded]
+) -> int:
+    from inferplane.modelserver.app import App
     from inferplane.modelserver.http import Connections
     from inferplane.modelserver.openai import OpenAI
 
@@ -120,36 +156,93 @@ async def _run(config: ServerConfig, status: StatusWriter, listener: socket.sock
     status.write(ServerState.LOADING)
     log.info("loading %s model %s from %s", config.format, config.name, config.path)
     loading = loop.create_future()
-    _in_thread(loop, loading, lambda: _load(config, pool_threads))
+    _in_thread(loop, loading, load)
     stopping = loop.create_task(stop.wait())
     await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
     info, load_seconds = ModelInfo(), 0.0
     if loading.done() and not stop.is_set():
         error = loading.exception()
         if error is not None:
-            _close_listeners(server, config)
-            return _give_up(status, error)
-        loaded: _Loaded = loading.result()
+            server.close()
+            close_address(config)
+            return give_up(status, error)
+        loaded: Loaded = loading.result()
         info, load_seconds = loaded.info, loaded.seconds
-        limits = BatchLimits(config.max_batch_rows, config.queue_rows_max, config.max_batch_delay_ms / 1000)
-        batcher = Batcher(
-            loaded.model.predict,
-            limits,
-            batchable=loaded.model.signature.batchable,
-            steady=getattr(loaded.model, "steady", False),
-            stats=BatchStats(app.metrics.on_batch, app.metrics.on_late),
-        )
-        app.metrics.load_seconds = loaded.seconds
-        app.serving = Serving(loaded.model, batcher)
-        openai.model_ready()
+        _begin_serving(app, openai, loaded)
         status.write(ServerState.READY, load_seconds=load_seconds, model=info)
         log.info("ready after %.3f s", loaded.seconds)
     await stopping
     log.info("stopping: %d requests in flight", app.in_flight)
     status.write(ServerState.DRAINING, load_seconds=load_seconds, model=info)
-    await _drain(app, connections, server, config)
+    server.close()
+    close_address(config)
+    await _drain(app, connections, config)
     log.info("stopped")
     return EXIT_OK
+
+
+async def _work(
+    config: ServerConfig,
+    listener: socket.socket,
+    model: Any,
+    index: int,
+    shared: Shared,
+    report: Callable[[Loaded | None, LoadError | None], None],
+) -> int:
+    """`_run` for one of several: the first process has the status, the socket's file and the model."""
+    from inferplane.modelserver.app import App
+    from inferplane.modelserver.http import Connections
+    from inferplane.modelserver.openai import OpenAI
+    from inferplane.modelserver.workers import PUBLISH_SECONDS, Acceptor, added_up
+
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    app = App(config)
+    openai = OpenAI(app, wall_clock)
+    connections = Connections(app, _http2)
+    loading = loop.create_future()
+    _in_thread(loop, loading, lambda: _load(config, config.threads, model))
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if stop.is_set():
+        return EXIT_OK
+    error = loading.exception()
+    if error is not None:
+        report(None, _as_load_error(error))
+        return EXIT_CANNOT_SERVE
+    _begin_serving(app, openai, loading.result())
+    app.add_up = lambda text: added_up(
+        text if one == index else shared.text(one).decode() for one in range(shared.workers)
+    )
+    acceptor = Acceptor(listener, connections, shared, index)
+    report(loading.result(), None)
+    while not stop.is_set():
+        shared.publish(index, app.metrics_text().encode())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), PUBLISH_SECONDS)
+    acceptor.close()
+    await _drain(app, connections, config)
+    return EXIT_OK
+
+
+def _begin_serving(app: App, openai: OpenAI, loaded: Loaded) -> None:
+    from inferplane.modelserver.app import Serving
+    from inferplane.modelserver.batcher import Batcher, BatchLimits, BatchStats
+
+    config = app.config
+    limits = BatchLimits(config.max_batch_rows, config.queue_rows_max, config.max_batch_delay_ms / 1000)
+    batcher = Batcher(
+        loaded.model.predict,
+        limits,
+        batchable=loaded.model.signature.batchable,
+        steady=getattr(loaded.model, "steady", False),
+        stats=BatchStats(app.metrics.on_batch, app.metrics.on_late),
+    )
+    app.metrics.load_seconds = loaded.seconds
+    app.serving = Serving(loaded.model, batcher)
+    openai.model_ready()
 
 
 async def _open(
@@ -167,29 +260,43 @@ def _http2(connections: Connections) -> asyncio.Protocol:
     return Http2Connection(connections)
 
 
-def _load(config: ServerConfig, pool_threads: int) -> _Loaded:
-    """Load the model and make it answer. Runs in a thread of its own. Raises LoadError."""
-    started = time.perf_counter()
+def load_only(config: ServerConfig, pool_threads: int) -> Any:
+    """Load the model and compute nothing. Raises LoadError."""
     if config.memory_bytes_max is not None:
         limit_memory(config.memory_bytes_max)
-    try:
+    with _memory_errors_named(config):
         model = load_model(config.format, config.path, config.threads, config.args)
         if pool_threads != config.threads:
             _limit_threads(config.threads)
+        return model
+
+
+def _load(config: ServerConfig, pool_threads: int, model: Any = None) -> Loaded:
+    """Load the model, unless it is, and make it answer. Runs in a thread of its own. Raises LoadError."""
+    started = time.perf_counter()
+    if model is None:
+        model = load_only(config, pool_threads)
+    with _memory_errors_named(config):
         example = _probe(model, config)
-    except LoadError as error:
-        if error.__cause__ is not None and _is_out_of_memory(error.__cause__):
-            raise _out_of_memory(config) from error
-        raise
-    except MemoryError as error:
-        raise _out_of_memory(config) from error
     signature = model.signature
     info = ModelInfo(
         example=example,
         inputs=tuple(TensorInfo(spec.name, str(spec.datatype), spec.shape) for spec in signature.inputs),
         outputs=tuple(TensorInfo(spec.name, str(spec.datatype), spec.shape) for spec in signature.outputs),
     )
-    return _Loaded(model, info, time.perf_counter() - started)
+    return Loaded(model, info, time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _memory_errors_named(config: ServerConfig) -> Iterator[None]:
+    try:
+        yield
+    except LoadError as error:
+        if error.__cause__ is not None and _is_out_of_memory(error.__cause__):
+            raise _out_of_memory(config) from error
+        raise
+    except MemoryError as error:
+        raise _out_of_memory(config) from error
 
 
 def _probe(model: Any, config: ServerConfig) -> str:
@@ -225,10 +332,9 @@ def _probe(model: Any, config: ServerConfig) -> str:
     return ""
 
 
-async def _drain(app: App, connections: Connections, server: asyncio.Server, config: ServerConfig) -> None:
+async def _drain(app: App, connections: Connections, config: ServerConfig) -> None:
     """Refuse what is new, finish what was accepted, then close what is left."""
     app.draining = True
-    _close_listeners(server, config)
     clock = asyncio.get_running_loop().time
     await _until(lambda: app.in_flight + connections.arriving == 0, clock() + config.drain_seconds)
     await asyncio.sleep(LINGER_SECONDS)
@@ -248,31 +354,33 @@ async def _until(done: Callable[[], bool], deadline: float) -> None:
         await asyncio.sleep(DRAIN_POLL_SECONDS)
 
 
-def _close_listeners(server: asyncio.Server, config: ServerConfig) -> None:
-    server.close()
+def close_address(config: ServerConfig) -> None:
+    """Remove the socket file, so that nobody new comes."""
     path = unix_path(config)
     if path is not None:
         Path(path).unlink(missing_ok=True)
 
 
-def _give_up(status: StatusWriter, error: BaseException) -> int:
-    """Say why this server cannot serve, in the status file and in the log; with the trace if nobody
-    expected it."""
-    if not isinstance(error, ModelServerError):
-        traceback.print_exception(error, file=sys.stderr)
-    if isinstance(error, LoadError):
-        reason, message = error.reason, error.message
-    elif isinstance(error, ModelServerError):
-        reason, message = LoadReason.MODEL_LOAD_FAILED, error.message
-    else:
-        reason, message = LoadReason.MODEL_LOAD_FAILED, f"{type(error).__name__}: {short(error)}"
-    log.error("cannot serve: %s: %s", reason, message)
-    status.write(ServerState.FAILED, reason=reason, message=message)
+def give_up(status: StatusWriter, error: BaseException) -> int:
+    """Say why this server cannot serve, in the status file and in the log. Returns the exit code."""
+    told = _as_load_error(error)
+    log.error("cannot serve: %s: %s", told.reason, told.message)
+    status.write(ServerState.FAILED, reason=told.reason, message=told.message)
     return EXIT_CANNOT_SERVE
 
 
+def _as_load_error(error: BaseException) -> LoadError:
+    """The error as a reason and a sentence; its trace goes to the log if nobody expected it."""
+    if isinstance(error, LoadError):
+        return error
+    if isinstance(error, ModelServerError):
+        return LoadError(LoadReason.MODEL_LOAD_FAILED, error.message)
+    traceback.print_exception(error, file=sys.stderr)
+    return LoadError(LoadReason.MODEL_LOAD_FAILED, f"{type(error).__name__}: {short(error)}")
+
+
 def _in_thread(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[_Loaded], work: Callable[[], _Loaded]
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Loaded], work: Callable[[], Loaded]
 ) -> None:
     """Run `work` in a daemon thread: a load that hangs must not keep a stopping process alive."""
 
