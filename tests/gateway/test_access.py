@@ -179,7 +179,7 @@ async def test_the_log_names_the_key_and_never_shows_it(world: World) -> None:
     text = gateway.access_log.read_text()
     (line,) = map(json.loads, text.splitlines())
     assert (line["requestId"], line["keyId"], line["status"]) == ("mine", "k9", 200)
-    assert (line["workspace"], line["endpoint"], line["uid"]) == ("default", "iris", "uid-iris")
+    assert (line["endpoint"], line["uid"]) == ("iris.default", "uid-iris")
     assert (line["revision"], line["replica"], line["path"]) == ("1", "r1-0", "/v2")
     assert line["trace"] == headers["traceparent"] == replica.requests[0].headers["traceparent"]
     assert headers["authorization"].removeprefix("Bearer ") not in text

@@ -83,6 +83,9 @@ WAKE_SECONDS_MAX = 660
 # So much of a body that is refused anyway is taken in, so that the refusal is read.
 REFUSED_BODY_BYTES_MAX = 64 * 1024 * 1024
 
+# What is not there costs no memory, and every endpoint has this route.
+TOO_LARGE_WORDS = ("subject", "bytes_max", "rate_max")
+
 WEIGHT_MAX = 1_000_000
 BODY_BYTES_MAX = 2**32 - 1
 TIMEOUT_SECONDS_MIN = 0.001
@@ -231,17 +234,20 @@ def _revision_routes(
     routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]]
 ) -> list[dict[str, Any]]:
     """A request that names a revision gets that one, or hears that it is not served."""
+    several = by_revision if len(by_revision) > 1 else ()
     named = [
         _route(
             routes,
             {"prefix": "/", "headers": [_revision_is(revision)]},
             {"cluster": upstream_name(routes, revision)},
         )
-        for revision in by_revision
+        for revision in several
     ]
+    # Where there is one revision only, the main route is its route.
+    others = [{**_revision_is(revision), "invert_match": True} for revision in by_revision if not several]
     none = {
         "name": routes.uid,
-        "match": {"prefix": "/", "headers": [{"name": REVISION_HEADER, "present_match": True}]},
+        "match": {"prefix": "/", "headers": [{"name": REVISION_HEADER, "present_match": True}, *others]},
         "direct_response": {
             "status": 404,
             "body": {
@@ -249,7 +255,7 @@ def _revision_routes(
                 f"it serves {', '.join(map(str, by_revision))}"
             },
         },
-        "metadata": _metadata({**_words(routes), "reason": "RevisionNotServed"}),
+        "metadata": _metadata({"reason": "RevisionNotServed"}),
         "typed_per_filter_config": _holding(REFUSED_BODY_BYTES_MAX),
     }
     return [*named, none]
@@ -322,7 +328,7 @@ def _route(
     if timeout + STREAM_IDLE_SLACK_SECONDS > STREAM_IDLE_SECONDS:
         action["idle_timeout"] = seconds(timeout + STREAM_IDLE_SLACK_SECONDS)
     return {
-        # Lua tells by the name that a route was found.
+        # By its name, Lua tells that a route was found, and the log for which endpoint.
         "name": routes.uid,
         "match": match,
         "route": action,
@@ -348,7 +354,9 @@ def _too_large(routes: EndpointRoutes) -> dict[str, Any]:
         "name": routes.uid,
         "match": {"prefix": "/", "headers": [content_length]},
         "direct_response": {"status": 413},
-        "metadata": _metadata(_words(routes)),
+        "metadata": _metadata(
+            {name: word for name, word in _words(routes).items() if name in TOO_LARGE_WORDS}
+        ),
         "typed_per_filter_config": _holding(REFUSED_BODY_BYTES_MAX),
     }
 
@@ -372,17 +380,15 @@ def _metadata(words: dict[str, Any]) -> dict[str, Any]:
 
 
 def _words(routes: EndpointRoutes) -> dict[str, str]:
-    """What the gateway's own answers and its log are made of."""
+    """What the gateway's own answers are made of."""
+    rates = _rate_words(routes)
     return {
-        "uid": routes.uid,
-        "workspace": routes.workspace,
-        "endpoint": routes.endpoint,
         "subject": _subject(routes),
         "reason": routes.unavailable_reason or ReasonCode.ROUTE_NOT_READY.value,
         "bytes_max": str(_body_bytes_max(routes)),
         "seconds_max": f"{_timeout_seconds(routes):.10g}",
         "concurrency_max": str(_concurrency_max(routes)),
-        "rate_max": _rate_words(routes),
+        **({"rate_max": rates} if rates else {}),
     }
 
 

@@ -119,13 +119,10 @@ class XdsServer:
         connection = self._connection
         self._exchange.begin_anew()
         reading = asyncio.create_task(self._read(requests, connection))
+        reading.add_done_callback(lambda _: self._something_to_tell.set())
         try:
-            while connection == self._connection:
-                waiting = asyncio.create_task(self._something_to_tell.wait())
-                await asyncio.wait((reading, waiting), return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
-                if reading.done():
-                    break
+            while connection == self._connection and not reading.done():
+                await self._something_to_tell.wait()
                 self._something_to_tell.clear()
                 while connection == self._connection and (message := self._exchange.next()) is not None:
                     await self._send(message, context)
