@@ -12,7 +12,7 @@ import pytest
 from inferplane.domain.endpoint import EndpointStatus
 from inferplane.domain.events import Event
 from inferplane.domain.reasons import ReasonCode
-from inferplane.store.sql import Change, Store
+from inferplane.store.sql import Change, Store, even_share
 
 Until = Callable[..., Awaitable[None]]
 
@@ -88,6 +88,62 @@ async def test_pruning_keeps_the_newest_and_never_reuses_a_number(store: Store, 
     assert await store.prune_events(events_max=0) == 3
     async with store.transaction() as tx:
         assert await tx.append_event(make.event("next")) > last
+
+
+async def test_who_makes_a_noise_pushes_out_nobody_elses_history(store: Store, make: Any) -> None:
+    quiet, noisy = make.endpoint("quiet"), make.endpoint("noisy")
+    other = make.endpoint("other", workspace="other")
+    async with store.transaction() as tx:
+        for number in range(3):
+            await tx.append_event(make.event(f"old-{number}", quiet))
+            await tx.append_event(make.event(f"else-{number}", other))
+        await tx.append_event(replace(make.event("policy", quiet), endpoint="", endpoint_uid=""))
+        for number in range(60):
+            await tx.append_event(make.event(f"noise-{number}", noisy))
+    assert await store.prune_events(events_max=20) == 67 - 20
+    async with store.read() as tx:
+        kept = [event.kind for event in await tx.list_events()]
+    assert kept == [
+        *("old-0", "else-0", "old-1", "else-1", "old-2", "else-2", "policy"),
+        *(f"noise-{number}" for number in range(47, 60)),
+    ]
+    assert await store.prune_events(events_max=20) == 0
+
+
+async def test_a_workspace_with_many_endpoints_pushes_out_no_other_workspaces_history(
+    store: Store, make: Any
+) -> None:
+    """Endpoints that come and go, each with few events, are as loud as one with many."""
+    other = make.endpoint("other", workspace="other")
+    async with store.transaction() as tx:
+        for number in range(8):
+            await tx.append_event(make.event(f"else-{number}", other))
+        for number in range(100):
+            await tx.append_event(make.event("noise", make.endpoint(f"e{number}")))
+    await store.prune_events(events_max=20)
+    async with store.read() as tx:
+        assert len(await tx.list_events(workspace="other")) == 8
+        kept = await tx.list_events(workspace="default")
+    assert [event.endpoint for event in kept] == [f"e{number}" for number in range(88, 100)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "room", "share"),
+    [
+        ((), 0, None),
+        ((3, 4), 7, None),
+        ((3, 4), 6, 3),
+        ((1, 9, 9), 10, 4),
+        ((5, 5, 5), 2, 0),
+        ((0, 100), 10, 10),
+        ((7,), 0, 0),
+    ],
+)
+def test_shares_are_as_even_as_they_can_be(counts: tuple[int, ...], room: int, share: int | None) -> None:
+    assert even_share(counts, room) == share
+    if share is not None:
+        assert sum(min(each, share) for each in counts) <= room
+        assert sum(min(each, share + 1) for each in counts) > room
 
 
 async def test_the_audit_log_answers_who_did_what_when(store: Store, make: Any) -> None:

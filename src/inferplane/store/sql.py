@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 
-from sqlalchemy import bindparam, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferplane.domain.access import ApiKey
@@ -48,7 +48,7 @@ from inferplane.store.statements import STATEMENT_KEYS_MAX, Change, Memory, batc
 from inferplane.store.upgrade import upgrade
 from inferplane.store.values import from_json, to_json, to_micros
 
-__all__ = ["STATEMENT_KEYS_MAX", "Change", "Store", "Tx"]
+__all__ = ["STATEMENT_KEYS_MAX", "Change", "Store", "Tx", "even_share"]
 
 POLL_INTERVAL_SECONDS = 0.5
 POLL_EVENTS_MAX = 1000  # in one look; the rest follows at the next
@@ -585,11 +585,54 @@ class Tx(GpuRows):
         ]
 
     async def prune_events(self, kept_max: int = EVENTS_KEPT_MAX) -> int:
-        """Delete the oldest events but `kept_max`; returns how many went."""
+        """Delete events beyond `kept_max`; returns how many went.
+
+        Whoever has most loses first: all workspaces keep their newest ones up to the same number, and
+        within a workspace all endpoints (and GPU requests of their own, and what is of neither) do. So
+        one that makes a noise pushes out nobody else's history.
+        """
+        columns = events.c
+        beyond = select(columns.seq).order_by(columns.seq.desc()).offset(max(0, kept_max)).limit(1)
+        if await self._first(beyond) is None:
+            return 0
+        rows = await self._all(
+            select(
+                columns.workspace,
+                columns.endpoint_uid,
+                columns.gpu_request_id,
+                func.count().label("events"),
+            ).group_by(columns.workspace, columns.endpoint_uid, columns.gpu_request_id)
+        )
+        found: dict[str, list[int]] = {}
+        for row in rows:
+            found.setdefault(row.workspace, []).append(row.events)
+        each_may = even_share([sum(counts) for counts in found.values()], kept_max)
+        gone = 0
+        for workspace, counts in sorted(found.items()):
+            if each_may is not None and sum(counts) > each_may:
+                gone += await self._prune_events_of(workspace, even_share(counts, each_may), each_may)
+        return gone + await self._prune_oldest_events(columns.seq > 0, kept_max)
+
+    async def _prune_events_of(self, workspace: str, each_may: int | None, kept_max: int) -> int:
+        """Leave `each_may` of each thing of the workspace, and `kept_max` in all."""
+        columns = events.c
+        gone = 0
+        if each_may:
+            place = func.row_number().over(
+                partition_by=(columns.endpoint_uid, columns.gpu_request_id), order_by=columns.seq.desc()
+            )
+            placed = (
+                select(columns.seq, place.label("place")).where(columns.workspace == workspace).subquery()
+            )
+            doomed = select(placed.c.seq).where(placed.c.place > each_may)
+            gone = await self._count(delete(events).where(columns.seq.in_(doomed)))
+        return gone + await self._prune_oldest_events(columns.workspace == workspace, kept_max)
+
+    async def _prune_oldest_events(self, which: ColumnElement[bool], kept_max: int) -> int:
         newest_doomed = (
-            select(events.c.seq).order_by(events.c.seq.desc()).offset(max(0, kept_max)).limit(1)
+            select(events.c.seq).where(which).order_by(events.c.seq.desc()).offset(max(0, kept_max)).limit(1)
         ).scalar_subquery()
-        return await self._count(delete(events).where(events.c.seq <= newest_doomed))
+        return await self._count(delete(events).where(which, events.c.seq <= newest_doomed))
 
     # Answers already given, and secrets of the installation
 
@@ -644,6 +687,18 @@ class Tx(GpuRows):
 
     def _touch(self, endpoint: InferenceEndpoint) -> None:
         self.touched[Change(endpoint.workspace, endpoint.name, endpoint.uid)] = None
+
+
+def even_share(counts: Iterable[int], room: int) -> int | None:
+    """The most that each may keep so that all together keep at most `room`; None where all may keep all."""
+    ascending = sorted(counts)
+    left = max(0, room)
+    for number, count in enumerate(ascending):
+        sharers = len(ascending) - number
+        if count * sharers > left:
+            return left // sharers
+        left -= count
+    return None
 
 
 def _stale(uid: str, version: int) -> StaleVersion:
