@@ -33,6 +33,7 @@ from inferplane.domain.endpoint import (
     Scaling,
     TrafficLimits,
 )
+from inferplane.domain.endpoint_access import Access
 from inferplane.domain.events import Event
 from inferplane.domain.gpr_template import BoundCluster, GprTemplate, GprTemplateBinding
 from inferplane.domain.gpu_request import GpuRequest, Grant, ProvisioningStatus, Selection
@@ -274,7 +275,15 @@ specs = st.builds(
         target_rate=maybe(numbers),
         scale_to_zero_after=spans,
     ),
-    limits=st.builds(TrafficLimits, max_request_bytes=wholes, timeout_seconds=numbers),
+    limits=st.builds(
+        TrafficLimits,
+        max_request_bytes=wholes,
+        timeout_seconds=numbers,
+        requests_per_second=maybe(numbers),
+        burst=maybe(wholes),
+        requests_per_second_per_key=maybe(numbers),
+        concurrency_max=maybe(wholes),
+    ),
     revision=wholes,
     stopped=st.booleans(),
     stopped_by=texts,
@@ -285,6 +294,7 @@ specs = st.builds(
     revisions=st.lists(revisions, max_size=2).map(tuple),
     rollout=maybe(rollouts),
     qualified_host=st.booleans(),
+    access=st.sampled_from(Access),
 )
 artifacts = st.builds(
     ArtifactState,

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
+from inferplane.domain.endpoint_access import Access
 from inferplane.domain.gpu_request import (
     ENDED,
     EXIT_DURATION_DEFAULT,
@@ -100,10 +101,18 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True)
 class TrafficLimits:
-    """What the gateway enforces for one endpoint, and describe states."""
+    """What the gateway enforces for one endpoint, and describe states. None does not limit.
+
+    `burst` requests may come at once where there is a rate; None: one second's worth. The rate of a key
+    counts with access by key only. `concurrency_max` requests are in flight at most.
+    """
 
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
     timeout_seconds: float = DEFAULT_REQUEST_TIMEOUT_SECONDS
+    requests_per_second: float | None = None
+    burst: int | None = None
+    requests_per_second_per_key: float | None = None
+    concurrency_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +168,7 @@ class EndpointSpec:
     revisions: tuple[Revision, ...] = ()
     rollout: Rollout | None = None
     qualified_host: bool = False
+    access: Access = Access.OPEN
 
     def model_of(self, revision: int) -> ModelSpec | None:
         """What a revision is made of; None for one that is not remembered."""

@@ -2,24 +2,18 @@
 
 Controllers say what should be routed; the publisher turns the whole table into the proxy's own
 configuration. An Envoy "cluster" is called an *upstream* here, because a cluster is a Kubernetes
-cluster. Plain values, standard library only.
+cluster. Plain values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+
+from inferplane.domain.endpoint_access import Access as Access
 
 REVISION_HEADER = "x-inferplane-revision"
 ENDPOINT_HEADER = "x-inferplane-endpoint"
-
-
-class Access(StrEnum):
-    """Who may send requests to an endpoint: anybody who reaches the gateway, or whoever has a key for it."""
-
-    OPEN = "open"
-    KEY = "key"
 
 
 @dataclass(frozen=True, slots=True)

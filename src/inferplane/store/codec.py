@@ -36,6 +36,7 @@ from inferplane.domain.endpoint import (
     Scaling,
     TrafficLimits,
 )
+from inferplane.domain.endpoint_access import Access
 from inferplane.domain.events import Event
 from inferplane.domain.gpu_request import (
     PRIORITY_DEFAULT,
@@ -258,6 +259,10 @@ def spec_to_json(spec: EndpointSpec) -> str:
             "limits": {
                 "max_request_bytes": spec.limits.max_request_bytes,
                 "timeout_seconds": spec.limits.timeout_seconds,
+                "requests_per_second": spec.limits.requests_per_second,
+                "burst": spec.limits.burst,
+                "requests_per_second_per_key": spec.limits.requests_per_second_per_key,
+                "concurrency_max": spec.limits.concurrency_max,
             },
             "revision": spec.revision,
             "stopped": spec.stopped,
@@ -267,6 +272,7 @@ def spec_to_json(spec: EndpointSpec) -> str:
             "manifest": None if spec.manifest is None else dict(spec.manifest),
             "gpu": _gpu_spec_to(spec.gpu),
             "qualified_host": spec.qualified_host,
+            "access": spec.access.value,
             "revisions": [_revision_to(revision) for revision in spec.revisions],
             "rollout": _rollout_to(spec.rollout),
         }
@@ -290,6 +296,10 @@ def spec_from_json(text: str) -> EndpointSpec:
         limits=TrafficLimits(
             max_request_bytes=whole_of(limits, "max_request_bytes", _LIMITS.max_request_bytes),
             timeout_seconds=number_of(limits, "timeout_seconds", _LIMITS.timeout_seconds),
+            requests_per_second=number_or_none(limits, "requests_per_second"),
+            burst=whole_or_none(limits, "burst"),
+            requests_per_second_per_key=number_or_none(limits, "requests_per_second_per_key"),
+            concurrency_max=whole_or_none(limits, "concurrency_max"),
         ),
         revision=whole_of(raw, "revision", 1),
         stopped=raw.get("stopped") is True,
@@ -299,9 +309,17 @@ def spec_from_json(text: str) -> EndpointSpec:
         manifest=manifest if isinstance(manifest, dict) else None,
         gpu=_gpu_spec_from(raw.get("gpu")),
         qualified_host=flag_of(raw, "qualified_host"),
+        access=_access_from(raw),
         revisions=known(_revision_from(mapping_of(item)) for item in list_of(raw.get("revisions"))),
         rollout=_rollout_from(raw.get("rollout")),
     )
+
+
+def _access_from(raw: Raw) -> Access:
+    """Open where nothing is said: older versions knew no other. A word that is not known lets nobody in."""
+    if "access" not in raw:
+        return Access.OPEN
+    return enum_of(Access, raw["access"]) or Access.KEY
 
 
 def _model_spec_to(model: ModelSpec) -> dict[str, Any]:
