@@ -160,6 +160,8 @@ async def _delete_empty(platform: Platform, caller: Caller, name: str) -> None:
             raise _in_the_way(name, left, held, "They are being undone; repeat the request in a moment.")
         for key in await tx.list_api_keys(name):
             await tx.delete_api_key(key.id)  # or it would open a later workspace of the same name
+        await tx.revoke_endpoint_keys_of(name, platform.clock())
+        await tx.delete_usage(name)
         await tx.delete_workspace(name)
         await tx.append_event(
             entry(

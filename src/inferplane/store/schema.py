@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy import Text as PlainText
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration. Opening compares it with the database before it imports the migration tool."""
 
 NAMING = {
@@ -214,6 +214,45 @@ scheduler_state = Table(
     Column("name", Key, primary_key=True),
     Column("value", Text, nullable=False),
     Column("at", BigInteger, nullable=False),
+)
+
+endpoint_keys = Table(
+    "endpoint_keys",
+    metadata,
+    Column("id", Key, primary_key=True),
+    # Refers to no row: a revoked key outlives its workspace, or it would open the next one of that name.
+    Column("workspace", Key, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    Column("body", Text, nullable=False),
+    # In the order in which keys are listed.
+    Index(None, "workspace", "created_at", "id"),
+    Index(None, "expires_at"),
+)
+
+usage_hours = Table(
+    "usage_hours",
+    metadata,
+    Column("workspace", Key, primary_key=True),
+    Column("hour", BigInteger, primary_key=True),
+    Column("endpoint_uid", Key, primary_key=True),
+    Column("key_id", Key, primary_key=True),
+    Column("endpoint", Key, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("milliseconds", BigInteger, nullable=False),
+    Index(None, "hour"),
+)
+
+log_positions = Table(
+    "log_positions",
+    metadata,
+    Column("log", Key, primary_key=True),
+    Column("file", Text, nullable=False),
+    Column("offset", BigInteger, nullable=False),
 )
 
 answers = Table(

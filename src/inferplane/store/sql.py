@@ -29,6 +29,7 @@ from inferplane.domain.events import Event
 from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.observability import get_logger
 from inferplane.store import codec
+from inferplane.store.access_rows import AccessRows
 from inferplane.store.dialect import Database, connect, translated
 from inferplane.store.gpu_rows import GpuRows
 from inferplane.store.remembered import read_all
@@ -216,7 +217,7 @@ class Store:
         return len(rows) == POLL_EVENTS_MAX
 
 
-class Tx(GpuRows):
+class Tx(GpuRows, AccessRows):
     """What can be done within one transaction. Made by `Store.transaction` and `Store.read` only.
 
     Write rows before appending events: on PostgreSQL the first event makes other writers of events wait.
