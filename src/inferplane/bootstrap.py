@@ -315,6 +315,7 @@ def _engine(
         models=models,
         clock=now,
         fork_servers=settings.fork_servers,
+        custom_servers=settings.allows_custom_servers,
     )
 
 

@@ -120,7 +120,7 @@ class Settings:
 
     `api_host` and `gateway_host` default to loopback: a stranger's laptop opens nothing to the
     network unless asked. `advertised_host` is the address put into URLs and DNS records. `clusters` are
-    those of the file; `every_cluster` has the embedded one too.
+    those of the file; `every_cluster` has the embedded one too. `custom_servers` is auto, yes or no.
     """
 
     home: Path
@@ -134,7 +134,15 @@ class Settings:
     log_level: str = "info"
     model_cache_bytes_max: int = 20 * 1024**3
     fork_servers: bool = True
+    custom_servers: str = "auto"
     clusters: tuple[ClusterSettings, ...] = ()
+
+    @property
+    def allows_custom_servers(self) -> bool:
+        """Whether manifests may bring commands to run on this machine; by default where only it can ask."""
+        return self.custom_servers == "yes" or (
+            self.custom_servers == "auto" and is_loopback(f"http://{_bracketed(self.api_host)}")
+        )
 
     @property
     def every_cluster(self) -> tuple[ClusterSettings, ...]:
@@ -272,6 +280,10 @@ def is_loopback(url: str) -> bool:
 def _local_url(local: Settings) -> str:
     host = "127.0.0.1" if local.api_host in {"", "0.0.0.0", "::", "localhost"} else local.api_host  # noqa: S104 - a comparison
     return f"http://{f'[{host}]' if ':' in host else host}:{local.api_port or DEFAULT_API_PORT}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _owner_key(path: Path) -> tuple[str, str]:
@@ -473,6 +485,13 @@ def _boolean(raw: Any) -> bool:
     return word in {"true", "1", "yes"}
 
 
+def _custom_servers(raw: Any) -> str:
+    word = {"true": "yes", "false": "no"}.get(str(raw).lower(), str(raw).lower())
+    if word not in {"auto", "yes", "no"}:
+        raise ValueError("must be auto, yes or no")
+    return word
+
+
 def _log_level(raw: Any) -> str:
     level = str(raw).lower()
     if level not in {"debug", "info", "warning", "error"}:
@@ -509,6 +528,7 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "log_level": _log_level,
     "model_cache_bytes_max": _positive,
     "fork_servers": _boolean,
+    "custom_servers": _custom_servers,
 }
 
 

@@ -457,3 +457,22 @@ def test_what_is_written_is_read_back(
     assert parsed.limits == TrafficLimits(timeout_seconds=timeout)
     assert parsed.model.resources == Resources(cpu, memory)
     assert parsed.model.args == tuple(args)
+
+
+def test_a_container_with_a_command_is_a_server_of_ones_own() -> None:
+    container = {
+        "name": "kserve-container",
+        "image": "registry/mine",
+        "command": ["/bin/serve"],
+        "args": ["--port", "$(PORT)"],
+        "readinessProbe": {"httpGet": {"path": "/ready", "port": 8080}},
+    }
+    parsed = _read(_isvc({"containers": [container]}))
+    assert (parsed.model.command, parsed.model.args) == (("/bin/serve",), ("--port", "$(PORT)"))
+    assert parsed.model.ready_path == "/ready"
+    assert "image has no effect" in " ".join(parsed.warnings)
+    container["readinessProbe"] = {"exec": {"command": ["true"]}}
+    assert "httpGet is the only kind" in " ".join(_read(_isvc({"containers": [container]})).warnings)
+    container["readinessProbe"] = {"httpGet": {"path": "/a b"}}
+    with pytest.raises(Invalid, match="not the path of a URL"):
+        _read(_isvc({"containers": [container]}))

@@ -97,6 +97,11 @@ def test_a_wish_that_no_runtime_fits_names_what_does_not_fit(model: ModelSpec, w
     assert caught.value.next_action
 
 
+def test_a_command_of_ones_own_has_a_runtime() -> None:
+    model = ModelSpec(CUSTOM_FORMAT, "", command=("/bin/serve",))
+    assert select_runtime(model, "local").name == "inferplane-command"
+
+
 def test_only_the_major_version_counts() -> None:
     assert select_runtime(_model(format_version="1.5.2"), "local").formats == ("sklearn",)
 

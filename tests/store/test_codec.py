@@ -231,6 +231,8 @@ model_specs = st.builds(
     resources=st.builds(Resources, cpu_millis=maybe(wholes), memory_bytes=maybe(wholes)),
     digest=texts,
     alias=texts,
+    command=st.lists(texts, max_size=2).map(tuple),
+    ready_path=texts,
     start_timeout_seconds=numbers,
 )
 first_and_later = st.integers(1, 2**31)

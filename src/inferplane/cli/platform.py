@@ -43,6 +43,10 @@ ForkServers = Annotated[
     _option("--fork-servers/--no-fork-servers", "Fork model servers, or start a fresh interpreter for each."),
 ]
 
+CustomServers = Annotated[
+    str | None, _option("--custom-servers", "auto, yes or no: may manifests bring commands to run here?")
+]
+
 
 def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
     """Add the commands to `app`; `run` is what `up` starts."""
@@ -61,6 +65,7 @@ def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
         log_level: LogLevel = None,
         model_cache_bytes_max: CacheBytes = None,
         fork_servers: ForkServers = None,
+        custom_servers: CustomServers = None,
     ) -> None:
         """Run the platform in the foreground, until Ctrl-C."""
         raise typer.Exit(run(_loaded(locals())))
@@ -105,6 +110,7 @@ def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
         log_level: LogLevel = None,
         model_cache_bytes_max: CacheBytes = None,
         fork_servers: ForkServers = None,
+        custom_servers: CustomServers = None,
         output: Output = Format.TABLE,
     ) -> None:
         """Print what is in force for `up`, and where each value came from."""

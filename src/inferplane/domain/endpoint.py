@@ -57,7 +57,8 @@ class ModelSpec:
     `format` is a model format's name (sklearn, xgboost, …). `storage_uri` never carries
     credentials: those live in the endpoint's secret, which is stored apart and never shown.
     `digest` is "sha256:<hex>" or "". `env` and `args` come from the manifest's model or container.
-    `alias` is the manifest's own metadata.name where it differs from the endpoint's name.
+    `alias` is the manifest's own metadata.name where it differs from the endpoint's name. With a `command`,
+    that program is the server; it is ready when `ready_path` answers ("" for the usual ones).
     """
 
     format: str
@@ -70,6 +71,8 @@ class ModelSpec:
     resources: Resources = Resources()
     digest: str = ""
     alias: str = ""
+    command: tuple[str, ...] = ()
+    ready_path: str = ""
     start_timeout_seconds: float = DEFAULT_START_TIMEOUT_SECONDS
 
 

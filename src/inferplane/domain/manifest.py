@@ -80,6 +80,7 @@ _SCALE_METRICS = ("cpu", "memory", "concurrency", "rps")
 
 _KSERVE_NAME = re.compile(r"[a-z]([a-z0-9\-]*[a-z0-9])?", re.ASCII)
 _UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")  # neither JSON in UTF-8 nor a database takes these
+_PROBE_PATH = re.compile(r"/[!-~]{0,1023}", re.ASCII)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,254}", re.ASCII)
 
 
@@ -357,7 +358,7 @@ def _protocol(body: Mapping[str, Any], path: str) -> str:
 
 
 def _containers(value: Any, path: str, warnings: list[str]) -> tuple[ModelSpec, bool]:
-    """A container of the user's own. Only clusters run it; it is read so that they can say so."""
+    """A server of the user's own: a command to run here, or an image, which only clusters run."""
     if not isinstance(value, list):
         raise _invalid("containers must be a list", path)
     containers = [_mapping(each, f"{path}[{index}]") for index, each in enumerate(value)]
@@ -375,8 +376,27 @@ def _containers(value: Any, path: str, warnings: list[str]) -> tuple[ModelSpec, 
         args=_args(body.get("args"), f"{path}.args"),
         env=env,
         resources=resources,
+        command=_args(body.get("command"), f"{path}.command"),
+        ready_path=_ready_path(body, path, warnings),
     )
+    if model.command and body.get("image"):
+        warnings.append(f"{path}.image has no effect on the local engine, which runs the command itself")
     return model, wants_gpus
+
+
+def _ready_path(body: Mapping[str, Any], path: str, warnings: list[str]) -> str:
+    """Where the container says that it is ready, or "" for the usual places."""
+    probe = _mapping(body.get("readinessProbe") or {}, f"{path}.readinessProbe")
+    if not probe:
+        return ""
+    path = f"{path}.readinessProbe.httpGet"
+    if probe.get("httpGet") is None:
+        warnings.append(f"{path} is the only kind of readiness probe that the local engine knows")
+        return ""
+    found = _text(_mapping(probe["httpGet"], path).get("path"), f"{path}.path") or "/"
+    if not _PROBE_PATH.fullmatch(found):
+        raise _invalid(f"{_shown(found)} is not the path of a URL", f"{path}.path")
+    return found
 
 
 def _args(value: Any, path: str) -> tuple[str, ...]:

@@ -164,6 +164,9 @@ LOCAL_RUNTIMES: tuple[ServingRuntime, ...] = (
     ServingRuntime("inferplane-vllm", LOCAL_ENGINE, (VLLM_FORMAT,), ("v1", "v2"), ("kserve-vllmserver",)),
 )  # fmt: skip
 
+# A server of one's own, started by its command.
+COMMAND_RUNTIME = ServingRuntime("inferplane-command", LOCAL_ENGINE, (CUSTOM_FORMAT,), PROTOCOLS)
+
 
 def known_formats() -> tuple[str, ...]:
     """Every format name that is known, the local engine's first."""
@@ -196,7 +199,13 @@ def select_runtime(model: ModelSpec, engine: str, *, field: str = "modelSpec.mod
     if engine != LOCAL_ENGINE:
         return ServingRuntime(model.runtime, engine, (model.format,), (model.protocol_version,))
     if model.format == CUSTOM_FORMAT:
-        raise _no_runtime("a container of one's own runs on clusters with engine kserve only", field)
+        if model.command:
+            return COMMAND_RUNTIME
+        raise _no_runtime(
+            "a container of one's own runs on clusters with engine kserve only, unless it has a command,"
+            " which the local engine runs as a process",
+            field,
+        )
     name = canonical_format(model.format, field=field)
     if name in FORMATS_ELSEWHERE:
         raise _no_runtime(

@@ -337,6 +337,8 @@ def _model_spec_to(model: ModelSpec) -> dict[str, Any]:
         },
         "digest": model.digest,
         "alias": model.alias,
+        "command": model.command,
+        "ready_path": model.ready_path,
         "start_timeout_seconds": model.start_timeout_seconds,
     }
 
@@ -360,6 +362,8 @@ def _model_spec_from(value: object) -> ModelSpec:
         ),
         digest=text_of(raw, "digest"),
         alias=text_of(raw, "alias"),
+        command=texts_of(raw.get("command")),
+        ready_path=text_of(raw, "ready_path"),
         start_timeout_seconds=number_of(raw, "start_timeout_seconds", _MODEL.start_timeout_seconds),
     )
 

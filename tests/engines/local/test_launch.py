@@ -149,4 +149,6 @@ def test_the_servers_configuration_is_the_contract() -> None:
         "predict_proba": True,
         "memory_bytes_max": MEMORY,
         "args": ["--flag"],
+        "command": [],
+        "ready_path": "",
     }

@@ -28,8 +28,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from inferplane.domain.artifact import ArtifactPhase
-from inferplane.domain.endpoint import Exit, InferenceEndpoint, Replica, ReplicaId, ReplicaState
+from inferplane.domain.artifact import ArtifactPhase, ArtifactState
+from inferplane.domain.endpoint import Exit, InferenceEndpoint, ModelSpec, Replica, ReplicaId, ReplicaState
 from inferplane.domain.preflight import Check
 from inferplane.engines.local.launch import (
     Intent,
@@ -54,6 +54,7 @@ from inferplane.engines.local.preflight import (
     HEAVY_FORMATS,
     PACKAGES,
     check_format,
+    check_program,
     check_resources,
     check_runtime,
     check_scheme,
@@ -108,6 +109,7 @@ class LocalEngine:
     `home` holds everything. `environment` is what of the control plane's environment is sifted for
     model servers (the process's own by default). `launcher` starts servers; by default a fork
     server does, with a new interpreter as the way out, or only the latter without `fork_servers`.
+    `custom_servers` lets manifests bring commands of their own.
     """
 
     def __init__(
@@ -120,8 +122,10 @@ class LocalEngine:
         launcher: Launcher | None = None,
         limits: Limits | None = None,
         environment: Mapping[str, str] | None = None,
+        custom_servers: bool = False,
     ) -> None:
         self._home = home
+        self._custom_servers = custom_servers
         self._sockets = socket_directory(home)
         self._models = models
         self._clock = clock
@@ -137,6 +141,8 @@ class LocalEngine:
         self._starting: set[ReplicaId] = set()
         # Of which revisions models were asked for: an index of the model store's references.
         self._models_here: dict[str, set[int]] = {}
+        # Those of them for which there is nothing to fetch, or nothing that could serve them.
+        self._settled: dict[tuple[str, int], ArtifactState] = {}
         self._start_over = asyncio.Event()
         # Ends that could not be written down because the disk was full.
         self._unwritten: dict[ReplicaId, Exit] = {}
@@ -258,10 +264,13 @@ class LocalEngine:
         if self._is_uid(uid) and self._folder(uid).exists():
             left.append("log files")
         return Observation(
-            artifacts={each: self._models.state(model_reference(uid, each)) for each in revisions},
+            artifacts={each: self._artifact(uid, each) for each in revisions},
             replicas=tuple(replica for replica in replicas if replica is not None),
             left=tuple(left),
         )
+
+    def _artifact(self, uid: str, revision: int) -> ArtifactState:
+        return self._settled.get((uid, revision)) or self._models.state(model_reference(uid, revision))
 
     async def _observe_replica(self, replica: ReplicaId) -> Replica | None:
         """None for a folder in which nothing was ever started, or whose run is to be forgotten."""
@@ -354,8 +363,7 @@ class LocalEngine:
         match action:
             case FetchModel(revision):
                 self._models_here.setdefault(endpoint.uid, set()).add(revision)
-                reference = model_reference(endpoint.uid, revision)
-                self._models.request(reference, _source(target), partial(self._changed, endpoint.uid))
+                self._fetch(target, revision)
             case DropModel(revision):
                 await self._drop_models(endpoint.uid, {revision})
             case StartReplica(replica, gpus):
@@ -366,6 +374,37 @@ class LocalEngine:
                     server.stop(grace_seconds)
             case Release():
                 await self._release(endpoint.uid)
+
+    def _fetch(self, target: Target, revision: int) -> None:
+        """Ask for the model's files, unless there are none to be had or nothing here could serve them."""
+        uid, model = target.endpoint.uid, target.endpoint.spec.model
+        self._settled.pop((uid, revision), None)
+        refusal = self._check_program(model)
+        if refusal is not None and not refusal.ok:
+            self._settled[uid, revision] = ArtifactState(
+                ArtifactPhase.FAILED,
+                uri=model.storage_uri,
+                finished_at=self._clock(),
+                reason=refusal.reason,
+                message=refusal.message,
+            )
+        elif not model.storage_uri:  # a server of one's own need not have any
+            self._settled[uid, revision] = ArtifactState(
+                ArtifactPhase.PRESENT, path=str(self._folder(uid)), finished_at=self._clock()
+            )
+        else:
+            reference = model_reference(uid, revision)
+            self._models.request(reference, _source(target), partial(self._changed, uid))
+            return
+        self._changed(uid)
+
+    def _check_program(self, model: ModelSpec) -> Check | None:
+        return check_program(
+            model,
+            lambda package: find_spec(package) is not None,
+            gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))),
+            custom_servers=self._custom_servers,
+        )
 
     async def _start(self, endpoint: InferenceEndpoint, replica: ReplicaId, gpus: Gpus) -> None:
         """Start the replica unless it runs. One that is still ending is left to end: its end wakes the
@@ -378,7 +417,7 @@ class LocalEngine:
             self._forget_if_ended(server)
             if replica in self._servers:
                 return
-        artifact = self._models.state(model_reference(endpoint.uid, replica.revision))
+        artifact = self._artifact(endpoint.uid, replica.revision)
         if artifact.phase is not ArtifactPhase.PRESENT:
             raise EngineError(f"replica {replica.name} cannot start: the model is not here yet")
         paths = self._paths(replica)
@@ -497,6 +536,7 @@ class LocalEngine:
 
     async def _drop_models(self, uid: str, revisions: set[int]) -> None:
         for revision in sorted(revisions):
+            self._settled.pop((uid, revision), None)
             await self._models.release(model_reference(uid, revision))
         left = self._models_here.get(uid, set()) - revisions
         if left:
@@ -576,8 +616,7 @@ class LocalEngine:
         model = target.endpoint.spec.model
         checks = [check_format(model)]
         runtime = check_runtime(model, lambda package: find_spec(package) is not None)
-        if runtime is not None:
-            checks.append(runtime)
+        checks += [check for check in (runtime, self._check_program(model)) if check is not None]
         checks.append(
             check_resources(
                 model.resources,
@@ -586,6 +625,8 @@ class LocalEngine:
                 memory_bytes=machine_memory_bytes(),
             )
         )
+        if model.command and not model.storage_uri:
+            return tuple(checks)
         refused = check_scheme(model.storage_uri)
         if refused is not None:
             return (*checks, refused)

@@ -14,6 +14,7 @@ run; it is not a quota: half a core becomes one core, and servers that share a c
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from inferplane.domain.endpoint import InferenceEndpoint, ReplicaId, Resources
+from inferplane.domain.runtime import VLLM_FORMAT
 from inferplane.private_folders import fits_sockets
 
 # `<uid>-r<revision>-<index>.sock` with room for long revisions; `notify.sock` is shorter.
@@ -35,6 +37,8 @@ UNLIMITED_THREADS_MAX = 4
 # sampled. It counts what is reserved, not what is used, so it lies well above the limit itself.
 DATA_LIMIT_FACTOR = 2
 DATA_LIMIT_EXTRA_BYTES = 1024**3
+
+VLLM_PROGRAM = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
 
 # What of the control plane's environment a model server may see. Everything else stays here: the
 # platform's settings, its database URL, cloud credentials, whatever a user's shell had exported.
@@ -295,6 +299,7 @@ def server_config(
 ) -> dict[str, Any]:
     """The model server's configuration file, as a mapping."""
     model, limits = endpoint.spec.model, endpoint.spec.limits
+    command, args = server_command(endpoint, model_path)
     environment = dict(model.env)
     aliases = [model.alias] if model.alias and model.alias != endpoint.name else []
     return {
@@ -312,5 +317,22 @@ def server_config(
         "request_timeout_seconds": limits.timeout_seconds,
         "predict_proba": environment.get(PROBABILITY_VARIABLE, "").lower() in {"1", "true", "yes"},
         "memory_bytes_max": model.resources.memory_bytes,
-        "args": list(model.args),
+        "args": list(args),
+        "command": list(command),
+        "ready_path": model.ready_path,
     }
+
+
+def server_command(endpoint: InferenceEndpoint, model_path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The program that is the server in place of ours, () for ours, and the arguments of either."""
+    model = endpoint.spec.model
+    if model.command:
+        return model.command, model.args
+    if model.format != VLLM_FORMAT:
+        return (), model.args
+    names = [endpoint.name, *([model.alias] if model.alias and model.alias != endpoint.name else [])]
+    given = tuple(arg for arg in model.args if not arg.startswith(("--model_id", "--model-id")))
+    return (
+        (*VLLM_PROGRAM, model_path, "--host", "$(HOST)", "--port", "$(PORT)", "--served-model-name", *names),
+        given,
+    )

@@ -8,7 +8,7 @@ from inferplane.domain.endpoint import ModelSpec, Resources, human_bytes
 from inferplane.domain.errors import Invalid
 from inferplane.domain.preflight import Check
 from inferplane.domain.reasons import ReasonCode, reason_of
-from inferplane.domain.runtime import FORMATS, LOCAL_ENGINE, canonical_format, select_runtime
+from inferplane.domain.runtime import FORMATS, LOCAL_ENGINE, VLLM_FORMAT, canonical_format, select_runtime
 from inferplane.domain.storage_uri import parse_storage_uri, require_local
 from inferplane.engines.local.records import reason_code
 
@@ -52,6 +52,37 @@ def check_runtime(model: ModelSpec, is_installed: Callable[[str], bool]) -> Chec
         ReasonCode.MISSING_EXTRA,
         f"serving {name} needs the Python package {package}, which is not installed",
         f"Install it with `pip install 'inferplane[{extra}]'`.",
+    )
+
+
+def check_program(
+    model: ModelSpec, is_installed: Callable[[str], bool], *, gpus: int, custom_servers: bool
+) -> Check | None:
+    """Whether the program that this model brings, or needs, may and can run here; None when it has none."""
+    if model.command:
+        if custom_servers:
+            return Check("runtime", True, None, f"runs {model.command[0][:80]}")
+        return Check(
+            "runtime",
+            False,
+            ReasonCode.NO_RUNTIME,
+            "servers of one's own are not allowed here: their command would run on this machine",
+            "Ask whoever runs this installation to set custom_servers to yes, or use a format that is served.",
+        )
+    if model.format != VLLM_FORMAT:
+        return None
+    lacking = [
+        *(["the Python package vllm"] if not is_installed("vllm") else []),
+        *(["a GPU"] if not gpus else []),
+    ]
+    if not lacking:
+        return Check("runtime", True, None, "vllm is installed, and there are GPUs")
+    return Check(
+        "runtime",
+        False,
+        ReasonCode.NO_RUNTIME,
+        f"serving with vllm needs {' and '.join(lacking)} on this machine",
+        "Use format huggingface, which runs on CPUs too, or a cluster with GPUs and vllm.",
     )
 
 
