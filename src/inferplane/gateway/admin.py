@@ -59,6 +59,17 @@ class Admin:
                 found[name] = int(value)
         return found
 
+    async def prometheus(self, pattern: str) -> str:
+        """Every statistic that was ever used and whose name matches, as Prometheus text.
+
+        Raises AdminUnreachable.
+        """
+        return await self._ask("GET", "/stats/prometheus", filter=pattern, usedonly="")
+
+    async def reopen_logs(self) -> None:
+        """Go on in a new file, where the old one was moved away."""
+        await self._ask("POST", "/reopen_logs")
+
     async def _ask(self, method: str, path: str, **query: str) -> str:
         try:
             answer = await self._client.request(method, path, params=query or None)

@@ -11,6 +11,7 @@ DOMAIN_DEFAULT = "localhost"
 API_ADDRESS_DEFAULT = "127.0.0.1:7070"
 WORKERS_DEFAULT = 2
 HEAP_BYTES_MAX_DEFAULT = 2 * 1024**3
+ACCESS_LOG_BYTES_MAX_DEFAULT = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class GatewayConfig:
     `activator_address` (`unix:<path>`) takes the requests of endpoints that are asleep; without it they
     are answered as having no replica. `key_set` is the public part of the key by which endpoint keys are
     signed, a JWK set as JSON (`gateway.endpoint_keys`); without it, access KEY lets nobody in.
+    An access log that has grown beyond `access_log_bytes_max` is moved aside; one older one is kept.
     """
 
     directory: Path
@@ -35,6 +37,7 @@ class GatewayConfig:
     heap_bytes_max: int = HEAP_BYTES_MAX_DEFAULT
     activator_address: str = ""
     key_set: str = ""
+    access_log_bytes_max: int = ACCESS_LOG_BYTES_MAX_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,8 @@ RECONNECT_FIRST_SECONDS = 0.05
 RECONNECT_LAST_SECONDS = 0.25
 XDS_IDLE_SECONDS = 7 * 24 * 3600.0
 
+STATISTICS_SECONDS = 2
+LATENCY_BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
 # Of an upstream's hundred statistics only these are kept: the others would be half of Envoy's memory.
 UPSTREAM_STATISTICS = (
     r"^cluster\..*\.(upstream_rq_(total|active|[1-5]xx|time|timeout|retry)|upstream_cx_active)$"
@@ -168,7 +170,12 @@ def bootstrap_config(config: GatewayConfig, *, admin_socket: str, xds_socket: st
                 }
             ]
         },
+        # Histograms are summed up at each flush, and not before.
+        "stats_flush_interval": seconds(STATISTICS_SECONDS),
         "stats_config": {
+            "histogram_bucket_settings": [
+                {"match": {"safe_regex": {"regex": ".*"}}, "buckets": list(LATENCY_BUCKETS_MS)}
+            ],
             "stats_matcher": {
                 "inclusion_list": {
                     "patterns": [
@@ -176,7 +183,7 @@ def bootstrap_config(config: GatewayConfig, *, admin_socket: str, xds_socket: st
                         *({"prefix": prefix} for prefix in OTHER_STATISTICS),
                     ]
                 }
-            }
+            },
         },
         "overload_manager": {
             "refresh_interval": "0.25s",

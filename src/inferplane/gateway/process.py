@@ -26,6 +26,7 @@ LOG_BYTES_MAX = 4 * 1024 * 1024
 LOG_BYTES_KEPT = 256 * 1024
 LOG_TAIL_BYTES = 16 * 1024
 LAST_WORDS_MAX = 500
+LOG_FLUSH_MILLISECONDS = 500
 POLL_SECONDS = 0.01
 WATCH_SECONDS = 0.25
 TERMINATE_SECONDS_MAX = 5.0
@@ -85,6 +86,7 @@ class EnvoyProcess:
                         *("--concurrency", str(self._workers)),
                         *("--log-level", "warning"),
                         *("--drain-strategy", "immediate"),
+                        *("--file-flush-interval-msec", str(LOG_FLUSH_MILLISECONDS)),
                         "--disable-hot-restart",
                     ],
                     stdin=subprocess.DEVNULL,

@@ -62,6 +62,7 @@ RESTART_LAST_SECONDS = 5.0
 STABLE_SECONDS = 10.0
 DRAIN_SECONDS_MAX = 5.0
 RETRY_SECONDS = 1.0
+LOG_LOOK_SECONDS = 2.0
 
 log = get_logger("gateway")
 
@@ -143,7 +144,10 @@ class RoutePublisher:
             await self._xds.close()
             await self._admin.close()
             raise
-        self._tasks = [asyncio.create_task(work) for work in (self._supervise(), self._publish_forever())]
+        self._tasks = [
+            asyncio.create_task(work)
+            for work in (self._supervise(), self._publish_forever(), self._keep_log_bounded())
+        ]
 
     async def close(self, *, stop_gateway: bool) -> None:
         """End our tasks, and Envoy too if asked: no new connections, requests finished, then signals."""
@@ -395,6 +399,16 @@ class RoutePublisher:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RESTART_LAST_SECONDS)
                 await self._try_to_bring_back()
+
+    async def _keep_log_bounded(self) -> None:
+        """One older access log beside the one that is written."""
+        log_file = self._places.access_log
+        while True:
+            await asyncio.sleep(LOG_LOOK_SECONDS)
+            with contextlib.suppress(OSError, AdminUnreachable):
+                if log_file.stat().st_size > self._config.access_log_bytes_max:
+                    log_file.replace(log_file.with_name(log_file.name + ".1"))
+                    await self._admin.reopen_logs()
 
     async def _try_to_bring_back(self) -> None:
         try:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from inferplane.domain.endpoint_access import Access as Access
+from inferplane.domain.endpoint_access import Access
+
+__all__ = ["ENDPOINT_HEADER", "REVISION_HEADER", "Access", "EndpointRoutes", "RouteTable", "Upstream"]
 
 REVISION_HEADER = "x-inferplane-revision"
 ENDPOINT_HEADER = "x-inferplane-endpoint"

@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 
 from inferplane.gateway.admin import Admin, AdminUnreachable
+from inferplane.gateway.series import COUNTED, Counters, Served, counters_of
 from inferplane.observability import get_logger
 
 POLL_SECONDS = 2.0
@@ -126,6 +127,12 @@ class TrafficMeter:
         """When the endpoint's last request was over; None while it has some, or before anything is known."""
         seen = self._seen.get(uid)
         return None if seen is None or seen.busy or not self._measured else seen.since
+
+    async def counters(self) -> Mapping[Served, Counters]:
+        """What Envoy has counted by endpoint and revision, with times. Raises AdminUnreachable."""
+        text = await self._admin.prometheus(COUNTED)
+        # Thousands of histograms take a while to read.
+        return await asyncio.to_thread(counters_of, text)
 
     async def look(self) -> None:
         """One look. While Envoy does not answer, nobody is idle."""

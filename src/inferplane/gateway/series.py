@@ -1,0 +1,165 @@
+"""What Envoy counted, by endpoint and revision: read from its Prometheus text, and told in ours. Pure.
+
+Envoy counts by upstream, and an upstream's name says whose it is (`envoy.upstream_name`). Requests that
+were answered by Envoy itself (a limit, a missing key) never reached an upstream and are not in here; they
+are in the access log. Mirrored requests count for the revision that they were mirrored to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# What to ask Envoy for.
+COUNTED = r"^cluster\.[^.]+/[^.]+\.upstream_rq_(total|active|[1-5]xx|time)$"
+
+_LINE = re.compile(r"envoy_cluster_upstream_rq_(\w+)\{([^}]*)\} (\S+)")
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_MILLISECONDS = 1000.0
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Served:
+    """One revision of one endpoint."""
+
+    workspace: str
+    endpoint: str
+    uid: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What was counted since Envoy started. All but `active` only grow, unless another Envoy begins anew.
+
+    `classes` are answers by the first digit of their status. `seconds` is the sum of the times from
+    sending a request to its last byte, `answered` how many those were, and `buckets` how many of them
+    took at most so many seconds (upper bound, count), in order.
+    """
+
+    requests: int = 0
+    active: int = 0
+    classes: Mapping[int, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    answered: int = 0
+    buckets: tuple[tuple[float, int], ...] = ()
+
+    @property
+    def failed(self) -> int:
+        """Answers that say that the server is at fault."""
+        return self.classes.get(5, 0)
+
+    def since(self, earlier: Counters) -> Counters:
+        """What came since then; everything, if the counters began anew in between."""
+        if earlier.requests > self.requests or earlier.answered > self.answered:
+            return self
+        before = dict(earlier.buckets)
+        return Counters(
+            requests=self.requests - earlier.requests,
+            active=self.active,
+            classes={code: count - earlier.classes.get(code, 0) for code, count in self.classes.items()},
+            seconds=self.seconds - earlier.seconds,
+            answered=self.answered - earlier.answered,
+            buckets=tuple((bound, count - before.get(bound, 0)) for bound, count in self.buckets),
+        )
+
+    def quantile_seconds(self, share: float) -> float | None:
+        """The time within which this share of the answers came, interpolated; None without answers."""
+        wanted = share * self.answered
+        low, below = 0.0, 0
+        for bound, count in self.buckets:
+            if count >= wanted and count > below:
+                return low + (bound - low) * (wanted - below) / (count - below)
+            low, below = bound, count
+        return low if self.answered else None
+
+
+def counters_of(text: str) -> dict[Served, Counters]:
+    """Every revision's counters. What was never used may be missing."""
+    found: dict[Served, _Sum] = {}
+    for metric, labelled, value in _LINE.findall(text):
+        labels = dict(_LABEL.findall(labelled))
+        served = _served(labels.get("envoy_cluster_name", ""))
+        if served is None:
+            continue
+        one = found.setdefault(served, _Sum())
+        try:
+            one.add(metric, labels, float(value))
+        except ValueError:  # not a number that means anything here
+            continue
+    return {served: one.counters() for served, one in found.items()}
+
+
+def render(counters: Mapping[Served, Counters]) -> str:
+    """Prometheus text, version 0.0.4."""
+    lines: list[str] = []
+    ordered = sorted(counters.items())
+    requests = "inferplane_endpoint_requests_total"
+    lines += [f"# HELP {requests} Answers of replicas, by class of status.", f"# TYPE {requests} counter"]
+    for served, one in ordered:
+        for code, count in sorted(one.classes.items()):
+            lines.append(f'{requests}{{{_labels(served)},code="{code}xx"}} {count}')
+    active = "inferplane_endpoint_requests_in_flight"
+    lines += [f"# HELP {active} Requests that are with a replica now.", f"# TYPE {active} gauge"]
+    lines += [f"{active}{{{_labels(served)}}} {one.active}" for served, one in ordered]
+    time = "inferplane_endpoint_request_seconds"
+    lines += [
+        f"# HELP {time} From sending a request to a replica to the last byte of its answer.",
+        f"# TYPE {time} histogram",
+    ]
+    for served, one in ordered:
+        labels = _labels(served)
+        lines += [f'{time}_bucket{{{labels},le="{bound:g}"}} {count}' for bound, count in one.buckets]
+        lines.append(f'{time}_bucket{{{labels},le="+Inf"}} {one.answered}')
+        lines += [f"{time}_sum{{{labels}}} {one.seconds:.6g}", f"{time}_count{{{labels}}} {one.answered}"]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(served: Served) -> str:
+    return f'workspace="{served.workspace}",endpoint="{served.endpoint}",revision="{served.revision}"'
+
+
+def _served(upstream: str) -> Served | None:
+    parts = upstream.split("/")
+    if len(parts) != 4:
+        return None
+    number = parts[3].removeprefix("r").removesuffix("-grpc")
+    return Served(parts[0], parts[1], parts[2], int(number)) if number.isdigit() else None
+
+
+class _Sum:
+    """Counters in the making: a revision has one upstream, or two where it speaks gRPC."""
+
+    def __init__(self) -> None:
+        self.requests = self.active = self.answered = 0
+        self.classes: dict[int, int] = {}
+        self.seconds = 0.0
+        self.buckets: dict[float, int] = {}
+
+    def add(self, metric: str, labels: Mapping[str, str], value: float) -> None:
+        match metric:
+            case "total":
+                self.requests += int(value)
+            case "active":
+                self.active += int(value)
+            case "xx":
+                code = int(labels["envoy_response_code_class"])
+                self.classes[code] = self.classes.get(code, 0) + int(value)
+            case "time_sum":
+                self.seconds += value / _MILLISECONDS
+            case "time_count":
+                self.answered += int(value)
+            case "time_bucket" if labels["le"] != "+Inf":
+                bound = float(labels["le"]) / _MILLISECONDS
+                self.buckets[bound] = self.buckets.get(bound, 0) + int(value)
+
+    def counters(self) -> Counters:
+        return Counters(
+            self.requests,
+            self.active,
+            dict(sorted(self.classes.items())),
+            self.seconds,
+            self.answered,
+            tuple(sorted(self.buckets.items())),
+        )

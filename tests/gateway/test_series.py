@@ -1,0 +1,91 @@
+"""Counters by endpoint and revision, from a real Envoy and as text; and a log that does not grow for ever."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+from gateway_world import Request, World, client, eventually, publish, response, routes
+from inferplane.gateway.series import Counters, Served, counters_of, render
+from inferplane.gateway.traffic import TrafficMeter
+
+IRIS = Served("default", "iris", "uid-iris", 1)
+TEXT = """
+# TYPE envoy_cluster_upstream_rq_total counter
+envoy_cluster_upstream_rq_total{envoy_cluster_name="default/iris/uid-iris/r1"} 3
+envoy_cluster_upstream_rq_total{envoy_cluster_name="default/iris/uid-iris/r1-grpc"} 1
+envoy_cluster_upstream_rq_total{envoy_cluster_name="inferplane-api"} 7
+envoy_cluster_upstream_rq_xx{envoy_response_code_class="5",envoy_cluster_name="default/iris/uid-iris/r1"} 1
+envoy_cluster_upstream_rq_xx{envoy_response_code_class="2",envoy_cluster_name="default/iris/uid-iris/r1"} 2
+envoy_cluster_upstream_rq_active{envoy_cluster_name="default/iris/uid-iris/r2"} 1
+envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="default/iris/uid-iris/r1",le="5"} 1
+envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="default/iris/uid-iris/r1",le="10"} 3
+envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="default/iris/uid-iris/r1",le="+Inf"} 3
+envoy_cluster_upstream_rq_time_sum{envoy_cluster_name="default/iris/uid-iris/r1"} 21
+envoy_cluster_upstream_rq_time_count{envoy_cluster_name="default/iris/uid-iris/r1"} 3
+nonsense
+"""
+
+
+def test_counters_are_read_by_revision() -> None:
+    assert counters_of(TEXT) == {
+        IRIS: Counters(4, 0, {2: 2, 5: 1}, 0.021, 3, ((0.005, 1), (0.01, 3))),
+        Served("default", "iris", "uid-iris", 2): Counters(active=1),
+    }
+
+
+def test_what_came_since_and_how_long_it_took() -> None:
+    now = counters_of(TEXT)[IRIS]
+    came = now.since(Counters(1, 0, {2: 1}, 0.004, 1, ((0.005, 1), (0.01, 1))))
+    assert (came.requests, came.classes, came.failed, came.answered) == (3, {2: 1, 5: 1}, 1, 2)
+    assert came.quantile_seconds(0.5) == 0.0075
+    assert now.since(Counters(requests=100)) == now, "another Envoy began anew"
+    assert Counters().quantile_seconds(0.5) is None
+
+
+def test_they_are_told_to_prometheus() -> None:
+    text = render(counters_of(TEXT))
+    labels = 'workspace="default",endpoint="iris",revision="1"'
+    assert f'inferplane_endpoint_requests_total{{{labels},code="5xx"}} 1\n' in text
+    assert f'inferplane_endpoint_request_seconds_bucket{{{labels},le="0.005"}} 1\n' in text
+    assert f'inferplane_endpoint_request_seconds_bucket{{{labels},le="+Inf"}} 3\n' in text
+    assert f"inferplane_endpoint_request_seconds_sum{{{labels}}} 0.021\n" in text
+
+
+async def test_a_real_gateway_counts_by_revision(world: World) -> None:
+    async def fail(request: Request) -> AsyncIterator[bytes]:
+        yield response(500, b"{}")
+
+    good, bad = await world.replica("r1-0"), await world.replica("r2-0", fail)
+    gateway = await world.gateway()
+    await publish(gateway, routes(good.upstream, bad.upstream, shares=((1, 100),)))
+    async with client(gateway) as http:
+        for revision, times in (("1", 3), ("2", 2)):
+            for _ in range(times):
+                await http.get("/serving/default/iris/v2", headers={"x-inferplane-revision": revision})
+    meter = TrafficMeter(
+        gateway.admin_socket, world.folder / "traffic.json", lambda: datetime(2026, 1, 1, tzinfo=UTC)
+    )
+    second = Served("default", "iris", "uid-iris", 2)
+    found: dict[Served, Counters] = {}
+    while second not in found or found[second].answered < 2 or found[IRIS].answered < 3:
+        found = dict(await meter.counters())
+    await meter.close()
+    assert (found[IRIS].requests, found[IRIS].classes) == (3, {2: 3})
+    assert (found[second].requests, found[second].failed) == (2, 2)
+    assert found[IRIS].quantile_seconds(0.99) is not None
+
+
+async def test_the_access_log_is_bounded(world: World) -> None:
+    replica = await world.replica()
+    gateway = await world.gateway(access_log_bytes_max=2000)
+    await publish(gateway, routes(replica.upstream))
+    older = gateway.access_log.with_name("access.log.1")
+    async with client(gateway) as http:
+        for _ in range(20):
+            await http.get("/serving/default/iris/v2")
+        await eventually(older.exists, "the log to be moved aside")
+        await http.get("/serving/default/iris/last")
+    await eventually(
+        lambda: gateway.access_log.exists() and "/last" in gateway.access_log.read_text(), "the log to go on"
+    )
