@@ -668,14 +668,15 @@ def _sendable(routes: EndpointRoutes) -> tuple[Upstream, ...]:
     ]
     if any(parse_address(each.address).path for each in weighed):
         weighed = [each for each in weighed if not _is_name(parse_address(each.address))]
-    # Likewise where they speak gRPC: what is not understood, or is a name beside sockets, speaks none.
-    return tuple(
-        each
-        if not each.grpc_address
-        or (_understood(each.grpc_address) and not _is_name(parse_address(each.grpc_address)))
-        else replace(each, grpc_address="")
-        for each in weighed
-    )
+    return tuple(replace(each, grpc_address=_grpc_address(each)) for each in weighed)
+
+
+def _grpc_address(upstream: Upstream) -> str:
+    """Where a replica speaks gRPC: what is said, else the socket that it has, else nowhere."""
+    said = upstream.grpc_address
+    if said:
+        return said if _understood(said) and not _is_name(parse_address(said)) else ""
+    return upstream.address if parse_address(upstream.address).path else ""
 
 
 def _is_name(address: Address) -> bool:

@@ -24,7 +24,8 @@ class Upstream:
 
     `replica` is its name within the endpoint (`r<revision>-<index>`), `address` is `unix:<path>` or
     `<host>:<port>`, `weight` its share among the upstreams of its revision. `grpc_address` is where it
-    speaks HTTP/2 for gRPC, if that is elsewhere than `address`; empty: it speaks no gRPC.
+    speaks HTTP/2 for gRPC; empty: where it is, if that is a unix socket (our model servers speak both on
+    one), else nowhere.
     """
 
     replica: str

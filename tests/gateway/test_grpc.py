@@ -1,0 +1,83 @@
+"""gRPC through the gateway's one port: found by host or by header, whole and in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+
+from gateway_world import World, publish, routes
+from inferplane.gateway.endpoint_keys import KeyClaims, key_set, mint, new_signing_key
+from inferplane.gateway.route_table import Access, Upstream
+
+SERVICE = "inference.GRPCInferenceService"
+
+
+@pytest_asyncio.fixture
+async def speaking(world: World) -> AsyncIterator[Upstream]:
+    """A replica that speaks gRPC on its socket: `ModelInfer` says its request twice."""
+
+    async def twice(request: bytes, context: Any) -> bytes:
+        if request == b"fail":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such tensor")
+        return request * 2
+
+    server = grpc.aio.server()
+    handler = grpc.unary_unary_rpc_method_handler(twice)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"ModelInfer": handler}),))
+    socket = f"unix:{world.folder}/grpc.sock"
+    server.add_insecure_port(socket)
+    await server.start()
+    yield Upstream("r1-0", socket)
+    await server.stop(0)
+
+
+async def call(port: int, content: bytes, *, host: str = "", **headers: str) -> bytes:
+    options = [("grpc.default_authority", host)] if host else []
+    metadata = tuple((name.replace("_", "-"), value) for name, value in headers.items())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        ask = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        answer: bytes = await ask(content, metadata=metadata, timeout=20)
+        return answer
+
+
+async def test_by_host_and_by_header(world: World, speaking: Upstream) -> None:
+    gateway = await world.gateway()
+    await publish(gateway, routes(speaking))
+    assert await call(gateway.port, b"ab", host="iris.default.localhost") == b"abab"
+    assert await call(gateway.port, b"ab", x_inferplane_endpoint="default/iris") == b"abab"
+    large = b"x" * 1_000_000
+    assert await call(gateway.port, large, host="iris.default.localhost:7080") == large * 2
+
+
+async def test_what_the_replica_says_and_what_the_gateway_says(world: World, speaking: Upstream) -> None:
+    gateway = await world.gateway()
+    await publish(gateway, routes(speaking), routes(endpoint="pending", unavailable_reason="Downloading"))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(gateway.port, b"fail", host="iris.default.localhost")
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.details() == "no such tensor"
+    with pytest.raises(grpc.aio.AioRpcError) as pending:
+        await call(gateway.port, b"", x_inferplane_endpoint="default/pending")
+    assert pending.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "Downloading" in str(pending.value.details())
+    with pytest.raises(grpc.aio.AioRpcError) as nobody:
+        await call(gateway.port, b"", x_inferplane_endpoint="default/nobody")
+    assert nobody.value.code() is grpc.StatusCode.UNIMPLEMENTED, "what gRPC makes of a 404"
+
+
+async def test_keys_are_wanted_here_too(world: World, speaking: Upstream) -> None:
+    signing = new_signing_key()
+    gateway = await world.gateway(key_set=key_set(signing))
+    await publish(gateway, routes(speaking, access=Access.KEY))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(gateway.port, b"ab", host="iris.default.localhost")
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    key = mint(KeyClaims("k", ("uid-iris",), datetime(2026, 1, 1, tzinfo=UTC)), signing)
+    answer = await call(gateway.port, b"ab", host="iris.default.localhost", authorization=f"Bearer {key}")
+    assert answer == b"abab"
