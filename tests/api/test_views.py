@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from inferplane.api import views
-from inferplane.controllers.endpoint_plan import routes_of
+from inferplane.controllers.endpoint_routes import routes_of
 from inferplane.domain.endpoint import (
     EndpointSpec,
     EndpointStatus,

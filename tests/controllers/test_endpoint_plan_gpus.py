@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from inferplane.controllers.endpoint_plan import NO_GPUS, EndpointGpus, Plan, gpus_of, plan, share_of
+from inferplane.controllers.endpoint_gpus import NO_GPUS, EndpointGpus, gpus_of, share_of
+from inferplane.controllers.endpoint_plan import Plan, plan
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (
     EndpointSpec,

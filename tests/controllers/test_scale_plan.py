@@ -6,7 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from inferplane.autoscaler import History, Sample, Traffic
-from inferplane.controllers.endpoint_plan import Plan, plan, routes_of
+from inferplane.controllers.endpoint_plan import Plan, plan
+from inferplane.controllers.endpoint_routes import routes_of
 from inferplane.controllers.endpoints import standing_of
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (

@@ -28,7 +28,7 @@ from inferplane.controllers.admission_plan import (
     plan,
     usage_now,
 )
-from inferplane.controllers.endpoint_plan import PlannedEvent
+from inferplane.controllers.endpoint_news import PlannedEvent
 from inferplane.domain.events import Event
 from inferplane.domain.gpu_request import GpuRequest, Grant, ProvisioningStatus
 from inferplane.domain.wait_note import WaitNote

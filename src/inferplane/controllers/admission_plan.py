@@ -33,7 +33,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import chain, islice
 
-from inferplane.controllers.endpoint_plan import ALIVE, PlannedEvent, ending_reason
+from inferplane.controllers.endpoint_failures import ALIVE
+from inferplane.controllers.endpoint_gpus import ending_reason
+from inferplane.controllers.endpoint_news import PlannedEvent
 from inferplane.domain.artifact import ArtifactPhase
 from inferplane.domain.endpoint import InferenceEndpoint, PublicStatus, ReplicaState, public_state
 from inferplane.domain.gpu_request import (

@@ -18,17 +18,10 @@ from datetime import datetime
 from functools import partial
 from typing import Protocol
 
-from inferplane.controllers.endpoint_plan import (
-    NO_GPUS,
-    NOBODY_ASKED,
-    EndpointGpus,
-    Plan,
-    PlannedEvent,
-    gpus_of,
-    plan,
-    plan_without_engine,
-    routes_of,
-)
+from inferplane.controllers.endpoint_gpus import NO_GPUS, EndpointGpus, gpus_of
+from inferplane.controllers.endpoint_news import PlannedEvent
+from inferplane.controllers.endpoint_plan import NOBODY_ASKED, Plan, plan, plan_without_engine
+from inferplane.controllers.endpoint_routes import routes_of
 from inferplane.domain.endpoint import (
     EndpointStatus,
     InferenceEndpoint,
