@@ -31,6 +31,9 @@ class Verb(StrEnum):
     READ_ENDPOINT = "read endpoint"
     WRITE_ENDPOINT = "write endpoint"
     READ_LOGS = "read logs"
+    READ_ENDPOINT_KEYS = "read endpoint keys"
+    WRITE_ENDPOINT_KEYS = "make and revoke endpoint keys"
+    READ_USAGE = "read usage"
     READ_GPUS = "read GPUs"
     WRITE_GPUS = "write GPU requests"
     MANAGE_GPUS = "manage policies, templates and bindings"
@@ -50,6 +53,9 @@ PERMISSIONS: dict[Verb, frozenset[Role]] = {
     Verb.READ_ENDPOINT: _EVERYONE,
     Verb.WRITE_ENDPOINT: _WRITERS,
     Verb.READ_LOGS: _EVERYONE,
+    Verb.READ_ENDPOINT_KEYS: _EVERYONE,
+    Verb.WRITE_ENDPOINT_KEYS: _WRITERS,
+    Verb.READ_USAGE: _EVERYONE,
     Verb.READ_GPUS: _EVERYONE,
     Verb.WRITE_GPUS: _WRITERS,
     Verb.MANAGE_GPUS: _OWNERS,

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from inferplane.domain.endpoint import REPLICAS_MAX, ModelSpec, Resources, Scaling, TrafficLimits
+from inferplane.domain.endpoint_access import Access
 from inferplane.domain.errors import Invalid
 from inferplane.domain.names import NAME_CHARACTERS_MAX
 from inferplane.domain.quantity import parse_cpu, parse_memory
@@ -37,6 +38,7 @@ API_VERSION = "serving.kserve.io/v1beta1"
 KIND = "InferenceService"
 STOP_ANNOTATION = "serving.kserve.io/stop"
 DEPLOYMENT_MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
+ACCESS_ANNOTATION = "inferplane.io/access"
 
 MANIFEST_DEPTH_MAX = 40
 MANIFEST_VALUES_MAX = 20_000
@@ -90,8 +92,8 @@ class ParsedManifest:
 
     `metadata_name` is the manifest's own name, or "". `wants_gpus` is True when any container asks
     for an accelerator. `completed` is the whole InferenceService as plain JSON values, with
-    apiVersion, kind and name filled in. `stopped` carries KServe's stop annotation. `warnings` are
-    sentences on what has no effect here.
+    apiVersion, kind and name filled in. `stopped` carries KServe's stop annotation, `access` our own
+    annotation of that name, None without it. `warnings` are sentences on what has no effect here.
     """
 
     model: ModelSpec
@@ -102,6 +104,7 @@ class ParsedManifest:
     completed: Mapping[str, Any]
     stopped: bool = False
     warnings: tuple[str, ...] = ()
+    access: Access | None = None
 
 
 def model_from_isvc(
@@ -147,6 +150,7 @@ def model_from_isvc(
         completed=completed,
         stopped=_stopped(metadata, f"{field}.metadata.annotations"),
         warnings=tuple(warnings),
+        access=_access(metadata, f"{field}.metadata.annotations"),
     )
 
 
@@ -497,6 +501,21 @@ def _stopped(metadata: Mapping[str, Any], path: str) -> bool:
         )
     stop = annotations.get(STOP_ANNOTATION)
     return stop is True or (isinstance(stop, str) and stop.lower() == "true")
+
+
+def _access(metadata: Mapping[str, Any], path: str) -> Access | None:
+    """Who may send requests, by our own annotation; None where nothing is said."""
+    value = _mapping(metadata.get("annotations") or {}, path).get(ACCESS_ANNOTATION)
+    if value is None:
+        return None
+    if value not in tuple(Access):
+        raise _invalid(
+            f"{_shown(value)} is not a kind of access",
+            f"{path}[{ACCESS_ANNOTATION}]",
+            f"Use one of {', '.join(Access)}.",
+            reason="InvalidAccess",
+        )
+    return Access(value)
 
 
 def _warn_of_unknown(body: Mapping[str, Any], known: frozenset[str], path: str, warnings: list[str]) -> None:

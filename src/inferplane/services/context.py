@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from inferplane.domain.endpoint_access import Access
 from inferplane.engines.port import Clock, Engine
 from inferplane.scheduler import Switches
 from inferplane.services.key_memory import KeyMemory
@@ -73,6 +74,9 @@ class Limits:
     endpoints_max: int = 10_000
     workspaces_max: int = 1_000
     api_keys_max: int = 10_000
+    endpoint_keys_max: int = 1_000
+    endpoint_key_endpoints_max: int = 100
+    usage_items_max: int = 10_000
     watchers_max: int = 500
     text_characters_max: int = 256
     force_delete_wait_seconds: float = 30.0
@@ -86,7 +90,8 @@ class Platform:
 
     `scheduling` holds the switches that the admission controller runs with, so that estimates agree.
     `keys` holds API keys that were read a moment ago; whoever deletes a key tells it.
-    `questions` answers how long GPUs would take.
+    `questions` answers how long GPUs would take. `default_access` is that of endpoints for which none is
+    asked, `signing_key` (PEM) signs endpoint keys.
     """
 
     store: Store
@@ -98,3 +103,5 @@ class Platform:
     scheduling: Switches = Switches()
     keys: KeyMemory = field(default_factory=KeyMemory)
     questions: Questions = field(default_factory=Questions)
+    default_access: Access = Access.OPEN
+    signing_key: str = field(default="", repr=False)

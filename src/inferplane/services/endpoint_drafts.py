@@ -25,6 +25,7 @@ from inferplane.domain.endpoint import (
     Scaling,
     TrafficLimits,
 )
+from inferplane.domain.endpoint_access import Access
 from inferplane.domain.errors import Invalid, Malformed
 from inferplane.domain.manifest import (
     ARGS_MAX,
@@ -38,6 +39,7 @@ from inferplane.domain.names import check_name
 from inferplane.domain.quantity import parse_cpu, parse_duration, parse_memory
 from inferplane.domain.runtime import FORMATS, PROTOCOLS, canonical_format, warn_of_args
 from inferplane.domain.storage_uri import parse_storage_uri
+from inferplane.services.access_drafts import TrafficDraft, access_of, limited, without_effect
 from inferplane.services.findings import Findings
 from inferplane.services.gpu_drafts import GpuDraft
 
@@ -51,6 +53,10 @@ REQUEST_BYTES_MAX = 1024**3
 PROVIDER_SHOWN_CHARACTERS_MAX = 40
 TARGET_MIN = 0.01
 TARGET_MAX = 1_000_000.0
+KEY_BY_DEFAULT = (
+    "access is key, the default here: only requests with an endpoint key are answered, and POST /endpoint-key"
+    " makes one; access open lets in whoever reaches the gateway"
+)
 SCALE_TO_ZERO_AFTER_MIN = timedelta(seconds=1)
 SCALE_TO_ZERO_AFTER_MAX = timedelta(days=365)
 
@@ -95,11 +101,15 @@ class EndpointDraft:
     scale_to_zero_after: str | None = None
     max_request_bytes: int | None = None
     timeout_seconds: float | None = None
+    traffic: TrafficDraft = TrafficDraft()
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A draft understood. `warnings` are sentences on what has no effect here."""
+    """A draft understood. `warnings` are sentences on what has no effect here.
+
+    `access` is None where nothing was said of it; `spec` then has what there was, or open.
+    """
 
     spec: EndpointSpec
     secret: Mapping[str, str] = field(repr=False)
@@ -108,10 +118,14 @@ class Wish:
     format_field: str = "modelSpec.modelName"
     uri_field: str = "modelSpec.storageURI"
     warnings: tuple[str, ...] = ()
+    access: Access | None = None
 
 
-def understand(draft: EndpointDraft, *, manifest_bytes_max: int) -> Wish:
-    """Turn `draft` into a wish. Raises Invalid with every problem found, Malformed for what is not YAML."""
+def understand(draft: EndpointDraft, *, manifest_bytes_max: int, present: EndpointSpec | None = None) -> Wish:
+    """Turn `draft` into a wish. Raises Invalid with every problem found, Malformed for what is not YAML.
+
+    `present` is what there is, for a change of it: without a manifest, what is not given stays as it is.
+    """
     findings = Findings()
     wish = _NOTHING
     findings.check(check_name, draft.name, "endpointName")
@@ -129,6 +143,8 @@ def understand(draft: EndpointDraft, *, manifest_bytes_max: int) -> Wish:
     elif draft.manifest_text is not None:
         parsed = findings.check(_manifest, draft.manifest_text, draft.name, manifest_bytes_max)
         wish = _from_manifest(parsed) if parsed is not None else _NOTHING
+    elif present is not None:
+        wish = Wish(present, {})
     else:
         findings.add(
             "neither modelSpec nor rawModelSpec is given",
@@ -136,8 +152,10 @@ def understand(draft: EndpointDraft, *, manifest_bytes_max: int) -> Wish:
             reason="Missing",
             next_action="Give exactly one of them.",
         )
-    scaling = findings.check(_scaling, draft, wish.spec.scaling)
-    limits = findings.check(_limits, draft, wish.spec.limits)
+    base = wish.spec if present is None or draft.manifest_text is not None else present
+    scaling = findings.check(_scaling, draft, base.scaling)
+    limits = findings.check(_limits, draft, base.limits)
+    access = findings.check(access_of, draft.traffic) or wish.access
     findings.raise_any()
     assert scaling is not None and limits is not None  # noqa: PT018 - or raise_any had raised
     if draft.gpu is not None:
@@ -147,7 +165,20 @@ def understand(draft: EndpointDraft, *, manifest_bytes_max: int) -> Wish:
     warnings = _unused(draft, scaling)
     if warnings:
         wish = replace(wish, warnings=(*wish.warnings, *warnings))
-    return replace(wish, spec=replace(wish.spec, scaling=scaling, limits=limits))
+    in_force = access or (wish.spec if present is None else present).access
+    return replace(
+        wish, access=access, spec=replace(wish.spec, scaling=scaling, limits=limits, access=in_force)
+    )
+
+
+def settled(wish: Wish, draft: EndpointDraft, default_access: Access) -> Wish:
+    """The wish of a new endpoint, with the platform's access where none was asked for."""
+    access = wish.access or default_access
+    warnings = list(wish.warnings)
+    if wish.access is None and access is Access.KEY:
+        warnings.append(KEY_BY_DEFAULT)
+    warnings += without_effect(draft.traffic, access, wish.spec.limits)
+    return replace(wish, spec=replace(wish.spec, access=access), warnings=tuple(warnings))
 
 
 _NOTHING = Wish(EndpointSpec(ModelSpec("", "")), {})
@@ -208,7 +239,9 @@ def _from_model(draft: ModelDraft, findings: Findings) -> Wish:
         digest=digest,
         start_timeout_seconds=timeout or DEFAULT_START_TIMEOUT_SECONDS,
     )
-    return Wish(EndpointSpec(model), dict(draft.secret), warnings=warn_of_args(model.args, f"{path}.args", name))
+    return Wish(
+        EndpointSpec(model), dict(draft.secret), warnings=warn_of_args(model.args, f"{path}.args", name)
+    )
 
 
 def _resources(draft: ModelDraft, path: str, findings: Findings) -> Resources:
@@ -279,6 +312,7 @@ def _from_manifest(parsed: ParsedManifest) -> Wish:
         format_field="rawModelSpec",
         uri_field="rawModelSpec",
         warnings=parsed.warnings,
+        access=parsed.access,
     )
 
 
@@ -438,4 +472,7 @@ def _limits(draft: EndpointDraft, from_manifest: TrafficLimits) -> TrafficLimits
         from_manifest.timeout_seconds,
         REQUEST_TIMEOUT_SECONDS_MAX,
     )
-    return TrafficLimits(size or from_manifest.max_request_bytes, timeout)
+    wanted = replace(
+        from_manifest, max_request_bytes=size or from_manifest.max_request_bytes, timeout_seconds=timeout
+    )
+    return limited(draft.traffic, wanted)

@@ -33,7 +33,7 @@ from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.engines.port import EngineError, LogLine, Target
 from inferplane.services import endpoint_gpus
 from inferplane.services.context import Platform
-from inferplane.services.endpoint_drafts import EndpointDraft, Wish, understand
+from inferplane.services.endpoint_drafts import EndpointDraft, Wish, settled, understand
 from inferplane.services.idempotency import IDEMPOTENCY_KEY_HEADER, Ticket, once, recall, remember
 from inferplane.services.trail import difference, entry, facts
 from inferplane.store.sql import Tx
@@ -66,7 +66,7 @@ async def create(
     Conflict for a reused idempotency key and for one whose endpoint is gone, QuotaExceeded.
     """
     caller.require(Verb.WRITE_ENDPOINT, draft.workspace)
-    wish = understand(draft, manifest_bytes_max=platform.limits.manifest_bytes_max)
+    wish = _understood(platform, draft)
     name = await once(ticket, lambda: _create(platform, caller, draft, wish, ticket))
     return Created(name, wish.warnings)
 
@@ -150,6 +150,11 @@ async def _answered(tx: Tx, caller: Caller, draft: EndpointDraft, ticket: Ticket
     )
 
 
+def _understood(platform: Platform, draft: EndpointDraft) -> Wish:
+    wish = understand(draft, manifest_bytes_max=platform.limits.manifest_bytes_max)
+    return settled(wish, draft, platform.default_access)
+
+
 def _with_warnings(count: int) -> str:
     return "" if not count else ", with a warning" if count == 1 else f", with {count} warnings"
 
@@ -171,7 +176,7 @@ async def preflight(platform: Platform, caller: Caller, draft: EndpointDraft) ->
     Raises what cannot even be asked (Invalid for fields, NotFound for the workspace).
     """
     caller.require(Verb.WRITE_ENDPOINT, draft.workspace)
-    wish = understand(draft, manifest_bytes_max=platform.limits.manifest_bytes_max)
+    wish = _understood(platform, draft)
     gpu_finding, chosen, gpu = await _gpu_finding(platform, draft, wish)
     async with platform.store.read() as tx:
         cluster = await _resolve_cluster(tx, draft, chosen)
