@@ -10,7 +10,7 @@ SOURCES := src tests $(wildcard bench) $(wildcard examples) $(wildcard docs)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart demo-gpus dev format format-check lint types imports test check lock docs clean distclean
+.PHONY: help install quickstart demo-gpus dev dev-text dev-clients format format-check lint types imports test check lock docs clean distclean
 
 help: ## Show this list
 	@echo "usage: make TARGET [PYTHON=python3.12] [ONCE=1]"
@@ -31,6 +31,10 @@ demo-gpus: install ## Start three simulated clusters and play a morning of GPU r
 # --- For developers --------------------------------------------------------------------------
 
 dev: $(VENV)/.installed-dev ## Add to .venv what the checks need, from requirements-dev.lock
+
+dev-text: $(VENV)/.installed-text ## Add PyTorch (CPU) and transformers, for the tests of text models
+
+dev-clients: $(VENV)/clients/.installed ## Make an environment with other people's clients, for tests with them
 
 format: dev ## Format the code and sort its imports
 	@$(BIN)/ruff check --select I --fix --quiet $(SOURCES)
@@ -59,7 +63,7 @@ docs: dev ## Write the tables in docs/ that come from the code
 lock: $(VENV)/bin/python ## Write both lock files anew (UPGRADE=1: with newer versions)
 	@$(PIP) uv
 	@$(call LOCK,requirements.lock,--extra sklearn)
-	@$(call LOCK,requirements-dev.lock,--all-extras --group dev --constraint requirements.lock)
+	@$(call LOCK,requirements-dev.lock,--extra all --group dev --constraint requirements.lock)
 
 clean: ## Remove caches and build output
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -89,6 +93,21 @@ $(VENV)/.installed: requirements.lock pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) from requirements.lock (a minute or so, once) ..."
 	@$(PIP) --requirement requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# PyTorch's CPU build has a version of its own ("+cpu"), which not every index offers. The other build is some
+# gigabytes of CUDA, which no test needs, so that one is never fetched here.
+$(VENV)/.installed-text: tests/requirements-text.txt | dev
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) 'torch==2.13.0+cpu' 2>/dev/null || { \
+	  echo "No CPU build of PyTorch is offered here, so the tests of text models will be skipped."; \
+	  echo "Install one into $(VENV) as PyTorch's own page says, then run this again."; exit 1; }
+	@$(PIP) --requirement tests/requirements-text.txt
+	@touch $@
+
+$(VENV)/clients/.installed: tests/requirements-clients.txt | $(VENV)/bin/python
+	@$(BIN)/python -m venv $(VENV)/clients
+	@$(VENV)/clients/bin/python -m pip install --quiet --quiet --no-input --disable-pip-version-check \
+	  --requirement tests/requirements-clients.txt
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
