@@ -45,12 +45,20 @@ def test_the_locks_hold_what_the_project_asks_for(root: Path) -> None:
     small, large = (_pins(root / lock) for lock in LOCKS)
     for requirement in (*asked, *extras["sklearn"]):
         assert _name(requirement) in small
+    in_all = re.findall(r"\w+", extras["all"][0].partition("[")[2])
     everything = [
         *project["dependency-groups"]["dev"],
-        *(each for extra in extras.values() for each in extra),
+        *(each for extra in in_all for each in extras[extra]),
     ]
     for requirement in everything:
         assert _name(requirement) in {*large, "inferplane"}
+
+
+def test_what_is_larger_than_all_the_rest_is_installed_only_when_asked_for(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    assert set(extras) - set(re.findall(r"\w+", extras["all"][0])) == {"all", "huggingface"}
+    assert not {"torch", "transformers"} & {name for lock in LOCKS for name in _pins(root / lock)}
 
 
 def _name(requirement: str) -> str:

@@ -34,7 +34,7 @@ import msgspec
 from inferplane.modelserver.config import ServerConfig, host_port, parse_config, read_config, unix_path
 from inferplane.modelserver.errors import LoadError, LoadReason, ModelServerError, short
 from inferplane.modelserver.frameworks import load_model
-from inferplane.modelserver.status import Clock, ModelInfo, ServerState, StatusWriter, TensorInfo
+from inferplane.modelserver.status import PREDICTIONS, Clock, ModelInfo, ServerState, StatusWriter, TensorInfo
 
 if TYPE_CHECKING:
     from inferplane.modelserver.app import App
@@ -283,6 +283,7 @@ def _load(config: ServerConfig, pool_threads: int, model: Any = None) -> Loaded:
         example=example,
         inputs=tuple(TensorInfo(spec.name, str(spec.datatype), spec.shape) for spec in signature.inputs),
         outputs=tuple(TensorInfo(spec.name, str(spec.datatype), spec.shape) for spec in signature.outputs),
+        protocols=getattr(model, "protocols", PREDICTIONS),
     )
     return Loaded(model, info, time.perf_counter() - started)
 

@@ -18,6 +18,10 @@ import msgspec
 Clock = Callable[[], float]
 
 
+#: The protocols of every model of ours.
+PREDICTIONS = ("v1", "v2")
+
+
 class ServerState(StrEnum):
     """Where a model server is in its life."""
 
@@ -42,7 +46,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     example: str = ""
     inputs: tuple[TensorInfo, ...] = ()
     outputs: tuple[TensorInfo, ...] = ()
-    protocols: tuple[str, ...] = ("v1", "v2")
+    protocols: tuple[str, ...] = PREDICTIONS
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

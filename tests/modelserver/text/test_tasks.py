@@ -128,6 +128,12 @@ def test_a_generating_model_continues_texts_over_v1_too(
     assert expected["continuer"].startswith(text.rstrip("\ufffd"))
 
 
+def test_the_status_says_which_protocols_a_model_speaks(serving_text: ServingText) -> None:
+    assert serving_text("classifier").status()["model"]["protocols"] == ["v1", "v2"]
+    assert serving_text("chat").status()["model"]["protocols"] == ["v1", "v2", "openai"]
+    assert serving_text("plain-embedder").status()["model"]["protocols"] == ["v1", "v2", "openai"]
+
+
 def test_metadata_says_that_a_row_is_a_text(serving_text: ServingText) -> None:
     answer = serving_text("classifier").client.get("/v2/models/classifier").json()
     assert answer["platform"] == "huggingface_transformers"

@@ -43,6 +43,7 @@ from inferplane.modelserver.frameworks.base import (
     missing_extra,
 )
 from inferplane.modelserver.generation import Sampling
+from inferplane.modelserver.status import PREDICTIONS
 from inferplane.modelserver.tensor import Array, Datatype, texts
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ MASK_CANDIDATES = 5
 MASKS = ("[MASK]", "<mask>")
 #: New tokens of a V1 or V2 request to a generating model; OpenAI's paths let the caller say.
 PLAIN_NEW_TOKENS = 16
+OPENAI = "openai"
 EMBEDDING = "embedding"
 #: Output of embedding models beside the vectors: the tokens of each text, before anything was cut off.
 TOKENS = "tokens"
@@ -471,6 +473,8 @@ class MaskFiller(_TextModel):
 class Embedder(_TextModel):
     """A vector for each text, pooled and normalised as the folder says (sentence-transformers' files)."""
 
+    protocols = (*PREDICTIONS, OPENAI)
+
     def __init__(self, loader: _Loader) -> None:
         self._pooling = read_pooling(loader.folder)
         super().__init__(loader, "AutoModel")
@@ -607,6 +611,8 @@ def _pooling_modes(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 class Generator(_TextModel):
     """Text, one token a step. V1 and V2 get a short, likeliest continuation of each text."""
+
+    protocols = (*PREDICTIONS, OPENAI)
 
     def __init__(self, loader: _Loader) -> None:
         super().__init__(loader, "AutoModelForCausalLM")
