@@ -66,7 +66,15 @@ def plain_envoy(folder: Path, name: str, workers: int, resources: dict[str, Any]
     """An Envoy with nothing but these resources."""
     config = folder / f"{name}.json"
     config.write_text(json.dumps({"static_resources": resources}))
-    command = [envoy_program(), "-c", config, "--concurrency", str(workers), "--log-level", "error"]
+    command: list[str | Path] = [
+        envoy_program(),
+        "-c",
+        config,
+        "--concurrency",
+        str(workers),
+        "--log-level",
+        "error",
+    ]
     process = subprocess.Popen(
         [*command, "--disable-hot-restart"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
