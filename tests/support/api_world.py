@@ -38,9 +38,11 @@ from inferplane.domain.endpoint import (
     Replica,
     ReplicaState,
 )
+from inferplane.domain.endpoint_access import Access
 from inferplane.domain.preflight import Check
 from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.engines.port import Action, EngineError, LogLine, Observation, Target
+from inferplane.gateway.endpoint_keys import new_signing_key
 from inferplane.services.bootstrap import ensure_installation
 from inferplane.services.context import GatewayAddress, Limits, Platform
 from inferplane.store.sql import Store
@@ -265,7 +267,15 @@ def _stream(client: Client, path: str, params: Mapping[str, str]) -> Iterator[Ev
 class World:
     """A running API and everything a test needs around it."""
 
-    def __init__(self, folder: Path, limits: Limits | None = None, database_url: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limits: Limits | None = None,
+        database_url: str = "",
+        default_access: Access = Access.OPEN,
+    ) -> None:
+        self.default_access = default_access
+        self.signing_key = new_signing_key()
         self.folder = folder
         self.database_url = database_url or f"sqlite:///{folder / 'inferplane.db'}"
         self.engine = ScriptedEngine()
@@ -313,6 +323,8 @@ class World:
             gateway=GatewayAddress("http", 7080, "localhost", "127.0.0.1"),
             new_id=new_id,
             limits=self.limits,
+            default_access=self.default_access,
+            signing_key=self.signing_key,
         )
         self.app: Api = create_app(self.platform, readiness=lambda: self.unready, version="1.2.3")
         # Named as TCP, or asyncio would not switch Nagle's algorithm off and each answer took 40 ms more.

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from inferplane.domain.errors import Invalid
+from inferplane.services.access_drafts import TrafficDraft
 from inferplane.services.api_keys import KeyDraft
 from inferplane.services.clusters import ClusterDraft
 from inferplane.services.endpoint_drafts import EndpointDraft, ModelDraft
+from inferplane.services.endpoint_keys import EndpointKeyDraft
 from inferplane.services.gpu_drafts import GpuDraft
 from inferplane.services.gpu_requests import GpuChange
 from inferplane.services.policies import PolicyDraft
 from inferplane.services.templates import BindingDraft, BoundClusterDraft, TemplateDraft
 from inferplane.services.workspaces import WorkspaceDraft
 from inferplane.wire.access import CreateApiKey
+from inferplane.wire.endpoint_keys import CreateEndpointKey
 from inferplane.wire.endpoints import (
     AutoscalingBody,
     CreateEndpoint,
@@ -88,6 +91,28 @@ def endpoint_draft(body: CreateEndpoint) -> EndpointDraft:
         scale_to_zero_after=scaling.scale_to_zero_after,
         max_request_bytes=size,
         timeout_seconds=timeout,
+        traffic=_traffic(body.access, limits),
+    )
+
+
+def _traffic(access: str | None, limits: LimitsBody) -> TrafficDraft:
+    return TrafficDraft(
+        access,
+        limits.requests_per_second,
+        limits.burst,
+        limits.requests_per_second_per_key,
+        limits.concurrency_max,
+    )
+
+
+def endpoint_key_draft(body: CreateEndpointKey) -> EndpointKeyDraft:
+    """What an endpoint key is asked to be."""
+    return EndpointKeyDraft(
+        workspace=body.workspace,
+        name=body.name,
+        validity=body.validity,
+        endpoints=None if body.endpoints is None else tuple(body.endpoints),
+        requests_per_second=body.requests_per_second,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from inferplane.api import gpu_views, inputs, views
+from inferplane.api import access_views, gpu_views, inputs, views
 from inferplane.api.answers import Answer, EventStream
 from inferplane.api.call import Call
 from inferplane.api.metrics import CONTENT_TYPE
@@ -34,11 +34,13 @@ from inferplane.services import (
     api_keys,
     audit,
     clusters,
+    endpoint_keys,
     endpoints,
     gpu_requests,
     inventory,
     policies,
     templates,
+    usage,
     workspaces,
 )
 from inferplane.services.endpoints import Filter
@@ -53,6 +55,12 @@ from inferplane.wire.access import (
     DeleteApiKey,
 )
 from inferplane.wire.audit import AuditList
+from inferplane.wire.endpoint_keys import (
+    CreateEndpointKey,
+    EndpointKeyCreated,
+    EndpointKeyList,
+    EndpointKeyRef,
+)
 from inferplane.wire.endpoints import (
     CreateEndpoint,
     EndpointCreated,
@@ -89,6 +97,7 @@ from inferplane.wire.gpus import (
 )
 from inferplane.wire.platform import Health, Readiness
 from inferplane.wire.policies import PolicyBody, PolicyEnvelope, PolicyList
+from inferplane.wire.usage import UsageList
 from inferplane.wire.workspaces import (
     ClusterList,
     ClusterRef,
@@ -388,6 +397,48 @@ async def list_audit(call: Call) -> AuditList:
     return AuditList(tuple(views.audit_item(each) for each in page.events), page.continue_from)
 
 
+# Endpoint keys and usage
+
+
+async def create_endpoint_key(call: Call) -> EndpointKeyCreated:
+    """Make a key for endpoints. Its value is in this answer and nowhere else."""
+    draft = inputs.endpoint_key_draft(call.read(CreateEndpointKey))
+    made = await endpoint_keys.create(call.platform, call.caller, draft, call.ticket())
+    return EndpointKeyCreated(made.value, made.key_id)
+
+
+async def revoke_endpoint_key(call: Call) -> Nothing:
+    """Have an endpoint key refused from now on."""
+    await endpoint_keys.revoke(call.platform, call.caller, call.read(EndpointKeyRef).key_id)
+    return Nothing()
+
+
+async def list_endpoint_keys(call: Call) -> EndpointKeyList:
+    """A workspace's endpoint keys, without their values."""
+    found = await endpoint_keys.list_keys(call.platform, call.caller, call.workspace())
+    now = call.platform.clock()
+    return EndpointKeyList(tuple(access_views.endpoint_key_item(each, now) for each in found))
+
+
+async def read_usage(call: Call) -> UsageList | Answer:
+    """Requests, errors, rows, tokens and seconds by hour or day, endpoint and key; as JSON or CSV."""
+    question = usage.UsageQuestion(
+        workspace=call.workspace(),
+        endpoint=call.text("endpoint"),
+        key_id=call.text("keyId"),
+        by=call.text("by"),
+        since=call.text("since"),
+        until=call.text("until"),
+    )
+    wanted = call.text("format").lower() or "json"
+    if wanted not in {"json", "csv"}:
+        raise Invalid("format is json or csv", reason="OutOfRange", field="format")
+    found = await usage.report(call.platform, call.caller, question)
+    if wanted == "csv":
+        return Answer(access_views.usage_csv(found), media_type=access_views.CSV)
+    return access_views.usage_list(found)
+
+
 # Inference endpoints
 
 
@@ -398,7 +449,7 @@ async def create_endpoint(call: Call) -> EndpointCreated | Preflight:
         findings = await endpoints.preflight(call.platform, call.caller, draft)
         return Preflight(draft.name, tuple(views.check_item(each) for each in findings))
     made = await endpoints.create(call.platform, call.caller, draft, call.ticket())
-    return EndpointCreated(made.name, made.warnings)
+    return EndpointCreated(made.name, made.warnings, made.access.value)
 
 
 async def get_endpoint(call: Call) -> EndpointEnvelope | EndpointList:
@@ -638,6 +689,15 @@ _AUDIT = {
     "after": "only entries behind this number",
     "limit": "items a page",
 }
+_USAGE = {
+    **_WORKSPACE,
+    "endpoint": "only of this endpoint",
+    "keyId": "only with this key; none: only without a valid key",
+    "by": "hour or day (UTC)",
+    "since": "only hours from this moment on",
+    "until": "only hours that begin before this moment",
+    "format": "json or csv",
+}
 _PAGE = {"limit": "items a page", "continue": "the continue value of the page before"}
 
 ROUTES: tuple[Route, ...] = (
@@ -675,6 +735,10 @@ ROUTES: tuple[Route, ...] = (
     Route(("DELETE",), paths.BINDING, delete_binding, "Unbind a workspace's templates", BindingName, Nothing),
     Route(("GET",), paths.BINDING_LIST, list_bindings, "List template bindings", data=BindingList),
     Route(("GET",), paths.AUDIT, list_audit, "Read the audit log", data=AuditList, query=_AUDIT),
+    Route(("POST",), paths.ENDPOINT_KEY, create_endpoint_key, "Create an endpoint key", CreateEndpointKey, EndpointKeyCreated),
+    Route(("DELETE",), paths.ENDPOINT_KEY, revoke_endpoint_key, "Revoke an endpoint key", EndpointKeyRef, Nothing),
+    Route(("GET",), paths.ENDPOINT_KEY_LIST, list_endpoint_keys, "List endpoint keys", data=EndpointKeyList, query=_WORKSPACE),
+    Route(("GET",), paths.USAGE, read_usage, "Read usage by hour or day, endpoint and key", data=UsageList, query=_USAGE),
     Route(("POST",), paths.ENDPOINT, create_endpoint, "Create an inference endpoint", CreateEndpoint, EndpointCreated, {"dryRun": "true: say what would happen, store nothing"}),
     Route(("GET",), paths.ENDPOINT, get_endpoint, "Describe an inference endpoint", data=EndpointEnvelope, query=_ENDPOINT),
     Route(("DELETE",), paths.ENDPOINT, delete_endpoint, "Delete an inference endpoint", EndpointRef, EndpointDeleted),

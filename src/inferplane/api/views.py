@@ -27,6 +27,7 @@ from inferplane.domain.endpoint import (
     ScaleNote,
     public_state,
 )
+from inferplane.domain.endpoint_access import Access
 from inferplane.domain.events import Event
 from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus
 from inferplane.domain.quantity import format_duration
@@ -68,6 +69,8 @@ NOTE_PLACEHOLDER = (
     "The body is a placeholder: replace instances with rows for this model."
     " A real example appears here once the model has been loaded, where its input is known."
 )
+KEY_LINE = '-H "Authorization: Bearer $INFERPLANE_ENDPOINT_KEY" \\'
+NOTE_KEY = "INFERPLANE_ENDPOINT_KEY is to hold an endpoint key, as POST /endpoint-key makes it."
 NOTE_NOT_YET = "The endpoint does not answer yet; the command works once its status is Running."
 
 _WAITING = frozenset(
@@ -106,6 +109,7 @@ def endpoint_item(endpoint: InferenceEndpoint, gateway: GatewayAddress) -> Endpo
         queue_position=_queue_position(endpoint),
         created_at=endpoint.created_at,
         since=endpoint.status.since or endpoint.created_at,
+        access=endpoint.spec.access.value,
     )
 
 
@@ -161,7 +165,12 @@ def endpoint_description(
             max_request_bytes=spec.limits.max_request_bytes,
             timeout_seconds=spec.limits.timeout_seconds,
             start_timeout_seconds=spec.model.start_timeout_seconds,
+            requests_per_second=spec.limits.requests_per_second,
+            burst=spec.limits.burst,
+            requests_per_second_per_key=spec.limits.requests_per_second_per_key,
+            concurrency_max=spec.limits.concurrency_max,
         ),
+        access=spec.access.value,
         autoscaling=_scaling(endpoint),
         download=_download(status.artifact),
         generation=endpoint.generation,
@@ -207,6 +216,8 @@ def try_command(endpoint: InferenceEndpoint, gateway: GatewayAddress, *, by_path
     else:
         lines = ["curl -v \\", f'-H "Host: {host}" \\']
         url = f"{gateway.address_url()}{_predict_path(endpoint)}"
+    if endpoint.spec.access is Access.KEY:
+        lines.append(KEY_LINE)
     return (*lines, '-H "Content-Type: application/json" \\', f'"{url}" \\', f"-d {body}")
 
 
@@ -359,6 +370,8 @@ def _note(endpoint: InferenceEndpoint, state: PublicState) -> str:
     notes = []
     if state.ingress != READY:
         notes.append(NOTE_NOT_YET)
+    if endpoint.spec.access is Access.KEY:
+        notes.append(NOTE_KEY)
     if not _example(endpoint):
         notes.append(NOTE_PLACEHOLDER)
     return " ".join(notes)

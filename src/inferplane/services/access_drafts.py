@@ -77,6 +77,11 @@ def limited(draft: TrafficDraft, base: TrafficLimits) -> TrafficLimits:
     return wanted
 
 
+def with_rates_of(present: TrafficLimits, other: TrafficLimits) -> TrafficLimits:
+    """`other` with the rates of `present`: a manifest has no words for them, so it leaves them alone."""
+    return replace(present, max_request_bytes=other.max_request_bytes, timeout_seconds=other.timeout_seconds)
+
+
 def without_effect(draft: TrafficDraft, access: Access, limits: TrafficLimits) -> list[str]:
     """What was asked for and changes nothing."""
     said = []

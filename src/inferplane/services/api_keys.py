@@ -21,6 +21,7 @@ import jwt
 from inferplane.domain.access import ApiKey, Caller, Role, Verb
 from inferplane.domain.errors import Conflict, Invalid, NotFound, QuotaExceeded, Unauthenticated
 from inferplane.domain.quantity import parse_duration
+from inferplane.gateway.endpoint_keys import ALGORITHM as ENDPOINT_KEY_ALGORITHM
 from inferplane.services.context import Platform
 from inferplane.services.findings import Findings, check_optional_text, check_text
 from inferplane.services.idempotency import IDEMPOTENCY_KEY_HEADER, Ticket, once, recall, remember
@@ -35,6 +36,7 @@ KEY_ID_CHARACTERS = 12
 TOKEN_SECONDS = 900
 TOKEN_ALGORITHM = "HS256"  # noqa: S105 - an algorithm's name
 TOKEN_CHARACTERS_MAX = 4096
+ENDPOINT_KEY_CHARACTERS_MAX = 16 * 1024
 VALIDITY_DAYS_MAX = 3660
 LAST_USED_RESOLUTION = timedelta(minutes=1)
 """How exact `lastUsedAt` is: one write a key in this time, not one a call."""
@@ -72,6 +74,7 @@ def masked(key: str, key_id: str) -> str:
 async def exchange(platform: Platform, secrets: Secrets, key: str) -> tuple[str, ApiKey]:
     """A token for `key`, and the key's record. Raises Unauthenticated."""
     found = None
+    _refuse_endpoint_key(key)
     if len(key) <= KEY_CHARACTERS_MAX:
         digest = digest_of(secrets, key)
         found, mark = platform.keys.recall(digest), platform.keys.mark
@@ -361,8 +364,25 @@ def _expiry(now: datetime) -> int:
     return int(now.timestamp()) + TOKEN_SECONDS
 
 
+def _refuse_endpoint_key(text: str) -> None:
+    """Say so where an endpoint key was given: it looks like a token, and opens nothing here."""
+    if not text.startswith("eyJ") or text.count(".") != 2:
+        return
+    try:
+        signed_how = jwt.get_unverified_header(text[:ENDPOINT_KEY_CHARACTERS_MAX]).get("alg")
+    except (jwt.InvalidTokenError, ValueError):
+        return
+    if signed_how == ENDPOINT_KEY_ALGORITHM:
+        raise Unauthenticated(
+            "this is an endpoint key: it opens endpoints at the gateway, and not this API",
+            reason="EndpointKeyNotAccepted",
+            next_action="Use an API key here; an Owner makes one.",
+        )
+
+
 def _claims(secrets: Secrets, token: str) -> dict[str, Any]:
     """The token's claims; its times are compared with our own clock, not the library's."""
+    _refuse_endpoint_key(token)
     if len(token) > TOKEN_CHARACTERS_MAX:
         raise Unauthenticated(UNKNOWN, reason="InvalidToken")
     try:

@@ -38,7 +38,7 @@ async def list_audit(
     caller.require(Verb.READ_AUDIT)
     limits = platform.limits
     size = min(max(1, limit), limits.event_items_max) if limit is not None else limits.event_items_default
-    since, until = _instant(wanted.since, "since"), _instant(wanted.until, "until")
+    since, until = instant(wanted.since, "since"), instant(wanted.until, "until")
     newest_first = after is None
     async with platform.store.read() as tx:
         found: list[Event] = await tx.list_audit(
@@ -56,7 +56,7 @@ async def list_audit(
     return EventPage(found, str(found[-1].seq) if len(found) == size else "")
 
 
-def _instant(text: str, field: str) -> datetime | None:
+def instant(text: str, field: str) -> datetime | None:
     """A date or an instant as in RFC 3339; without a zone it is UTC."""
     if not text:
         return None

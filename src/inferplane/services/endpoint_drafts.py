@@ -39,7 +39,7 @@ from inferplane.domain.names import check_name
 from inferplane.domain.quantity import parse_cpu, parse_duration, parse_memory
 from inferplane.domain.runtime import FORMATS, PROTOCOLS, canonical_format, warn_of_args
 from inferplane.domain.storage_uri import parse_storage_uri
-from inferplane.services.access_drafts import TrafficDraft, access_of, limited, without_effect
+from inferplane.services.access_drafts import TrafficDraft, access_of, limited, with_rates_of, without_effect
 from inferplane.services.findings import Findings
 from inferplane.services.gpu_drafts import GpuDraft
 
@@ -154,7 +154,8 @@ def understand(draft: EndpointDraft, *, manifest_bytes_max: int, present: Endpoi
         )
     base = wish.spec if present is None or draft.manifest_text is not None else present
     scaling = findings.check(_scaling, draft, base.scaling)
-    limits = findings.check(_limits, draft, base.limits)
+    limits_before = base.limits if present is None else with_rates_of(present.limits, base.limits)
+    limits = findings.check(_limits, draft, limits_before)
     access = findings.check(access_of, draft.traffic) or wish.access
     findings.raise_any()
     assert scaling is not None and limits is not None  # noqa: PT018 - or raise_any had raised

@@ -73,8 +73,7 @@ async def create(
 
 
 async def _create(platform: Platform, caller: Caller, draft: EndpointKeyDraft, ticket: Ticket | None) -> str:
-    # The gateway's clock has whole seconds.
-    now = platform.clock().replace(microsecond=0)
+    now = platform.clock()
     async with platform.store.transaction() as tx:
         await tx.hold_workspace(draft.workspace)
         answered = await recall(tx, caller, ticket)
@@ -166,7 +165,7 @@ async def _understand(
         workspace=draft.workspace,
         name=name,
         created_at=now,
-        expires_at=expires_at,
+        expires_at=expires_at.replace(microsecond=0),  # as the gateway counts
         endpoints=tuple(endpoints),
         created_by=caller.key_name,
         validity=draft.validity.strip(),

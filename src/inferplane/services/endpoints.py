@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from inferplane.domain.access import Caller, Role, Verb
 from inferplane.domain.endpoint import GpuSpec, InferenceEndpoint, PublicStatus, public_state
+from inferplane.domain.endpoint_access import Access
 from inferplane.domain.errors import (
     AlreadyExists,
     Conflict,
@@ -55,6 +56,7 @@ class Created:
 
     name: str
     warnings: tuple[str, ...] = ()
+    access: Access = Access.OPEN
 
 
 async def create(
@@ -68,7 +70,7 @@ async def create(
     caller.require(Verb.WRITE_ENDPOINT, draft.workspace)
     wish = _understood(platform, draft)
     name = await once(ticket, lambda: _create(platform, caller, draft, wish, ticket))
-    return Created(name, wish.warnings)
+    return Created(name, wish.warnings, wish.spec.access)
 
 
 async def _create(

@@ -55,10 +55,12 @@ class AccessRows(Statements):
             raise NotFound("there is no such endpoint key", reason="EndpointKeyNotFound", field="keyId")
         return _key_from_row(row._mapping)
 
-    async def list_endpoint_keys(self, workspace: str) -> list[EndpointKey]:
-        """A workspace's, without revoked ones; oldest first, then by id."""
+    async def list_endpoint_keys(self, workspace: str, *, revoked: bool = False) -> list[EndpointKey]:
+        """A workspace's, without or with revoked ones; oldest first, then by id."""
         columns = endpoint_keys.c
-        statement = select(endpoint_keys).where(columns.workspace == workspace, columns.revoked_at.is_(None))
+        statement = select(endpoint_keys).where(columns.workspace == workspace)
+        if not revoked:
+            statement = statement.where(columns.revoked_at.is_(None))
         rows = await self._all(statement.order_by(columns.created_at, columns.id))
         return [_key_from_row(row._mapping) for row in rows]
 

@@ -73,15 +73,24 @@ class AutoscalingBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults
 
 
 class LimitsBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What the gateway enforces for one endpoint."""
+    """What the gateway enforces for one endpoint; 0 takes a rate, a burst or a concurrency away.
+
+    `requests_per_second_per_key` counts with access by key. `burst` requests may come at once where there is
+    a rate (else one second's worth). `concurrency_max` are in flight at most.
+    """
 
     max_request_bytes: int | None = None
     timeout_seconds: float | None = None
+    requests_per_second: float | None = None
+    burst: int | None = None
+    requests_per_second_per_key: float | None = None
+    concurrency_max: int | None = None
 
 
 class CreateEndpoint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """`POST /inference-endpoint`. Exactly one of `model_spec`, `raw_model_spec` (YAML text).
 
+    `access` is open (whoever reaches the gateway) or key (whoever has an endpoint key).
     `gpu_spec` may also be the string "None", which means CPU, as does its absence.
     """
 
@@ -95,13 +104,18 @@ class CreateEndpoint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     burst: Any = None
     autoscaling: AutoscalingBody | None = None
     limits: LimitsBody | None = None
+    access: str | None = None
 
 
 class EndpointCreated(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """`warnings` says what of the request has no effect here; absent when everything has."""
+    """`warnings` says what of the request has no effect here; absent when everything has.
+
+    `access` is who may send requests; absent when it is open.
+    """
 
     endpoint_name: str
     warnings: tuple[str, ...] = ()
+    access: str = "open"
 
 
 class CheckItem(msgspec.Struct, frozen=True, rename="camel"):
@@ -163,6 +177,7 @@ class EndpointItem(msgspec.Struct, frozen=True, rename="camel"):
     queue_position: int = 0
     created_at: datetime | None = None
     since: datetime | None = None
+    access: str = "open"
 
 
 class EndpointList(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -280,11 +295,15 @@ class MilestoneItem(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class LimitsItem(msgspec.Struct, frozen=True, rename="camel"):
-    """What the gateway enforces: more bytes get 413, more time gets 504."""
+    """What the gateway enforces: more bytes get 413, more time gets 504, more requests 429. None: no limit."""
 
     max_request_bytes: int = 0
     timeout_seconds: float = 0.0
     start_timeout_seconds: float = 0.0
+    requests_per_second: float | None = None
+    burst: int | None = None
+    requests_per_second_per_key: float | None = None
+    concurrency_max: int | None = None
 
 
 class AutoscalingItem(msgspec.Struct, frozen=True, rename="camel"):
@@ -372,6 +391,7 @@ class EndpointDescription(msgspec.Struct, frozen=True, rename="camel"):
     protocols: tuple[str, ...] = ()
     model: ModelItem = ModelItem()
     limits: LimitsItem = LimitsItem()
+    access: str = "open"
     autoscaling: AutoscalingItem = AutoscalingItem()
     download: DownloadItem | None = None
     generation: int = 1

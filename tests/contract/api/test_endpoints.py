@@ -20,14 +20,14 @@ ENDPOINT = "/api/v1/inference-endpoint"
 LISTED = {"endpointName", "modelName", "status", "endpoint", "clusterName", "namespace", "autoScalingStatus"}
 LISTED_OURS = {
     *("workspace", "uid", "reason", "message", "pathEndpoint", "replicaCount", "queuePosition"),
-    *("createdAt", "since"),
+    *("createdAt", "since", "access"),
 }
 DESCRIBED = (LISTED) | {"predictStatus", "ingressStatus", "tryCommand", "dnsRecords", "gpuRequests"}
 DESCRIBED_OURS = {
     *("workspace", "uid", "reason", "message", "nextAction", "nextRetryAt", "evidence", "conditions"),
     *("replicas", "replicaCount", "revisions", "traffic", "pathEndpoint", "tryPathCommand", "tryNote"),
     *("protocols", "model", "limits", "autoscaling", "download", "generation", "observedGeneration"),
-    *("stopped", "createdAt", "createdBy", "since", "timeline", "gpu"),
+    *("stopped", "createdAt", "createdBy", "since", "timeline", "gpu", "access"),
 }
 
 
