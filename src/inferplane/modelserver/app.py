@@ -104,6 +104,7 @@ class App:
         self.draining = False
         self.metrics = Metrics()
         self.config = config
+        self._probabilities = config.wants_probabilities
         #: Makes of this process's metrics those of all processes behind the address.
         self.add_up: Callable[[str], str] = lambda text: text
         self._mounts: dict[str, Asgi] = {}
@@ -286,7 +287,7 @@ class App:
             self._plan_sweep()
 
     def _read_v1(self, serving: Serving, body: bytes, _exchange: Exchange) -> Job:
-        work = v1.parse(body, serving.signature, probabilities=self.config.wants_probabilities)
+        work = v1.parse(body, serving.signature, probabilities=self._probabilities)
         return work, partial(_render_v1, work)
 
     def _read_v2(self, name: str, serving: Serving, body: bytes, exchange: Exchange) -> Job:

@@ -257,9 +257,8 @@ class Batcher:
             self._idle.clear()
             self._batches.put(batch)
             return
-        began = time.perf_counter()
-        results = compute_batch(self._compute, [entry.work for entry in batch])
-        self._finish(batch, results, time.perf_counter() - began, time.perf_counter() - began)
+        results, seconds, own_seconds = self._timed(batch)
+        self._finish(batch, results, seconds, own_seconds)
 
     def _remove(self, entry: Entry) -> None:
         del self._waiting[entry]
@@ -325,13 +324,18 @@ class Batcher:
         for entry, result in zip(batch, results, strict=True):
             _tell(entry, result)
 
+    def _timed(self, batch: list[Entry]) -> tuple[list[Result], float, float]:
+        """Compute a batch: its results, the time that went by, and the time that this thread worked.
+
+        What a thread waited for a core, or for the interpreter's lock, says nothing about the model.
+        """
+        began, own = time.perf_counter(), time.thread_time()
+        results = compute_batch(self._compute, [entry.work for entry in batch])
+        return results, time.perf_counter() - began, time.thread_time() - own
+
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:
-            began, own = time.perf_counter(), time.thread_time()
-            results = compute_batch(self._compute, [entry.work for entry in batch])
-            seconds = time.perf_counter() - began
-            # What this thread waited for the event loop to let it go on says nothing about the model.
-            own_seconds = time.thread_time() - own if self._steady else seconds
+            results, seconds, own_seconds = self._timed(batch)
             self._idle.set()
             try:
                 self._loop.call_soon_threadsafe(self._finish, batch, results, seconds, own_seconds)
