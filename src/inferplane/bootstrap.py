@@ -48,6 +48,7 @@ from inferplane.engines.port import Clock, Engine
 from inferplane.engines.simulated import NOTE, Script, SimulatedEngine
 from inferplane.gateway.activator import Activator
 from inferplane.gateway.demand import Demand
+from inferplane.gateway.history import TrafficHistory
 from inferplane.gateway.publisher import GatewayConfig, RoutePublisher
 from inferplane.gateway.traffic import TrafficMeter
 from inferplane.modelstore.store import ModelStore
@@ -237,9 +238,20 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
         )
         stack.push_async_callback(traffic.close)
         await traffic.start()
+        history = TrafficHistory(traffic.counters, clock)
+        stack.push_async_callback(history.close)
+        await history.start()
         devices = await _device_meter(settings, clock, stack)
 
-        controller = EndpointController(store, engines, publisher, clock, retired=retired, demand=demand)
+        controller = EndpointController(
+            store,
+            engines,
+            publisher,
+            clock,
+            retired=retired,
+            demand=demand,
+            by_revision=history.by_revision,
+        )
         await controller.restore_routes()
         publisher.open()
         runner = Runner(controller, speed=speed)
@@ -280,6 +292,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
             ),
             new_id=new_id,
             scheduling=switches,
+            traffic=history,
         )
         app = create_app(
             platform, readiness=lambda: {"gateway": publisher.problem(), "store": ""}, version=VERSION

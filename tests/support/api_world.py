@@ -42,7 +42,10 @@ from inferplane.domain.endpoint_access import Access
 from inferplane.domain.preflight import Check
 from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.engines.port import Action, EngineError, LogLine, Observation, Target
+from inferplane.gateway.admin import AdminUnreachable
 from inferplane.gateway.endpoint_keys import new_signing_key
+from inferplane.gateway.history import TrafficHistory
+from inferplane.gateway.series import Counters, Served
 from inferplane.services.bootstrap import ensure_installation
 from inferplane.services.context import GatewayAddress, Limits, Platform
 from inferplane.store.sql import Store
@@ -281,6 +284,7 @@ class World:
         self.engine = ScriptedEngine()
         self.unready: dict[str, str] = {"gateway": ""}
         self.later = timedelta(0)
+        self.counters: dict[Served, Counters] | None = None
         self.limits = limits or Limits(
             request_bytes_max=BODY_BYTES_MAX,
             request_seconds_max=2.0,
@@ -325,6 +329,7 @@ class World:
             limits=self.limits,
             default_access=self.default_access,
             signing_key=self.signing_key,
+            traffic=TrafficHistory(self.counted, self.now),
         )
         self.app: Api = create_app(self.platform, readiness=lambda: self.unready, version="1.2.3")
         # Named as TCP, or asyncio would not switch Nagle's algorithm off and each answer took 40 ms more.
@@ -354,6 +359,12 @@ class World:
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self.later
+
+    async def counted(self, uid: str) -> Mapping[Served, Counters]:
+        """What the gateway would have counted, as a test says; it does not answer before one does."""
+        if self.counters is None:
+            raise AdminUnreachable("no gateway")
+        return {served: one for served, one in self.counters.items() if uid in ("", served.uid)}
 
     # Callers
 

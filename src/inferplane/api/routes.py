@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from inferplane.api import access_views, gpu_views, inputs, views
+from inferplane.api import access_views, gpu_views, inputs, traffic_views, views
 from inferplane.api.answers import Answer, EventStream
 from inferplane.api.call import Call
 from inferplane.api.metrics import CONTENT_TYPE
@@ -41,6 +41,7 @@ from inferplane.services import (
     policies,
     templates,
     usage,
+    traffic,
     workspaces,
 )
 from inferplane.services.endpoints import Filter
@@ -101,6 +102,7 @@ from inferplane.wire.usage import UsageList
 from inferplane.wire.workspaces import (
     ClusterList,
     ClusterRef,
+from inferplane.wire.traffic import EndpointMetrics
     DeleteWorkspace,
     KubeConfigRequest,
     UpdateWorkspace,
@@ -593,6 +595,13 @@ async def gateway_unmatched(call: Call) -> Any:
         raise NotFound("no endpoint is served at this host and path", reason="NoSuchRoute") from None
     found = await endpoints.visible(call.platform, key.role, key.workspace, UNMATCHED_LISTED_MAX)
     gateway = call.platform.gateway
+async def endpoint_metrics(call: Call) -> EndpointMetrics:
+    """Requests, errors, times and concurrency of the last hour, by revision."""
+    place = call.workspace(), call.needed("endpoint"), call.text("cluster")
+    found = await traffic.series(call.platform, call.caller, place, call.number("minutes"))
+    return traffic_views.endpoint_metrics(found)
+
+
     raise NotFound(
         message,
         reason="NoSuchRoute",
@@ -636,7 +645,8 @@ async def metrics(call: Call) -> Answer:
     """Counters and gauges in Prometheus' text format."""
     async with call.platform.store.read() as tx:
         found = await tx.list_endpoints()
-    return Answer(call.tools.metrics.render(found), media_type=CONTENT_TYPE)
+    text = await traffic.counters_text(call.platform)
+    return Answer(call.tools.metrics.render(found) + text.encode(), media_type=CONTENT_TYPE)
 
 
 # Leaves
@@ -754,3 +764,4 @@ ROUTES: tuple[Route, ...] = (
     Route(("GET",), paths.READY, ready, "Whether every part is ready", data=Readiness, token=False),
     Route(("GET",), paths.METRICS, metrics, "Metrics", token=False, media_type="text/plain"),
 )  # fmt: skip
+    Route(("GET",), paths.ENDPOINT_METRICS, endpoint_metrics, "What the gateway saw of an endpoint", data=EndpointMetrics, query={**_ENDPOINT, "minutes": "only so many of the last minutes, 60 at most"}),

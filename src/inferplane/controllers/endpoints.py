@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol
 
@@ -73,7 +73,7 @@ class EndpointController:
 
     `engines` are those of the configured clusters, `retired` those of clusters that were configured once
     and may have something left here. Both by cluster name; one name may be in both, when a cluster was
-    given another engine. `by_revision` tells what the gateway saw of each of an endpoint's revisions.
+    given another engine. `by_revision` tells what the gateway saw of each revision in the last window of so much time.
     """
 
     name = "endpoints"
@@ -87,13 +87,13 @@ class EndpointController:
         *,
         retired: Mapping[str, Engine] | None = None,
         demand: Demand | None = None,
-        by_revision: Callable[[str], Mapping[int, RevisionTraffic]] | None = None,
+        by_revision: Callable[[str, timedelta], Mapping[int, RevisionTraffic]] | None = None,
     ) -> None:
         self._store = store
         self._engines = engines
         self._retired = retired or {}
         self._demand = demand or Demand(clock, lambda _: None)
-        self._by_revision = by_revision or (lambda _: NOBODY_ASKED)
+        self._by_revision = by_revision or (lambda _uid, _window: NOBODY_ASKED)
         self._routes = routes
         self._clock = clock
         self._janitor: asyncio.Task[None] | None = None
@@ -125,7 +125,8 @@ class EndpointController:
             self._demand.forget(key)
             return None
         engine = self._engines.get(endpoint.cluster)
-        asked = self._by_revision(key) if endpoint.spec.rollout is not None else NOBODY_ASKED
+        rollout = endpoint.spec.rollout
+        asked = NOBODY_ASKED if rollout is None else self._by_revision(key, rollout.guard.window)
         decide = partial(plan, traffic=self._demand.traffic(key), by_revision=asked)
         if engine is None:
             engine, decide = self._retired.get(endpoint.cluster), partial(plan_without_engine)

@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# What to ask Envoy for.
+# What to ask Envoy for: everybody's counters, or those of one endpoint.
 COUNTED = r"^cluster\.[^.]+/[^.]+\.upstream_rq_(total|active|[1-5]xx|time)$"
+_COUNTED_OF = r"^cluster\.[^.]+/%s/[^.]+\.upstream_rq_(total|active|[1-5]xx|time)$"
 
 _LINE = re.compile(r"envoy_cluster_upstream_rq_(\w+)\{([^}]*)\} (\S+)")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -73,6 +74,11 @@ class Counters:
                 return low + (bound - low) * (wanted - below) / (count - below)
             low, below = bound, count
         return low if self.answered else None
+
+
+def counted(uid: str) -> str:
+    """What to ask Envoy for to know one endpoint's counters; everybody's for ""."""
+    return _COUNTED_OF % re.escape(uid) if uid else COUNTED
 
 
 def counters_of(text: str) -> dict[Served, Counters]:

@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 
 from inferplane.gateway.admin import Admin, AdminUnreachable
-from inferplane.gateway.series import COUNTED, Counters, Served, counters_of
+from inferplane.gateway.series import Counters, Served, counted, counters_of
 from inferplane.observability import get_logger
 
 POLL_SECONDS = 2.0
@@ -128,11 +128,11 @@ class TrafficMeter:
         seen = self._seen.get(uid)
         return None if seen is None or seen.busy or not self._measured else seen.since
 
-    async def counters(self) -> Mapping[Served, Counters]:
-        """What Envoy has counted by endpoint and revision, with times. Raises AdminUnreachable."""
-        text = await self._admin.prometheus(COUNTED)
+    async def counters(self, uid: str = "") -> Mapping[Served, Counters]:
+        """What Envoy has counted by revision, with times; of one endpoint, or of all. Raises AdminUnreachable."""
+        text = await self._admin.prometheus(counted(uid))
         # Thousands of histograms take a while to read.
-        return await asyncio.to_thread(counters_of, text)
+        return counters_of(text) if uid else await asyncio.to_thread(counters_of, text)
 
     async def look(self) -> None:
         """One look. While Envoy does not answer, nobody is idle."""

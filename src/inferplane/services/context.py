@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from inferplane.domain.endpoint_access import Access
 from inferplane.engines.port import Clock, Engine
+from inferplane.gateway.history import TrafficHistory
 from inferplane.scheduler import Switches
 from inferplane.services.key_memory import KeyMemory
 from inferplane.services.questions import Questions
@@ -91,7 +92,8 @@ class Platform:
     `scheduling` holds the switches that the admission controller runs with, so that estimates agree.
     `keys` holds API keys that were read a moment ago; whoever deletes a key tells it.
     `questions` answers how long GPUs would take. `default_access` is that of endpoints for which none is
-    asked, `signing_key` (PEM) signs endpoint keys.
+    asked, `signing_key` (PEM) signs endpoint keys. `traffic` is what the gateway saw, None
+    without one.
     """
 
     store: Store
@@ -105,3 +107,4 @@ class Platform:
     questions: Questions = field(default_factory=Questions)
     default_access: Access = Access.OPEN
     signing_key: str = field(default="", repr=False)
+    traffic: TrafficHistory | None = None

@@ -110,6 +110,7 @@ WALK = (
     Step("GET", paths.ENDPOINT_LOGS, Verb.READ_LOGS, query="workspace={team}&endpoint=walked"),
     Step("GET", paths.ENDPOINT_LOGS, Verb.READ_LOGS, query="workspace={team}&endpoint=walked&follow=true"),
     Step("GET", paths.ENDPOINT_EXPLAIN, Verb.READ_ENDPOINT, query="workspace={team}&endpoint=walked"),
+    Step("GET", paths.ENDPOINT_METRICS, Verb.READ_ENDPOINT, query="workspace={team}&endpoint=walked"),
     Step("GET", paths.ENDPOINT_WATCH, Verb.READ_ENDPOINT, query="workspace={team}&status=none"),
     Step("POST", paths.ENDPOINT_STOP, Verb.WRITE_ENDPOINT, body=_place),
     Step("POST", paths.ENDPOINT_START, Verb.WRITE_ENDPOINT, body=_place),
