@@ -1,8 +1,9 @@
 """What comes through when twice as much is offered as a server can do.
 
-    .venv/bin/python bench/overload.py [--rounds 3] [--seconds 5] [--sides inferplane kserve …]
+    .venv/bin/python bench/overload.py [--rounds 3] [--seconds 5] [--rows 32 128] [--sides inferplane kserve …]
 
-A scikit-learn forest of 500 trees and 32 rows a request, so that the model is the work. First the capacity
+A scikit-learn forest of 500 trees, and 32 or 128 rows a request: a request that the model does in a fraction
+of a millisecond, where refusing costs a share of it, and one that takes some. First the capacity
 is measured (64 connections, a closed loop), then twice that is offered at even intervals over 1,024
 connections (an open loop, as users are). Callers wait 500 ms: an answer that comes later is worth nothing
 to them and does not count. *Goodput* is what came in time, as a share of the capacity.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ import peers
 
 PATIENCE_MS = 500.0
 CONNECTIONS = 1024
-REQUEST_ROWS = 32
+REQUEST_ROWS = (32, 128)
 TREES = 500
 
 
@@ -38,9 +40,9 @@ def train(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def side(name: str, model: Path) -> Iterator[harness.Server]:
-    """Start one side, to be asked for many rows."""
-    rows = harness.ROWS * (REQUEST_ROWS // len(harness.ROWS))
+def side(name: str, model: Path, request_rows: int) -> Iterator[harness.Server]:
+    """Start one side, to be asked for so many rows at a time."""
+    rows = harness.ROWS * (request_rows // len(harness.ROWS))
     started = harness.model_server(model) if name == "inferplane" else peers.PEERS[name](model)
     with started as server:
         server.body = harness.v2_body(rows) if "inputs" in json.loads(server.body) else harness.v1_body(rows)
@@ -53,6 +55,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rows", type=int, nargs="+", default=REQUEST_ROWS)
     parser.add_argument("--sides", nargs="+", default=["inferplane", *peers.PEERS])
     options = parser.parse_args()
     capacities: dict[str, list[float]] = {}
@@ -62,8 +65,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ip-") as folder:
         model = train(Path(folder) / "model.joblib")
         for number in range(options.rounds):
-            for name in options.sides:
-                with side(name, model) as server:
+            for name, request_rows in itertools.product(options.sides, options.rows):
+                with side(name, model, request_rows) as server:
                     capacity = harness.measure(
                         server, connections=64, seconds=options.seconds
                     ).good_per_second
@@ -75,13 +78,13 @@ def main() -> None:
                         rate=2 * capacity,
                         patience_ms=PATIENCE_MS,
                     )
-                    title = server.name
+                    title = f"{server.name}, {request_rows} rows"
                 capacities.setdefault(title, []).append(capacity)
                 goods.setdefault(title, []).append(over.good_per_second)
                 shares.setdefault(title, []).append(100 * over.good_per_second / capacity)
                 refused.setdefault(title, []).append(over.statuses.get("503", 0) / options.seconds)
                 print(
-                    f"round {number + 1}  {title:<20} capacity {capacity:,.0f}/s, offered twice that: "
+                    f"round {number + 1}  {title:<26} capacity {capacity:,.0f}/s, offered twice that: "
                     f"{over.good_per_second:,.0f}/s in time, {over.statuses}, unsent {over.unsent}, "
                     f"failures {over.failures}, p50 {over.p50:.0f} ms",
                     flush=True,

@@ -18,11 +18,11 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 from inferplane.modelserver import v1, v2
-from inferplane.modelserver.batcher import Batcher, Result
+from inferplane.modelserver.batcher import QUEUE_FULL, RETRY_AFTER_SECONDS_MAX, Batcher, Result
 from inferplane.modelserver.config import ServerConfig
 from inferplane.modelserver.errors import BadInput, NotProcessed, RequestError, TooLarge, short
 from inferplane.modelserver.exchange import (
@@ -177,6 +177,15 @@ class App:
 
     # Predictions.
 
+    def refusal(self, protocol: str) -> Answer | None:
+        """The answer to a prediction for which there is no room, or None when there may be some. Cheap,
+        because a server that is offered too much says this more often than anything else."""
+        serving = self.serving
+        if serving is None or serving.batcher.room():
+            return None
+        self.metrics.on_request(protocol, 503, 0.0)
+        return _refusal(serving.batcher.retry_after)
+
     def start(self, exchange: Exchange, read: Read, body: bytes) -> None:
         """Compute what `body` asks for; `exchange.finish` gets the answer, now or later."""
         self._open.add(exchange)
@@ -189,7 +198,6 @@ class App:
             return
         try:
             serving = self._admit()
-            serving.batcher.check_room()
             work, render = read(serving, body, exchange)
             exchange.entry = serving.batcher.add(
                 work, exchange.deadline, partial(self._computed, exchange, render)
@@ -219,8 +227,7 @@ class App:
     def failure(self, error: BaseException) -> Answer:
         """The answer to whatever went wrong with a request."""
         if isinstance(error, NotProcessed):
-            retry = (b"retry-after", b"%d" % error.retry_after)
-            return error_answer(error.status, error.message, (JSON_TYPE, retry, NOT_PROCESSED_MARK))
+            return _not_processed(error.message, error.retry_after)
         if isinstance(error, RequestError):
             return error_answer(error.status, error.message)
         if isinstance(error, MemoryError):
@@ -242,7 +249,6 @@ class App:
         """`start` for a body whose parsing and rendering would hold up everybody else."""
         try:
             serving = self._admit()
-            serving.batcher.check_room()
             work, render = await asyncio.to_thread(read, serving, body, exchange)
             del body
             answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -375,6 +381,16 @@ class App:
             404,
             f"there is nothing at {path[:200]}; predict at /v1/models/{name}:predict or /v2/models/{name}/infer",
         )
+
+
+def _not_processed(message: str, retry_after: int) -> Answer:
+    retry = (b"retry-after", b"%d" % retry_after)
+    return error_answer(503, message, (JSON_TYPE, retry, NOT_PROCESSED_MARK))
+
+
+@lru_cache(maxsize=RETRY_AFTER_SECONDS_MAX)
+def _refusal(retry_after: int) -> Answer:
+    return _not_processed(QUEUE_FULL, retry_after)
 
 
 def too_large(limit: int) -> Answer:

@@ -55,6 +55,7 @@ PATIENCE_SHARE = 0.5
 #: Bytes of input that may wait, whatever the number of rows.
 QUEUE_BYTES_MAX = 512 * 1024 * 1024
 RETRY_AFTER_SECONDS_MAX = 30
+QUEUE_FULL = "too many requests are waiting for this model; try again in a moment"
 #: How long the event loop stands back for a batch at a time when requests are being refused.
 YIELD_SECONDS = 0.02
 #: Sizes of batches are told apart by powers of two, up to this one.
@@ -172,10 +173,20 @@ class Batcher:
             self._plan()
         return entry
 
-    def check_room(self) -> None:
-        """Raises NotProcessed when a request that comes now would not fit: known before it is even read."""
-        if self._waiting:
-            self._check_room(1, 0, math.inf)
+    def room(self) -> bool:
+        """Whether a request that comes now may fit: known before it is even read."""
+        full = (
+            self._waiting_rows >= self._limits.queue_rows_max
+            or self._waiting_bytes >= self._limits.queue_bytes_max
+        )
+        if full:
+            self._stand_back()
+        return not full
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which what waits now will have been computed, as the last batches went."""
+        return max(1, min(math.ceil(self._wait()), RETRY_AFTER_SECONDS_MAX))
 
     def drop(self, entry: Entry) -> None:
         """Forget a request whose caller went away or got another answer: its place is free at once."""
@@ -213,19 +224,21 @@ class Batcher:
             _tell(entry, NotProcessed("this server is shutting down; send the request again"))
 
     def _check_room(self, rows: int, size: int, patience: float) -> None:
-        wait = (self._waiting_rows + self._computing_rows) * self._row_seconds
         full = (
             self._waiting_rows + rows > self._limits.queue_rows_max
             or self._waiting_bytes + size > self._limits.queue_bytes_max
         )
-        if full or wait > patience * PATIENCE_SHARE:
-            if not self._yielding and not self._idle.is_set():
-                self._yielding = True
-                self._loop.call_soon(self._yield)
-            raise NotProcessed(
-                "too many requests are waiting for this model; try again in a moment",
-                retry_after=max(1, min(math.ceil(wait), RETRY_AFTER_SECONDS_MAX)),
-            )
+        if full or self._wait() > patience * PATIENCE_SHARE:
+            self._stand_back()
+            raise NotProcessed(QUEUE_FULL, retry_after=self.retry_after)
+
+    def _wait(self) -> float:
+        return (self._waiting_rows + self._computing_rows) * self._row_seconds
+
+    def _stand_back(self) -> None:
+        if not self._yielding and not self._idle.is_set():
+            self._yielding = True
+            self._loop.call_soon(self._yield)
 
     def _yield(self) -> None:
         """Leave the interpreter's lock to the worker."""

@@ -344,6 +344,10 @@ class HttpConnection(asyncio.Protocol, Connection):
             self.reply(app.answer_from_memory(request.method.decode("latin-1"), path, route))
 
     def _begin_exchange(self, route: Route, request: _Request) -> None:
+        refusal = self._app.refusal(route.protocol)
+        if refusal is not None:
+            self.reply(refusal)
+            return
         patience = caller_patience(request.headers, self._timeout)
         self._exchange = exchange = _HttpExchange(self, route.protocol, request.headers, patience)
         assert route.post is not None
