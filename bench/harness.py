@@ -61,11 +61,12 @@ def v1_body(rows: Any = ROWS) -> bytes:
     return json.dumps({"instances": rows}).encode()
 
 
-def v2_body(rows: Any = ROWS) -> bytes:
-    """A V2 request for the prediction alone, with its tensor as JSON."""
+def v2_body(rows: Any = ROWS, outputs: Sequence[str] = ("predict",)) -> bytes:
+    """A V2 request with its tensor as JSON, for these outputs (none named: all)."""
     flat = [value for row in rows for value in row]
     tensor = {"name": "input-0", "shape": [len(rows), len(rows[0])], "datatype": "FP64", "data": flat}
-    return json.dumps({"inputs": [tensor], "outputs": [{"name": "predict"}]}).encode()
+    wanted = {"outputs": [{"name": name} for name in outputs]} if outputs else {}
+    return json.dumps({"inputs": [tensor]} | wanted).encode()
 
 
 # Environments of peers.
@@ -190,6 +191,13 @@ class Platform:
     gateway: str
     token: str
     process: subprocess.Popen[str]
+    home: Path
+
+    def sign_in(self) -> None:
+        """Have a fresh token of the owner's; they live for a quarter of an hour."""
+        key = (self.home / "owner.key").read_text().strip()
+        _, content = self.call("POST", "auth", {"apiKey": key})
+        self.token = content["data"]["token"]
 
     def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """One call of the API: status and content."""
@@ -247,10 +255,8 @@ def inferplane_platform(**settings: str) -> Iterator[Platform]:
             assert process.stdout is not None
             words = process.stdout.readline().split()
             api, gateway = words[words.index("api") + 1], words[words.index("gateway") + 1]
-            key = (Path(home) / "owner.key").read_text().strip()
-            started = Platform(api, gateway, "", process)
-            _, content = started.call("POST", "auth", {"apiKey": key})
-            started.token = content["data"]["token"]
+            started = Platform(api, gateway, "", process, Path(home))
+            started.sign_in()
             yield started
         finally:
             process.send_signal(signal.SIGTERM)
