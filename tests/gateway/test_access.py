@@ -8,7 +8,9 @@ import stat
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
@@ -140,6 +142,44 @@ async def test_each_key_has_a_rate_of_its_own(world: World) -> None:
         for key_id in ("a", "b", "c"):
             statuses = [(await http.get(URL, headers=key(key_id))).status_code for _ in range(4)]
             assert statuses == [200, 200, 429, 429], key_id
+
+
+async def test_a_key_with_a_rate_of_its_own_has_that_one(world: World) -> None:
+    replica = await world.replica()
+    gateway = await world.gateway(key_set=key_set(SIGNING))
+    own: dict[str, Any] = {"access": Access.KEY, "key_rates": (("slow", 0.01),), "burst": 1}
+    await publish(gateway, routes(replica.upstream, **own))
+    async with client(gateway) as http:
+        statuses = [(await http.get(URL, headers=key("slow"))).status_code for _ in range(2)]
+        assert statuses == [200, 429]
+        assert "its own for a key that has one" in (await http.get(URL, headers=key("slow"))).json()["error"]
+        assert [(await http.get(URL, headers=key("free"))).status_code for _ in range(4)] == [200] * 4
+    # Beside a rate for every key, its own counts.
+    both = {**own, "requests_per_second_per_key": 0.01, "burst": 3, "key_rates": (("quick", 1000.0),)}
+    await publish(gateway, routes(replica.upstream, **both))
+
+    async def usual() -> list[int]:
+        return [(await http.get(URL, headers=key("usual"))).status_code for _ in range(5)]
+
+    async with client(gateway) as http:
+        async with asyncio.timeout(20):
+            while 429 not in await usual():
+                pass
+        quick = [(await http.get(URL, headers=key("quick"))).status_code for _ in range(3)]
+        assert quick == [200, 200, 200]
+
+
+async def test_a_key_ends_when_it_says(world: World) -> None:
+    replica = await world.replica()
+    gateway = await world.gateway(key_set=key_set(SIGNING))
+    await publish(gateway, routes(replica.upstream, access=Access.KEY))
+    async with client(gateway) as http, asyncio.timeout(20):
+        now = parsedate_to_datetime((await http.get(URL)).headers["date"])
+        value = mint(KeyClaims("short", ("uid-iris",), now, now + timedelta(seconds=3)), SIGNING)
+        headers = {"authorization": f"Bearer {value}"}
+        assert (await http.get(URL, headers=headers)).status_code == 200
+        while (await http.get(URL, headers=headers)).status_code != 401:
+            pass
 
 
 async def test_more_than_the_endpoints_concurrency_is_429(world: World) -> None:

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from inferplane.controllers.endpoint_gpus import startable
 from inferplane.domain.endpoint import InferenceEndpoint, Replica, ReplicaState, public_state
+from inferplane.domain.endpoint_access import EndpointKey
 from inferplane.domain.rollout import RolloutPhase, phase_of, shares
 from inferplane.gateway.route_table import EndpointRoutes, Upstream
+
+
+def with_keys(routes: EndpointRoutes, keys: Iterable[EndpointKey]) -> EndpointRoutes:
+    """The routes, told of the keys that the gateway cannot judge by themselves: revoked, with own rates."""
+    known = sorted(keys, key=lambda key: key.id)
+    return replace(
+        routes,
+        revoked_keys=tuple(key.id for key in known if key.revoked_at is not None),
+        key_rates=tuple(
+            (key.id, key.requests_per_second)
+            for key in known
+            if key.revoked_at is None and key.requests_per_second is not None
+        ),
+    )
 
 
 def routes_of(endpoint: InferenceEndpoint) -> EndpointRoutes:

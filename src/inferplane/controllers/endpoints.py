@@ -21,7 +21,7 @@ from typing import Protocol
 from inferplane.controllers.endpoint_gpus import NO_GPUS, EndpointGpus, gpus_of
 from inferplane.controllers.endpoint_news import PlannedEvent
 from inferplane.controllers.endpoint_plan import NOBODY_ASKED, Plan, plan, plan_without_engine
-from inferplane.controllers.endpoint_routes import routes_of
+from inferplane.controllers.endpoint_routes import routes_of, with_keys
 from inferplane.domain.endpoint import (
     EndpointStatus,
     InferenceEndpoint,
@@ -29,6 +29,7 @@ from inferplane.domain.endpoint import (
     ReplicaId,
     public_state,
 )
+from inferplane.domain.endpoint_access import Access, EndpointKey
 from inferplane.domain.events import Event
 from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.rollout import RevisionTraffic
@@ -110,9 +111,11 @@ class EndpointController:
         """
         async with self._store.read() as tx:
             endpoints = await tx.list_endpoints()
-        for endpoint in endpoints:
-            if endpoint.deletion_requested_at is None:
-                self._routes.set(routes_of(endpoint))
+            now = self._clock()
+            for endpoint in endpoints:
+                if endpoint.deletion_requested_at is None:
+                    keys = await tx.keys_that_matter(endpoint, now)
+                    self._routes.set(with_keys(routes_of(endpoint), keys))
 
     async def reconcile(self, key: str) -> float | None:
         """Take the next step for one endpoint; return when to look again."""
@@ -151,12 +154,19 @@ class EndpointController:
         if next_step.routes is None:
             self._routes.remove(endpoint.uid)
         else:
-            self._routes.set(next_step.routes)
+            self._routes.set(with_keys(next_step.routes, await self._keys_of(endpoint)))
         self._demand.tell(endpoint.uid, standing_of(endpoint, next_step), on_traffic=next_step.on_traffic)
         if engine is None:
             assert not next_step.actions, "of what is not there nothing is left to do"
             return next_step.look_again_seconds
         return await self._apply(endpoint, target, engine, next_step)
+
+    async def _keys_of(self, endpoint: InferenceEndpoint) -> list[EndpointKey]:
+        """Read last: a key that was revoked meanwhile is refused by the routes of this very step."""
+        if endpoint.spec.access is Access.OPEN:
+            return []
+        async with self._store.read() as tx:
+            return await tx.keys_that_matter(endpoint, self._clock())
 
     async def _apply(
         self, endpoint: InferenceEndpoint, target: Target, engine: Engine, next_step: Plan

@@ -510,9 +510,10 @@ def _lists(text: str) -> dict[str, Any]:
 
 def _limits(routes: EndpointRoutes) -> dict[str, Any]:
     per_endpoint, per_key = routes.requests_per_second, routes.requests_per_second_per_key
+    own = dict(routes.key_rates)
     if routes.access is not Access.KEY:
-        per_key = None
-    if per_endpoint is None and per_key is None:
+        per_key, own = None, {}
+    if per_endpoint is None and per_key is None and not own:
         return {}
     limit = typed(
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
@@ -522,7 +523,7 @@ def _limits(routes: EndpointRoutes) -> dict[str, Any]:
         # Envoy insists on a bucket; without a rate of the endpoint's own it never runs dry.
         token_bucket=_bucket(RATE_MAX if per_endpoint is None else per_endpoint, routes.burst),
     )
-    if per_key is not None:
+    if per_key is not None or own:
         by_key = {
             "metadata": {
                 "descriptor_key": "key",
@@ -531,7 +532,14 @@ def _limits(routes: EndpointRoutes) -> dict[str, Any]:
             }
         }
         limit["rate_limits"] = [{"actions": [by_key]}]
-        limit["descriptors"] = [{"entries": [{"key": "key"}], "token_bucket": _bucket(per_key, routes.burst)}]
+        limit["descriptors"] = [
+            {"entries": [{"key": "key", "value": key_id}], "token_bucket": _bucket(rate, routes.burst)}
+            for key_id, rate in sorted(own.items())
+        ]
+        if per_key is not None:
+            limit["descriptors"].append(
+                {"entries": [{"key": "key"}], "token_bucket": _bucket(per_key, routes.burst)}
+            )
         limit["max_dynamic_descriptors"] = KEYS_COUNTED_MAX
         limit["always_consume_default_token_bucket"] = True
     return {RATE_LIMIT: limit}
@@ -554,7 +562,10 @@ def _rate_words(routes: EndpointRoutes) -> str:
         ("for the endpoint", routes.requests_per_second),
         ("for each key", routes.requests_per_second_per_key if routes.access is Access.KEY else None),
     )
-    return ", ".join(f"{rate:.10g} {what}" for what, rate in rates if rate is not None)
+    words = [f"{rate:.10g} {what}" for what, rate in rates if rate is not None]
+    if routes.key_rates and routes.access is Access.KEY:
+        words.append("its own for a key that has one")
+    return ", ".join(words)
 
 
 def _always(what: str) -> dict[str, Any]:

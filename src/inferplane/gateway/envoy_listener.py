@@ -60,6 +60,7 @@ NOT_READY_RETRY_AFTER_SECONDS = 2
 # Envoy comes back to a control plane that was away as quickly as this.
 RECONNECT_FIRST_SECONDS = 0.05
 RECONNECT_LAST_SECONDS = 0.25
+CLOCK_SKEW_SECONDS = 1
 XDS_IDLE_SECONDS = 7 * 24 * 3600.0
 
 STATISTICS_SECONDS = 2
@@ -297,6 +298,8 @@ def _key_filter(key_set: str) -> dict[str, Any]:
         "local_jwks": {"inline_string": key_set},
         "from_headers": [{"name": "Authorization", "value_prefix": "Bearer "}],
         "payload_in_metadata": KEY_CLAIMS,
+        # Envoy's clock is ours: without this, a key would be good for a minute longer than it says.
+        "clock_skew_seconds": CLOCK_SKEW_SECONDS,
         # Verifying a signature costs more than the rest of a request's way through Envoy.
         "jwt_cache_config": {"jwt_cache_size": 1000},
     }

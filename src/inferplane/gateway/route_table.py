@@ -59,7 +59,8 @@ class EndpointRoutes:
     `access` KEY: only requests with `Authorization: Bearer <endpoint key>` (`gateway.endpoint_keys`), not
     those whose key's id is in `revoked_keys`: 401 without a valid key, 403 with one of another endpoint.
     Rates are requests a second over all connections; `burst` may come at once (default: one second's
-    worth); 429 with `Retry-After` beyond. The rate per key needs access KEY. `concurrency_max` requests
+    worth); 429 with `Retry-After` beyond. The rate per key needs access KEY; `key_rates` are
+    (key id, rate) of keys with a rate of their own, which counts instead. `concurrency_max` requests
     are in flight at most, over all revisions; 429 beyond.
     `cluster` is "" unless the endpoint's name was taken on another cluster of the workspace when it was
     made: then it comes into the host and the path, so that both can be reached.
@@ -79,6 +80,7 @@ class EndpointRoutes:
     asleep: bool = False
     access: Access = Access.OPEN
     revoked_keys: tuple[str, ...] = ()
+    key_rates: tuple[tuple[str, float], ...] = ()
     requests_per_second: float | None = None
     burst: int | None = None
     requests_per_second_per_key: float | None = None

@@ -75,7 +75,7 @@ class AccessRows(Statements):
         statement = update(endpoint_keys).where(
             endpoint_keys.c.id == key.id, endpoint_keys.c.revoked_at.is_(None)
         )
-        if await self._count(statement.values(revoked_at=to_micros(at))):
+        if await self._count(statement.values(revoked_at=to_micros(at), at_gateway=1)):
             await self.touch_opened(key)
 
     async def revoke_endpoint_keys_of(self, workspace: str, at: datetime) -> None:
@@ -83,7 +83,7 @@ class AccessRows(Statements):
         await self._run(
             update(endpoint_keys)
             .where(endpoint_keys.c.workspace == workspace, endpoint_keys.c.revoked_at.is_(None))
-            .values(revoked_at=to_micros(at))
+            .values(revoked_at=to_micros(at), at_gateway=1)
         )
 
     async def keys_that_matter(self, endpoint: InferenceEndpoint, now: datetime) -> list[EndpointKey]:
@@ -94,17 +94,13 @@ class AccessRows(Statements):
         if endpoint.spec.access is not Access.KEY:
             return []
         columns = endpoint_keys.c
-        statement = (
-            select(endpoint_keys)
-            .where(columns.workspace == endpoint.workspace, columns.expires_at > to_micros(now))
-            .order_by(columns.id)
+        statement = select(endpoint_keys).where(
+            columns.workspace == endpoint.workspace,
+            columns.at_gateway == 1,
+            columns.expires_at > to_micros(now),
         )
-        keys = [_key_from_row(row._mapping) for row in await self._all(statement)]
-        return [
-            key
-            for key in keys
-            if key.opens(endpoint.uid) and (key.revoked_at is not None or key.requests_per_second is not None)
-        ]
+        rows = await self._all(statement.order_by(columns.id))
+        return [key for key in (_key_from_row(row._mapping) for row in rows) if key.opens(endpoint.uid)]
 
     async def touch_opened(self, key: EndpointKey) -> None:
         """Announce every endpoint that the key opens as changed."""
@@ -240,6 +236,7 @@ def _key_to_row(key: EndpointKey) -> dict[str, Any]:
         "created_at": to_micros(key.created_at),
         "expires_at": to_micros(key.expires_at),
         "revoked_at": micros_of(key.revoked_at),
+        "at_gateway": int(key.revoked_at is not None or key.requests_per_second is not None),
         "body": to_json(
             {
                 "name": key.name,

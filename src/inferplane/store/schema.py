@@ -225,9 +225,12 @@ endpoint_keys = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
+    # 1: the gateway has to know of it. Most keys say all that it needs themselves.
+    Column("at_gateway", BigInteger, nullable=False),
     Column("body", Text, nullable=False),
     # In the order in which keys are listed.
     Index(None, "workspace", "created_at", "id"),
+    Index(None, "workspace", "at_gateway"),
     Index(None, "expires_at"),
 )
 

@@ -25,12 +25,14 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("expires_at", sa.BigInteger, nullable=False),
         sa.Column("revoked_at", sa.BigInteger),
+        sa.Column("at_gateway", sa.BigInteger, nullable=False),
         sa.Column("body", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_endpoint_keys"),
     )
     op.create_index(
         "ix_endpoint_keys_workspace_created_at_id", "endpoint_keys", ["workspace", "created_at", "id"]
     )
+    op.create_index("ix_endpoint_keys_workspace_at_gateway", "endpoint_keys", ["workspace", "at_gateway"])
     op.create_index("ix_endpoint_keys_expires_at", "endpoint_keys", ["expires_at"])
     op.create_table(
         "usage_hours",
