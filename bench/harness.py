@@ -40,6 +40,10 @@ POLL_SECONDS = 0.05
 ROWS = [[5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3]]
 
 
+# An ended benchmark ends its servers too: its `finally` clauses run as after Ctrl-C.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 # Models.
 
 

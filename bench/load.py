@@ -189,10 +189,10 @@ class Load:
 def _length(head: bytes) -> int:
     """The body's length; -1 - head for a chunked one, so that the sum is negative."""
     lower = head.lower()
-    at = lower.find(b"content-length:")
+    at = lower.find(b"\r\ncontent-length:")  # not the one of the binary extension
     if at >= 0:
-        end = lower.find(b"\r\n", at)
-        return int(lower[at + 15 : end if end >= 0 else None])
+        end = lower.find(b"\r\n", at + 2)
+        return int(lower[at + 17 : end if end >= 0 else None])
     return -len(head) - 5 if b"transfer-encoding: chunked" in lower else 0
 
 
@@ -241,7 +241,6 @@ def main() -> None:
     body = options.body.read_bytes()
     headers = [
         f"host: {host}",
-        "content-type: application/json",
         *options.header,
         f"content-length: {len(body)}",
     ]

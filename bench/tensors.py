@@ -43,8 +43,8 @@ def requests(rows: int) -> dict[str, tuple[bytes, tuple[str, ...]]]:
     tensor = {"name": "input-0", "shape": list(array.shape), "datatype": "FP64"}
     text = json.dumps({"inputs": [tensor | {"data": array.ravel().tolist()}]}).encode()
     size = {"parameters": {"binary_data_size": array.nbytes}}
-    wanted = [{"name": "predict", "parameters": {"binary_data": True}}]
-    head = json.dumps({"inputs": [tensor | size], "outputs": wanted}).encode()
+    wanted = {"binary_data_output": True}
+    head = json.dumps({"inputs": [tensor | size], "parameters": wanted}).encode()
     headers = ("content-type: application/octet-stream", f"inference-header-content-length: {len(head)}")
     return {
         "JSON": (text, ("content-type: application/json",)),

@@ -28,7 +28,7 @@ def kserve(model: Path, features: int = 0) -> Iterator[harness.Server]:
     )
     if features:
         server.url = f"http://127.0.0.1:{port}/v2/models/iris/infer"
-        server.body = harness.v2_body([[0.0] * features])
+        server.body = harness.v2_body([[0.0] * features], outputs=())
     command = [str(python), str(FOLDER / "kserve_server.py"), str(model), str(port)]
     with harness.running(server, command):
         yield server
