@@ -37,6 +37,7 @@ from inferplane.controllers.admission import CYCLE, AdmissionController
 from inferplane.controllers.endpoints import EndpointController
 from inferplane.controllers.inventory import DeclaredNodes, InventoryController, NodeSource
 from inferplane.controllers.runner import Runner
+from inferplane.controllers.usage import UsageCollector
 from inferplane.domain.errors import InferplaneError, Unavailable
 from inferplane.domain.gpu_request import Grant
 from inferplane.domain.workspace import Cluster
@@ -48,6 +49,7 @@ from inferplane.engines.port import Clock, Engine
 from inferplane.engines.simulated import NOTE, Script, SimulatedEngine
 from inferplane.gateway.activator import Activator
 from inferplane.gateway.demand import Demand
+from inferplane.gateway.endpoint_keys import key_set, signing_key
 from inferplane.gateway.history import TrafficHistory
 from inferplane.gateway.publisher import GatewayConfig, RoutePublisher
 from inferplane.gateway.traffic import TrafficMeter
@@ -209,6 +211,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
         activator_socket = socket_directory(settings.home) / ACTIVATOR_SOCKET
         await stack.enter_async_context(_serve_at(activator_socket, Activator(demand)))
 
+        signing = signing_key(settings.home)
         publisher = RoutePublisher(
             GatewayConfig(
                 directory=settings.home / "gateway",
@@ -217,6 +220,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
                 domain=settings.domain,
                 api_address=f"{_loopback(settings.api_host)}:{api_port}",
                 activator_address=f"unix:{activator_socket}",
+                key_set=key_set(signing),
             ),
             on_confirmed=wake,
         )
@@ -280,6 +284,10 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
         await inventory_runner.start()
         stack.push_async_callback(inventory_runner.close)
 
+        usage = UsageCollector(store, publisher.access_log, clock)
+        usage.start()
+        stack.push_async_callback(usage.close)
+
         platform = Platform(
             store=store,
             engines=engines,
@@ -293,6 +301,8 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
             new_id=new_id,
             scheduling=switches,
             traffic=history,
+            default_access=settings.endpoint_access,
+            signing_key=signing,
         )
         app = create_app(
             platform, readiness=lambda: {"gateway": publisher.problem(), "store": ""}, version=VERSION

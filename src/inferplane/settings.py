@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from inferplane.domain.endpoint_access import Access
 from inferplane.domain.errors import Invalid
 from inferplane.domain.gpu_request import GPUS_PER_NODE_MAX, MEMORY_GB_MAX
 from inferplane.domain.inventory import Node
@@ -121,6 +122,7 @@ class Settings:
     `api_host` and `gateway_host` default to loopback: a stranger's laptop opens nothing to the
     network unless asked. `advertised_host` is the address put into URLs and DNS records. `clusters` are
     those of the file; `every_cluster` has the embedded one too. `custom_servers` is auto, yes or no.
+    `default_access` is auto, open or key.
     """
 
     home: Path
@@ -135,6 +137,7 @@ class Settings:
     model_cache_bytes_max: int = 20 * 1024**3
     fork_servers: bool = True
     custom_servers: str = "auto"
+    default_access: str = "auto"
     clusters: tuple[ClusterSettings, ...] = ()
 
     @property
@@ -143,6 +146,15 @@ class Settings:
         return self.custom_servers == "yes" or (
             self.custom_servers == "auto" and is_loopback(f"http://{_bracketed(self.api_host)}")
         )
+
+    @property
+    def endpoint_access(self) -> Access:
+        """Who may send requests to an endpoint where nobody says: by default whoever can, if that is only
+        this machine, else whoever has a key."""
+        if self.default_access == "auto":
+            alone = is_loopback(f"http://{_bracketed(self.gateway_host)}")
+            return Access.OPEN if alone else Access.KEY
+        return Access(self.default_access)
 
     @property
     def every_cluster(self) -> tuple[ClusterSettings, ...]:
@@ -492,6 +504,13 @@ def _custom_servers(raw: Any) -> str:
     return word
 
 
+def _default_access(raw: Any) -> str:
+    word = str(raw).lower()
+    if word not in {"auto", *Access}:
+        raise ValueError(f"must be auto, {' or '.join(Access)}")
+    return word
+
+
 def _log_level(raw: Any) -> str:
     level = str(raw).lower()
     if level not in {"debug", "info", "warning", "error"}:
@@ -529,6 +548,7 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "model_cache_bytes_max": _positive,
     "fork_servers": _boolean,
     "custom_servers": _custom_servers,
+    "default_access": _default_access,
 }
 
 

@@ -47,6 +47,11 @@ CustomServers = Annotated[
     str | None, _option("--custom-servers", "auto, yes or no: may manifests bring commands to run here?")
 ]
 
+DefaultAccess = Annotated[
+    str | None,
+    _option("--default-access", "auto, open or key: who may send requests to endpoints where nobody says."),
+]
+
 
 def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
     """Add the commands to `app`; `run` is what `up` starts."""
@@ -66,6 +71,7 @@ def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
         model_cache_bytes_max: CacheBytes = None,
         fork_servers: ForkServers = None,
         custom_servers: CustomServers = None,
+        default_access: DefaultAccess = None,
     ) -> None:
         """Run the platform in the foreground, until Ctrl-C."""
         raise typer.Exit(run(_loaded(locals())))
@@ -111,6 +117,7 @@ def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
         model_cache_bytes_max: CacheBytes = None,
         fork_servers: ForkServers = None,
         custom_servers: CustomServers = None,
+        default_access: DefaultAccess = None,
         output: Output = Format.TABLE,
     ) -> None:
         """Print what is in force for `up`, and where each value came from."""

@@ -84,7 +84,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class LogPosition:
-    """How far a log has been counted: which file (as the system tells files apart) and how many bytes."""
+    """How far a log has been counted: which file (a digest of its first line) and how many bytes."""
 
     file: str = ""
     offset: int = 0

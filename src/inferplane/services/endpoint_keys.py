@@ -8,7 +8,7 @@ that is told to the gateway with the routes of the endpoints that it opened.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from inferplane.domain.access import Caller, Verb
 from inferplane.domain.endpoint_access import EndpointKey
@@ -24,8 +24,6 @@ from inferplane.store.sql import Tx
 
 KEY_ID_PREFIX = "ek-"
 KEY_ID_CHARACTERS = 12
-KEPT_AFTER_EXPIRY = timedelta(days=30)
-"""So long an expired key stays in the list, that people see why it no longer works."""
 KEY_ID_CHARACTERS_MAX = 80
 
 
