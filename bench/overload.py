@@ -6,7 +6,8 @@ A scikit-learn forest of 500 trees, and 32 or 128 rows a request: a request that
 of a millisecond, where refusing costs a share of it, and one that takes some. First the capacity
 is measured (64 connections, a closed loop), then twice that is offered at even intervals over 1,024
 connections (an open loop, as users are). Callers wait 500 ms: an answer that comes later is worth nothing
-to them and does not count. *Goodput* is what came in time, as a share of the capacity.
+to them and does not count. *Goodput* is what came in time, as a share of the capacity. `gateway` is a whole
+platform: the request goes through Envoy to a replica that the platform has started.
 """
 
 from __future__ import annotations
@@ -43,8 +44,13 @@ def train(path: Path) -> Path:
 def side(name: str, model: Path, request_rows: int) -> Iterator[harness.Server]:
     """Start one side, to be asked for so many rows at a time."""
     rows = harness.ROWS * (request_rows // len(harness.ROWS))
-    started = harness.model_server(model) if name == "inferplane" else peers.PEERS[name](model)
-    with started as server:
+    with contextlib.ExitStack() as stack:
+        if name == "gateway":
+            server = stack.enter_context(harness.inferplane_platform()).deploy("iris", model)
+        elif name == "inferplane":
+            server = stack.enter_context(harness.model_server(model))
+        else:
+            server = stack.enter_context(peers.PEERS[name](model))
         server.body = harness.v2_body(rows) if "inputs" in json.loads(server.body) else harness.v1_body(rows)
         yield server
 
@@ -56,7 +62,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rows", type=int, nargs="+", default=REQUEST_ROWS)
-    parser.add_argument("--sides", nargs="+", default=["inferplane", *peers.PEERS])
+    parser.add_argument("--sides", nargs="+", default=["inferplane", "gateway", *peers.PEERS])
     options = parser.parse_args()
     capacities: dict[str, list[float]] = {}
     goods: dict[str, list[float]] = {}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from gateway_world import Request, World, client, publish, response, routes
+import httpx
+import pytest
+
+from gateway_world import Request, World, client, echo, eventually, publish, response, routes
 
 PREDICT = "/serving/default/iris/v1/models/iris:predict"
 
@@ -70,6 +73,85 @@ async def test_what_may_have_been_processed_is_never_sent_twice(world: World) ->
                 "reason": "ReplicaWentAway",
             }
             assert sum(len(replica.requests) for replica in dying) == count
+
+
+async def test_a_prediction_that_can_be_repeated_is_answered_by_another_replica(world: World) -> None:
+    dying, well = await world.replica("r1-0", die), await world.replica("r1-1")
+    gateway = await world.gateway()
+    await publish(gateway, routes(dying.upstream, well.upstream, retriable=True))
+    body = b"x" * 3_000_000
+    async with client(gateway) as http:
+        for _ in range(10):
+            answer = await http.post(PREDICT, content=body)
+            assert (answer.status_code, answer.json()["bodyBytes"]) == (200, len(body))
+    assert dying.requests, "the test really broke connections"
+    assert len(well.requests) == 10
+
+
+async def test_everything_in_flight_at_a_replica_that_dies_is_answered_by_the_other(world: World) -> None:
+    many, dead = 200, asyncio.Event()
+
+    async def hold_and_die(request: Request) -> AsyncIterator[bytes]:
+        await dead.wait()
+        async for piece in die(request):
+            yield piece
+
+    async def hold(request: Request) -> AsyncIterator[bytes]:
+        await dead.wait()
+        async for piece in echo(request):
+            yield piece
+
+    dying, well = await world.replica("r1-0", hold_and_die), await world.replica("r1-1", hold)
+    gateway = await world.gateway()
+    await publish(gateway, routes(dying.upstream, well.upstream, retriable=True))
+    async with client(gateway, connections=many) as http:
+        asking = [asyncio.create_task(http.post(PREDICT, content=b"{}")) for _ in range(many)]
+        await eventually(lambda: dying.in_flight + well.in_flight == many, "all to be in flight")
+        lost = dying.in_flight
+        dead.set()
+        answers = await asyncio.gather(*asking)
+    assert lost > many // 4
+    assert [answer.text for answer in answers if answer.status_code != 200] == []
+
+
+async def test_one_that_ends_every_replica_is_not_passed_on_for_ever(world: World) -> None:
+    dying = [await world.replica(f"r1-{i}", die) for i in range(5)]
+    gateway = await world.gateway()
+    await publish(gateway, routes(*(replica.upstream for replica in dying), retriable=True))
+    async with client(gateway) as http:
+        answer = await http.post(PREDICT, content=b"{}")
+    assert (answer.status_code, answer.json()["reason"]) == (502, "ReplicaWentAway")
+    assert sum(len(replica.requests) for replica in dying) == 3
+
+
+async def test_an_answer_that_has_begun_is_not_begun_again(world: World) -> None:
+    async def die_half_way(request: Request) -> AsyncIterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n" + request.method.encode()
+        raise ConnectionAbortedError
+
+    dying = [await world.replica(f"r1-{i}", die_half_way) for i in range(2)]
+    gateway = await world.gateway()
+    await publish(gateway, routes(*(replica.upstream for replica in dying), retriable=True))
+    async with client(gateway) as http:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await http.post(PREDICT, content=b"{}")
+    assert sum(len(replica.requests) for replica in dying) == 1
+
+
+async def test_a_replica_that_is_full_is_believed(world: World) -> None:
+    async def full(request: Request) -> AsyncIterator[bytes]:
+        if request.method:
+            marks = ("x-inferplane-not-processed: 1", "x-envoy-ratelimited: true", "retry-after: 1")
+            yield response(503, b'{"error":"full"}', *marks)
+
+    replicas = [await world.replica(f"r1-{i}", full) for i in range(2)]
+    gateway = await world.gateway()
+    await publish(gateway, routes(*(replica.upstream for replica in replicas), retriable=True))
+    async with client(gateway) as http:
+        for count in range(1, 6):
+            answer = await http.post(PREDICT, content=b"{}")
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert sum(len(replica.requests) for replica in replicas) == count
 
 
 async def test_the_only_replica_is_tried_again_as_soon_as_it_is_back(world: World) -> None:

@@ -19,6 +19,7 @@ from inferplane.gateway.publisher import GatewayConfig, RoutePublisher
 from inferplane.gateway.route_table import EndpointRoutes, Upstream
 
 WAIT_SECONDS = 20.0
+BACKLOG = 1024  # as model servers have; with a shorter one, the kernel refuses what comes at once
 
 
 async def eventually(condition: Callable[[], object], what: str) -> None:
@@ -78,7 +79,7 @@ class Replica:
 
     async def listen(self, path: Path | None = None) -> None:
         if path is not None:
-            self._server = await asyncio.start_unix_server(self._serve, path)
+            self._server = await asyncio.start_unix_server(self._serve, path, backlog=BACKLOG)
             self.address = f"unix:{path}"
         else:
             self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -197,7 +198,10 @@ async def publish(publisher: RoutePublisher, *wanted: EndpointRoutes) -> None:
     await eventually(settled, "the routes to be confirmed")
 
 
-def client(publisher: RoutePublisher) -> httpx.AsyncClient:
+def client(publisher: RoutePublisher, *, connections: int = 100) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{publisher.port}", timeout=WAIT_SECONDS, trust_env=False
+        base_url=f"http://127.0.0.1:{publisher.port}",
+        timeout=WAIT_SECONDS,
+        trust_env=False,
+        limits=httpx.Limits(max_connections=connections),
     )

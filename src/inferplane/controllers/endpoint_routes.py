@@ -9,6 +9,7 @@ from inferplane.controllers.endpoint_gpus import startable
 from inferplane.domain.endpoint import InferenceEndpoint, Replica, ReplicaState, public_state
 from inferplane.domain.endpoint_access import EndpointKey
 from inferplane.domain.rollout import RolloutPhase, phase_of, shares
+from inferplane.domain.runtime import is_pure
 from inferplane.gateway.route_table import EndpointRoutes, Upstream
 
 
@@ -35,6 +36,7 @@ def routes_of(endpoint: InferenceEndpoint) -> EndpointRoutes:
     serving, percents, mirror = _serving(endpoint)
     rollout = endpoint.spec.rollout
     state = public_state(endpoint)
+    models = [endpoint.spec.model_of(replica.id.revision) for replica in serving] or [endpoint.spec.model]
     names = [endpoint.name]
     if endpoint.spec.model.alias and endpoint.spec.model.alias != endpoint.name:
         names.append(endpoint.spec.model.alias)
@@ -54,6 +56,7 @@ def routes_of(endpoint: InferenceEndpoint) -> EndpointRoutes:
         unavailable_reason=(state.reason or state.status).value,
         asleep=endpoint.spec.scaling.sleeps and not endpoint.spec.stopped and not serving,
         cluster=endpoint.host_cluster,
+        retriable=all(model is not None and is_pure(model) for model in models),
         shares=percents,
         mirror=mirror,
         sticky_header=rollout.sticky_header if rollout is not None and len(percents) > 1 else "",

@@ -63,7 +63,9 @@ class ModelFormat:
     `file_suffixes` are the endings a model file of this format has, in lower case with the dot; () for a
     format that is a whole folder. `extra` is the optional dependency to install
     (`pip install 'inferplane[<extra>]'`), "" when there is none of ours. `versions` are the major
-    versions a manifest may ask for.
+    versions a manifest may ask for. `pure`: its predictions are functions of the request and cheap, so that
+    computing one twice does no harm. Generating text takes too long for that, and MLflow models may be
+    programs that do anything.
     """
 
     name: str
@@ -71,6 +73,7 @@ class ModelFormat:
     extra: str
     protocols: tuple[str, ...] = ("v1", "v2")
     versions: tuple[str, ...] = ()
+    pure: bool = False
 
 
 def _by_name(*formats: ModelFormat) -> Mapping[str, ModelFormat]:
@@ -78,10 +81,10 @@ def _by_name(*formats: ModelFormat) -> Mapping[str, ModelFormat]:
 
 
 FORMATS: Mapping[str, ModelFormat] = _by_name(
-    ModelFormat("sklearn", (".joblib", ".pkl", ".pickle"), "sklearn", versions=("0", "1")),
-    ModelFormat("xgboost", (".json", ".ubj", ".bst"), "xgboost", versions=("1", "2", "3")),
-    ModelFormat("lightgbm", (".txt", ".bst"), "lightgbm", versions=("2", "3", "4")),
-    ModelFormat("onnx", (".onnx",), "onnx", versions=("1",)),
+    ModelFormat("sklearn", (".joblib", ".pkl", ".pickle"), "sklearn", versions=("0", "1"), pure=True),
+    ModelFormat("xgboost", (".json", ".ubj", ".bst"), "xgboost", versions=("1", "2", "3"), pure=True),
+    ModelFormat("lightgbm", (".txt", ".bst"), "lightgbm", versions=("2", "3", "4"), pure=True),
+    ModelFormat("onnx", (".onnx",), "onnx", versions=("1",), pure=True),
     ModelFormat("huggingface", (), "huggingface", ("v1", "v2", "openai"), versions=("1",)),
     ModelFormat("mlflow", (), "", versions=("1", "2", "3")),
     ModelFormat(VLLM_FORMAT, (), "", ("openai",), versions=("1",)),
@@ -188,6 +191,12 @@ def canonical_format(name: str, *, field: str = "modelSpec.modelName") -> str:
         next_action=f"Use one of {', '.join(FORMATS)}"
         f" (on clusters with engine kserve also {', '.join(FORMATS_ELSEWHERE)}).",
     )
+
+
+def is_pure(model: ModelSpec) -> bool:
+    """Whether a prediction of this model may be computed twice without harm. Never for a program of one's own."""
+    known = FORMATS.get(_SPELLINGS.get(model.format, model.format))
+    return known is not None and known.pure and not model.command
 
 
 def select_runtime(model: ModelSpec, engine: str, *, field: str = "modelSpec.modelName") -> ServingRuntime:

@@ -67,10 +67,18 @@ NOT_PROCESSED_HEADER = "x-inferplane-not-processed"
 # that closes just as a request is sent leaves us not knowing whether it was processed.
 UPSTREAM_IDLE_SECONDS = 30
 RETRIES_MAX = 3
+# How often a replica is drawn until it is one that the request has not been to. A replica that has just died
+# has the fewest requests, so it is drawn more often than not; drawing costs nothing.
+HOST_CHOICES_MAX = 50
+CHOICES_MAX = 100
 RETRY_FIRST_SECONDS = 0.01
 RETRY_LAST_SECONDS = 0.1
+# A request that makes its replica end must not end all of them.
+RETRIES_MAX_WHEN_RETRIABLE = 2
 RETRY_BUDGET_PERCENT = 25
 RETRY_CONCURRENCY_MIN = 10
+# With other replicas, all that one had in flight may come again at once, however unevenly they shared it.
+RETRY_CONCURRENCY_MIN_OF_SEVERAL = 1024
 IN_FLIGHT_MAX = 4096
 EJECT_AFTER_FAILURES = 3
 EJECT_FIRST_SECONDS = 1
@@ -183,7 +191,7 @@ def _endpoint_host(
     host: dict[str, Any] = {
         "name": routes.uid,
         "domains": ["*"],
-        "retry_policy": _retry_policy(),
+        "retry_policy": _retry_policy(retriable=routes.retriable),
         "routes": [
             _too_large(routes),
             *(_grpc_routes(routes, by_revision) if awake else ()),
@@ -448,19 +456,22 @@ def _unmatched_routes() -> list[dict[str, Any]]:
     ]
 
 
-def _retry_policy() -> dict[str, Any]:
-    """Again, elsewhere, and only where no replica can have begun to process the request."""
+def _retry_policy(*, retriable: bool = False) -> dict[str, Any]:
+    """Again, elsewhere, and only where no replica can have begun to process the request, unless it is
+    `retriable`: then wherever none has begun to answer it.
+    """
     return {
-        "retry_on": "connect-failure,refused-stream,reset-before-request,retriable-headers",
+        "retry_on": "connect-failure,refused-stream,reset-before-request,retriable-headers"
+        + (",reset" if retriable else ""),
         "retriable_headers": [{"name": NOT_PROCESSED_HEADER, "present_match": True}],
-        "num_retries": RETRIES_MAX,
+        "num_retries": RETRIES_MAX_WHEN_RETRIABLE if retriable else RETRIES_MAX,
         "retry_host_predicate": [
             extension(
                 "envoy.retry_host_predicates.previous_hosts",
                 "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
             )
         ],
-        "host_selection_retry_max_attempts": 5,
+        "host_selection_retry_max_attempts": HOST_CHOICES_MAX,
         "retry_back_off": {
             "base_interval": seconds(RETRY_FIRST_SECONDS),
             "max_interval": seconds(RETRY_LAST_SECONDS),
@@ -599,13 +610,22 @@ def _upstream(
     upstream["metadata"] = _metadata({"uid": routes.uid, "revision": str(revision)})
     if len(replicas) < 2:
         return upstream  # nothing to choose, and nothing that could be left out
+    # All that was in flight at a replica comes again when it ends. A replica that is merely full says so in
+    # a way for which nothing is sent again (`x-envoy-ratelimited`), so this is no way to storms of retries.
+    (thresholds,) = upstream["circuit_breakers"]["thresholds"]
+    thresholds["retry_budget"] = {
+        "budget_percent": {"value": max(RETRY_BUDGET_PERCENT, math.ceil(100 / (len(replicas) - 1)))},
+        "min_retry_concurrency": RETRY_CONCURRENCY_MIN_OF_SEVERAL,
+    }
     upstream["load_balancing_policy"] = {
         "policies": [
             {
                 "typed_extension_config": extension(
                     "envoy.load_balancing_policies.least_request",
                     "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
-                    selection_method="FULL_SCAN",
+                    # The one with the fewest of so many that are drawn. To look at all would choose the
+                    # same one again and again, also for a request that has just failed there.
+                    choice_count=min(len(replicas), CHOICES_MAX),
                 )
             }
         ]

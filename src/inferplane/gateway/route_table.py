@@ -64,6 +64,8 @@ class EndpointRoutes:
     are in flight at most, over all revisions; 429 beyond.
     `cluster` is "" unless the endpoint's name was taken on another cluster of the workspace when it was
     made: then it comes into the host and the path, so that both can be reached.
+    `retriable`: processing a request twice does no harm, so one whose replica went away before it began to
+    answer is sent to another. Without it, only a request that cannot have been processed is.
     """
 
     uid: str
@@ -86,6 +88,7 @@ class EndpointRoutes:
     requests_per_second_per_key: float | None = None
     concurrency_max: int | None = None
     cluster: str = ""
+    retriable: bool = False
 
     def host(self, domain: str) -> str:
         """`<endpoint>.<workspace>.<domain>`, or `<endpoint>.<workspace>.<cluster>.<domain>`."""

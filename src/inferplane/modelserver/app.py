@@ -57,6 +57,9 @@ TEXT_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 ROWS_HEADER = b"x-inferplane-rows"
 #: Nothing was computed: the request may be sent elsewhere, or here again.
 NOT_PROCESSED_MARK = (b"x-inferplane-not-processed", b"1")
+# For Envoy: do not try again at once. The gateway gives each request to the replica that has the fewest, so
+# when that one is full, the others are, and sending a request round only adds to what they refuse.
+OVERLOADED_MARK = (b"x-envoy-ratelimited", b"true")
 NOT_PROCESSED: Headers = ((b"retry-after", b"1"), NOT_PROCESSED_MARK)
 _PATH_OF_MODEL = re.compile(
     r"/v[12]/models?/(?P<name>[^/:]+)(?:/versions/(?P<version>[^/]+))?(?P<rest>[/:].*)?"
@@ -227,7 +230,8 @@ class App:
     def failure(self, error: BaseException) -> Answer:
         """The answer to whatever went wrong with a request."""
         if isinstance(error, NotProcessed):
-            return _not_processed(error.message, error.retry_after)
+            full = (OVERLOADED_MARK,) if error.message == QUEUE_FULL else ()
+            return _not_processed(error.message, error.retry_after, *full)
         if isinstance(error, RequestError):
             return error_answer(error.status, error.message)
         if isinstance(error, MemoryError):
@@ -383,14 +387,14 @@ class App:
         )
 
 
-def _not_processed(message: str, retry_after: int) -> Answer:
+def _not_processed(message: str, retry_after: int, *more: tuple[bytes, bytes]) -> Answer:
     retry = (b"retry-after", b"%d" % retry_after)
-    return error_answer(503, message, (JSON_TYPE, retry, NOT_PROCESSED_MARK))
+    return error_answer(503, message, (JSON_TYPE, retry, NOT_PROCESSED_MARK, *more))
 
 
 @lru_cache(maxsize=RETRY_AFTER_SECONDS_MAX)
 def _refusal(retry_after: int) -> Answer:
-    return _not_processed(QUEUE_FULL, retry_after)
+    return _not_processed(QUEUE_FULL, retry_after, OVERLOADED_MARK)
 
 
 def too_large(limit: int) -> Answer:
