@@ -216,6 +216,7 @@ class ClientSettings:
     """Where a client finds the platform. `api_key` is "" when none was found; `why_no_key` says why.
 
     `why_unreachable` is a sentence when this machine's platform is meant and none runs, else "".
+    `endpoint_key` opens endpoints that want one, "" where none is set.
     """
 
     api_url: str
@@ -223,6 +224,7 @@ class ClientSettings:
     workspace: str = "default"
     why_no_key: str = ""
     why_unreachable: str = ""
+    endpoint_key: str = ""
 
 
 def load_client_settings(
@@ -266,7 +268,8 @@ def load_client_settings(
         why = f"no API key was given, and {_nobody_at(local)}, whose Owner key could be used"
     workspace = environment.get(ENVIRONMENT_PREFIX + "WORKSPACE") or "default"
     absent = "" if named or running else _nobody_at(local)
-    return ClientSettings(url, key, workspace, why, absent)
+    endpoint_key = environment.get(ENVIRONMENT_PREFIX + "ENDPOINT_KEY", "").strip()
+    return ClientSettings(url, key, workspace, why, absent, endpoint_key)
 
 
 def _nobody_at(local: Settings) -> str:

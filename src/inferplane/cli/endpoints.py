@@ -30,6 +30,7 @@ from inferplane.cli.gpu_options import (
     wish_or_none,
 )
 from inferplane.cli.options import (
+    Access,
     Cluster,
     DryRun,
     Name,
@@ -174,6 +175,37 @@ def deploy(
             "--max-request-bytes", metavar="BYTES", help="Largest request that is let in.", show_default=False
         ),
     ] = None,
+    access: Access = "",
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate", metavar="REQUESTS", help="Most requests a second; more get 429.", show_default=False
+        ),
+    ] = None,
+    burst: Annotated[
+        int | None,
+        typer.Option(
+            "--burst",
+            metavar="REQUESTS",
+            help="How many may come at once where there is a rate.",
+            show_default=False,
+        ),
+    ] = None,
+    rate_per_key: Annotated[
+        float | None,
+        typer.Option(
+            "--rate-per-key",
+            metavar="REQUESTS",
+            help="Most requests a second with one key.",
+            show_default=False,
+        ),
+    ] = None,
+    max_concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--max-concurrency", metavar="REQUESTS", help="Most requests in flight.", show_default=False
+        ),
+    ] = None,
     gpus: Gpus = None,
     gpu_nodes: GpuNodes = None,
     gpu_shape: GpuShape = "",
@@ -223,6 +255,11 @@ def deploy(
             scale_to_zero_after=scale_to_zero_after,
             request_seconds_max=request_seconds,
             request_bytes_max=request_bytes,
+            access=access,
+            requests_per_second=rate,
+            burst=burst,
+            requests_per_second_per_key=rate_per_key,
+            concurrency_max=max_concurrency,
             gpu=asks,
             auto_cluster=auto_cluster,
             cluster_precedence=precedence or (),
@@ -266,6 +303,7 @@ def apply(
     auto_renew: AutoRenew = None,
     auto_cluster: AutoCluster = False,
     precedence: Precedence = None,
+    access: Access = "",
     wait: Wait = False,
     timeout: RunTimeout = WAIT_SECONDS,
     queue_timeout: QueueTimeout = None,
@@ -290,6 +328,7 @@ def apply(
             auto_cluster=auto_cluster,
             cluster_precedence=precedence or (),
             auto_renew=auto_renew,
+            access=access,
             dry_run=dry_run,
         )
         limits = _Limits(timeout, queue_timeout)
@@ -353,6 +392,16 @@ def predict(
     example: Annotated[
         bool, typer.Option("--example", help="Send an example that this very model has answered.")
     ] = False,
+    key: Annotated[
+        str,
+        typer.Option(
+            "--key",
+            metavar="KEY",
+            help="An endpoint key, where one is wanted. Others on this machine can see it while the command"
+            " runs: INFERPLANE_ENDPOINT_KEY is safer.",
+            show_default=False,
+        ),
+    ] = "",
     workspace: Workspace = "",
     cluster: Cluster = "",
     output: Output = Format.TABLE,
@@ -366,7 +415,7 @@ def predict(
         if example:
             body = _example(client.describe(name, workspace=where, cluster=cluster))
         ask = client.infer if _is_v2(body) else client.predict
-        answer = ask(name, body, workspace=where, cluster=cluster)
+        answer = ask(name, body, workspace=where, cluster=cluster, key=key)
     if output is Format.JSON:
         print_json(answer)
     else:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from inferplane.cli import access, endpoints, gpu_rules, gpus, platform
+from inferplane.cli import access, endpoint_keys, endpoints, gpu_rules, gpus, platform
 from inferplane.cli.exits import ExitCode, exit_code_of
 from inferplane.cli.options import Target
 from inferplane.cli.output import note, print_error, print_result
@@ -25,7 +25,8 @@ from inferplane.version import VERSION
 ABOUT = "Hosted inference endpoints: from a storage URI to an answered prediction."
 ENVIRONMENT = """
 INFERPLANE_API_URL and INFERPLANE_API_KEY name the platform and the key; without them, the platform of this
-machine and its Owner key. INFERPLANE_WORKSPACE is the workspace where none is named.
+machine and its Owner key. INFERPLANE_WORKSPACE is the workspace where none is named,
+INFERPLANE_ENDPOINT_KEY the key for endpoints that want one.
 """
 
 
@@ -60,6 +61,7 @@ def build_cli(up: Callable[[LoadedSettings], int]) -> typer.Typer:
     endpoints.register(app)
     gpus.register(app)
     access.register(app)
+    endpoint_keys.register(app)
     gpu_rules.register(app)
     return app
 

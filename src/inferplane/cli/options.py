@@ -40,6 +40,14 @@ Workspace = Annotated[
 Cluster = Annotated[
     str, typer.Option("--cluster", "-c", help="The cluster, if there are several.", show_default=False)
 ]
+Access = Annotated[
+    str,
+    typer.Option(
+        "--access",
+        help="Who may send requests: open (whoever reaches the gateway) or key (whoever has an endpoint key).",
+        show_default=False,
+    ),
+]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done, showing progress.")]
 Timeout = Annotated[
     float, typer.Option("--timeout", min=0, metavar="SECONDS", help="How long --wait waits at most.")

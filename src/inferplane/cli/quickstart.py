@@ -8,6 +8,7 @@ home is used and left alone.
 
 from __future__ import annotations
 
+import os
 import queue
 import re
 import shutil
@@ -44,6 +45,7 @@ from inferplane.settings import Settings
 from inferplane.wire.endpoints import EndpointDescription
 
 ENDPOINT = "sklearn-iris"
+WANTS_KEY = "key"
 WORKSPACE = "default"
 READY = re.compile(r"inferplane is ready: api (?P<api>\S+) gateway ")
 START_SECONDS = 90.0
@@ -395,15 +397,21 @@ def _try_it(client: Client, endpoint: EndpointDescription) -> str:
     """The model's answer to the endpoint's own try command, run as printed."""
     note(f"{endpoint.endpoint_name} is Running at {endpoint.endpoint}")
     command = "\n".join(endpoint.try_command)
+    key = _endpoint_key(client) if endpoint.access == WANTS_KEY else ""
     if shutil.which("curl") is None:
         note("curl is not installed; sending the same request from here.")
-        answer = client.predict(ENDPOINT, endpoint.model.example.encode(), workspace=WORKSPACE)
+        answer = client.predict(ENDPOINT, endpoint.model.example.encode(), workspace=WORKSPACE, key=key)
         return msgspec.json.encode(answer).decode()
     note(f"Its own try command:\n\n{command}\n")
     try:
         # The command is the product's own text, meant to be pasted into a shell: so it is given to one.
         ran = subprocess.run(
-            ["sh", "-c", command], capture_output=True, text=True, timeout=TRY_SECONDS, check=False
+            ["sh", "-c", command],
+            capture_output=True,
+            text=True,
+            timeout=TRY_SECONDS,
+            check=False,
+            env={**os.environ, "INFERPLANE_ENDPOINT_KEY": key} if key else None,
         )
     except subprocess.TimeoutExpired as error:
         raise QuickstartError(
@@ -413,6 +421,16 @@ def _try_it(client: Client, endpoint: EndpointDescription) -> str:
         said = ran.stdout.strip() or ran.stderr.strip()[-500:]
         raise QuickstartError(f"the try command brought no prediction: {said}", reason="TryFailed")
     return ran.stdout.strip()
+
+
+def _endpoint_key(client: Client) -> str:
+    """A key for this endpoint, good for a day; shown, so that the command can be tried again."""
+    made = client.create_endpoint_key("quickstart", validity="1d", workspace=WORKSPACE, endpoints=[ENDPOINT])
+    note(
+        "The gateway is open to others, so the endpoint wants a key. This one is good for a day:\n\n"
+        f"export INFERPLANE_ENDPOINT_KEY={made.endpoint_key}\n"
+    )
+    return made.endpoint_key
 
 
 def _delete(client: Client) -> None:

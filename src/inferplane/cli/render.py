@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from inferplane.domain.endpoint import human_bytes, human_seconds
 from inferplane.settings import Sourced
 from inferplane.wire.access import ApiKeyItem
+from inferplane.wire.endpoint_keys import EndpointKeyItem
 from inferplane.wire.endpoints import (
     AutoscalingItem,
     CheckItem,
@@ -22,8 +23,10 @@ from inferplane.wire.endpoints import (
     EventItem,
     EvidenceItem,
     Explanation,
+    LimitsItem,
     MilestoneItem,
 )
+from inferplane.wire.usage import UsageItem, UsageList, UsageTotal
 from inferplane.wire.workspaces import ClusterItem, WorkspaceItem
 
 INDENT = "  "
@@ -141,8 +144,9 @@ def description(endpoint: EndpointDescription) -> str:
                 (
                     "Limits",
                     f"{human_bytes(limits.max_request_bytes)} a request, {limits.timeout_seconds:g} s to answer,"
-                    f" {limits.start_timeout_seconds:g} s to start",
+                    f" {limits.start_timeout_seconds:g} s to start{_rates(limits)}",
                 ),
+                ("Access", endpoint.access),
                 *_gpus(endpoint.gpu, endpoint.message),
                 ("Replicas", f"{endpoint.replica_count.ready} of {endpoint.replica_count.desired} ready"),
                 ("Scaling", _scaling(endpoint.autoscaling)),
@@ -289,6 +293,57 @@ def key_list(keys: Sequence[ApiKeyItem]) -> str:
         for k in keys
     ]
     return table(("ID", "NAME", "ROLE", "WORKSPACE", "KEY", "VALID UNTIL", "LAST USED"), rows)
+
+
+def endpoint_key_list(keys: Sequence[EndpointKeyItem]) -> str:
+    """One line an endpoint key; never a value."""
+    if not keys:
+        return "no endpoint keys"
+    rows = [
+        (
+            k.key_id,
+            k.name,
+            ", ".join(k.endpoints) or "all",
+            "" if k.requests_per_second is None else f"{k.requests_per_second:g}/s",
+            f"{moment(k.expires_at)}{' (expired)' if k.expired else ''}",
+            k.created_by,
+        )
+        for k in keys
+    ]
+    return table(("ID", "NAME", "ENDPOINTS", "RATE", "VALID UNTIL", "CREATED BY"), rows)
+
+
+def usage(found: UsageList) -> str:
+    """One line an hour (or day), endpoint and key, and the sum."""
+    if not found.items:
+        return f"nothing was used from {moment(found.since)} to {moment(found.until)}"
+    rows = [
+        (
+            moment(item.start),
+            item.endpoint,
+            f"{item.key_name} ({item.key_id})" if item.key_name else item.key_id or "none",
+            *_counts(item),
+        )
+        for item in found.items
+    ]
+    rows.append(("total", "", "", *_counts(found.total)))
+    heads = (found.by.upper(), "ENDPOINT", "KEY", "REQUESTS", "ERRORS", "ROWS", "TOKENS", "SECONDS")
+    return table(heads, rows)
+
+
+def _counts(used: UsageItem | UsageTotal) -> tuple[str, ...]:
+    return (str(used.requests), str(used.errors), str(used.rows), str(used.tokens), f"{used.seconds:.1f}")
+
+
+def _rates(limits: LimitsItem) -> str:
+    """What is limited besides, each part after a comma."""
+    said = [
+        (limits.requests_per_second, "requests a second"),
+        (limits.requests_per_second_per_key, "a second for each key"),
+        (limits.burst, "at once"),
+        (limits.concurrency_max, "in flight"),
+    ]
+    return "".join(f", {value:g} {what}" for value, what in said if value is not None)
 
 
 def workspace_list(items: Sequence[WorkspaceItem]) -> str:

@@ -30,7 +30,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
-from inferplane.client import conversations, gpu_conversations
+from inferplane.client import access_conversations, conversations, gpu_conversations
 from inferplane.client.conversations import (
     ConnectionFailedError,
     Effect,
@@ -144,6 +144,7 @@ class _Shell:
             partial(secrets.token_hex, 16),
             why_no_key=found.why_no_key,
             why_unreachable=found.why_unreachable,
+            endpoint_key=found.endpoint_key,
         )
 
     @property
@@ -352,6 +353,11 @@ class Client(_Shell):
     create_api_key = _returns(conversations.create_api_key)
     list_api_keys = _returns(conversations.list_api_keys)
     delete_api_key = _returns(conversations.delete_api_key)
+    create_endpoint_key = _returns(access_conversations.create_endpoint_key)
+    list_endpoint_keys = _returns(access_conversations.list_endpoint_keys)
+    delete_endpoint_key = _returns(access_conversations.delete_endpoint_key)
+    usage = _returns(access_conversations.usage)
+    usage_csv = _returns(access_conversations.usage_csv)
     create_workspace = _returns(conversations.create_workspace)
     update_workspace = _returns(conversations.update_workspace)
     delete_workspace = _returns(conversations.delete_workspace)
@@ -503,6 +509,11 @@ class AsyncClient(_Shell):
     create_api_key = _awaits(conversations.create_api_key)
     list_api_keys = _awaits(conversations.list_api_keys)
     delete_api_key = _awaits(conversations.delete_api_key)
+    create_endpoint_key = _awaits(access_conversations.create_endpoint_key)
+    list_endpoint_keys = _awaits(access_conversations.list_endpoint_keys)
+    delete_endpoint_key = _awaits(access_conversations.delete_endpoint_key)
+    usage = _awaits(access_conversations.usage)
+    usage_csv = _awaits(access_conversations.usage_csv)
     create_workspace = _awaits(conversations.create_workspace)
     update_workspace = _awaits(conversations.update_workspace)
     delete_workspace = _awaits(conversations.delete_workspace)

@@ -117,7 +117,7 @@ class ConnectionFailedError(Exception):
 class Session:
     """What one client knows: its key, the token it has now, and where endpoints answer.
 
-    `new_key` makes idempotency keys; chance, like time, is brought from outside. `why_no_key` is the
+    `endpoint_key` is sent with predictions where none is given. `new_key` makes idempotency keys; chance, like time, is brought from outside. `why_no_key` is the
     sentence to say when `api_key` is "" and a call needs one, and `why_unreachable` the one to say instead
     when the platform that is meant does not run.
     """
@@ -128,6 +128,7 @@ class Session:
     why_no_key: str = "no API key is known"
     why_unreachable: str = ""
     token: str = ""
+    endpoint_key: str = ""
     addresses: dict[tuple[str, str, str], str] = field(default_factory=dict)
 
 
@@ -246,6 +247,11 @@ def deploy(
     runtime: str = "",
     request_seconds_max: float | None = None,
     request_bytes_max: int | None = None,
+    access: str = "",
+    requests_per_second: float | None = None,
+    burst: int | None = None,
+    requests_per_second_per_key: float | None = None,
+    concurrency_max: int | None = None,
     start_seconds_max: float | None = None,
     gpu: GpuWish | None = None,
     auto_cluster: bool = False,
@@ -260,7 +266,10 @@ def deploy(
     credentials for the storage and is never shown again. `replicas` is a fixed number; between
     `min_replicas` and `max_replicas` their number follows the traffic, so that each has about
     `target_concurrency` requests at once or `target_rate` a second. With `min_replicas=0` it sleeps when no
-    request came for `scale_to_zero_after` (such as `5m`), and the next request wakes it. With `gpu` it waits for GPUs first: on `cluster`,
+    request came for `scale_to_zero_after` (such as `5m`), and the next request wakes it. With `access="key"`
+    only requests with an endpoint key are answered, with `"open"` all; without, as the platform is set.
+    `requests_per_second` (of which `burst` may come at once), the same for each key, and `concurrency_max`
+    requests in flight are what it takes at most. With `gpu` it waits for GPUs first: on `cluster`,
     on the one of `cluster_precedence` where they come soonest, or with `auto_cluster` on any; unless
     `auto_renew` is False it asks for new ones when their time is over. With `dry_run` nothing is stored and
     `checks` says what a create would run into. Raises InvalidError, AlreadyExistsError, NotFoundError
@@ -292,7 +301,17 @@ def deploy(
             target_rate,
             scale_to_zero_after,
         ),
-        limits=_limits(request_seconds_max, request_bytes_max),
+        limits=_limits(
+            LimitsBody(
+                request_bytes_max,
+                request_seconds_max,
+                requests_per_second,
+                burst,
+                requests_per_second_per_key,
+                concurrency_max,
+            )
+        ),
+        access=access or None,
     )
     return (yield from _create(session, body, dry_run=dry_run, idempotency_key=idempotency_key))
 
@@ -308,13 +327,14 @@ def apply(
     auto_cluster: bool = False,
     cluster_precedence: Sequence[str] = (),
     auto_renew: bool | None = None,
+    access: str = "",
     dry_run: bool = False,
     idempotency_key: str = "",
 ) -> Flow[Deployment]:
     """Create an endpoint from a KServe InferenceService: whole, or only its `spec`; YAML text or a dict.
 
     The endpoint is called `name`, or what `metadata.name` says. Raises InvalidError when neither does.
-    GPUs are asked for as in `deploy`.
+    GPUs and access are asked for as in `deploy`.
     """
     text = manifest if isinstance(manifest, str) else requests.encode_body(manifest).decode()
     body = CreateEndpoint(
@@ -322,6 +342,7 @@ def apply(
         workspace=workspace,
         cluster_name=cluster or None,
         raw_model_spec=text,
+        access=access or None,
         gpu_spec=None if gpu is None else gpu.for_endpoint(auto_cluster=auto_cluster, auto_renew=auto_renew),
         cluster_precedence=list(cluster_precedence) or None,
     )
@@ -399,10 +420,8 @@ def _autoscaling(
     return None if body == AutoscalingBody() else body
 
 
-def _limits(seconds: float | None, size: int | None) -> LimitsBody | None:
-    if seconds is None and size is None:
-        return None
-    return LimitsBody(max_request_bytes=size, timeout_seconds=seconds)
+def _limits(body: LimitsBody) -> LimitsBody | None:
+    return None if body == LimitsBody() else body
 
 
 # --- endpoints: read ------------------------------------------------------------------------------
@@ -740,9 +759,11 @@ def predict(
     instances: Any = None,
     workspace: str = "default",
     cluster: str = "",
+    key: str = "",
 ) -> Flow[dict[str, Any]]:
     """A V1 prediction through the gateway: `instances` alone, or a whole `body` (dict, JSON text, bytes).
 
+    `key` is an endpoint key, for endpoints that want one; without, the client's own is sent.
     The endpoint's address is looked up once and remembered. Raises InvalidError for what the model
     does not accept, EndpointNotReadyError before the endpoint has an address, UnavailableError.
     """
@@ -751,7 +772,8 @@ def predict(
             "give exactly one of body and instances", reason="Missing", field="instances"
         )
     content = requests.encode_body({"instances": instances} if body is None else body)
-    return (yield from _through_gateway(session, name, workspace, cluster, content, v2=False))
+    ask_there = partial(requests.predict, body=content, key=key or session.endpoint_key)
+    return (yield from _through_gateway(session, (workspace, name, cluster), ask_there))
 
 
 def infer(
@@ -762,22 +784,23 @@ def infer(
     inputs: Sequence[Mapping[str, Any]] | None = None,
     workspace: str = "default",
     cluster: str = "",
+    key: str = "",
 ) -> Flow[dict[str, Any]]:
     """A V2 (Open Inference) prediction through the gateway: `inputs` alone, or a whole `body`."""
     if (body is None) == (inputs is None):
         raise errors.InvalidError("give exactly one of body and inputs", reason="Missing", field="inputs")
     content = requests.encode_body({"inputs": inputs} if body is None else body)
-    return (yield from _through_gateway(session, name, workspace, cluster, content, v2=True))
+    ask_there = partial(requests.infer, name=name, body=content, key=key or session.endpoint_key)
+    return (yield from _through_gateway(session, (workspace, name, cluster), ask_there))
 
 
 def _through_gateway(
-    session: Session, name: str, workspace: str, cluster: str, content: bytes, *, v2: bool
+    session: Session, place: tuple[str, str, str], ask_at: Callable[[str], Request[dict[str, Any]]]
 ) -> Flow[dict[str, Any]]:
-    place = (workspace, name, cluster)
     known = session.addresses.get(place)
     address = known or (yield from _look_up(session, place))
     try:
-        return (yield from ask(session, _prediction(address, name, content, v2=v2)))
+        return (yield from ask(session, ask_at(address)))
     except (errors.NotFoundError, errors.UnreachableError) as error:
         # The endpoint, or the gateway, may have moved since the address was looked up. A request that
         # may have been answered is not sent again, wherever.
@@ -785,11 +808,7 @@ def _through_gateway(
         if known is None or error.reason == CONNECTION_LOST:
             raise
     address = yield from _look_up(session, place)
-    return (yield from ask(session, _prediction(address, name, content, v2=v2)))
-
-
-def _prediction(address: str, name: str, content: bytes, *, v2: bool) -> Request[dict[str, Any]]:
-    return requests.infer(address, name, content) if v2 else requests.predict(address, content)
+    return (yield from ask(session, ask_at(address)))
 
 
 def _look_up(session: Session, place: tuple[str, str, str]) -> Flow[str]:

@@ -17,7 +17,17 @@ import msgspec
 
 from inferplane.client import errors
 from inferplane.client.sse import ServerEvent
-from inferplane.wire import access, audit, endpoints, gpus, paths, policies, workspaces
+from inferplane.wire import (
+    access,
+    audit,
+    endpoint_keys,
+    endpoints,
+    gpus,
+    paths,
+    policies,
+    usage,
+    workspaces,
+)
 from inferplane.wire.envelope import Envelope, ErrorBody, ErrorKey
 from inferplane.wire.platform import Readiness
 
@@ -106,6 +116,33 @@ def list_api_keys(workspace: str) -> Request[access.ApiKeyList]:
 def delete_api_key(key_or_id: str) -> Request[None]:
     """An API key's end, and its tokens'."""
     return _act("DELETE", paths.API_KEY, access.DeleteApiKey(key_or_id))
+
+
+def create_endpoint_key(
+    body: endpoint_keys.CreateEndpointKey, idempotency_key: str
+) -> Request[endpoint_keys.EndpointKeyCreated]:
+    """A new endpoint key; its value is shown this once."""
+    return _write("POST", paths.ENDPOINT_KEY, body, endpoint_keys.EndpointKeyCreated, idempotency_key)
+
+
+def list_endpoint_keys(workspace: str) -> Request[endpoint_keys.EndpointKeyList]:
+    """A workspace's endpoint keys, without their values."""
+    return _read(paths.ENDPOINT_KEY_LIST, endpoint_keys.EndpointKeyList, workspace=workspace)
+
+
+def delete_endpoint_key(key_id: str) -> Request[None]:
+    """An endpoint key's end."""
+    return _act("DELETE", paths.ENDPOINT_KEY, endpoint_keys.EndpointKeyRef(key_id))
+
+
+def read_usage(query: Mapping[str, str]) -> Request[usage.UsageList]:
+    """What was used of endpoints."""
+    return _read(paths.USAGE, usage.UsageList, **query)
+
+
+def read_usage_csv(query: Mapping[str, str]) -> Request[str]:
+    """The same as CSV text."""
+    return Request("GET", paths.USAGE, _read_text, query=_query({**query, "format": "csv"}))
 
 
 # --- workspaces and clusters ----------------------------------------------------------------------
@@ -417,23 +454,27 @@ def readiness() -> Request[Readiness]:
 # --- predictions ----------------------------------------------------------------------------------
 
 
-def predict(address: str, body: bytes) -> Request[dict[str, Any]]:
-    """A V1 prediction at an endpoint's own address. The control plane's token stays at home."""
+def predict(address: str, body: bytes, key: str = "") -> Request[dict[str, Any]]:
+    """A V1 prediction at an endpoint's own address. The control plane's token stays at home.
+
+    `key` is an endpoint key, "" for none.
+    """
+    signed = (("Authorization", f"Bearer {key}"),) if key else ()
     return Request(
         "POST",
         address,
         read_prediction,
         body=body,
-        headers=_JSON,
+        headers=_JSON + signed,
         resend=Resend.ONLY_IF_UNSENT,
         authenticated=False,
         read_seconds=PREDICT_READ_SECONDS,
     )
 
 
-def infer(address: str, name: str, body: bytes) -> Request[dict[str, Any]]:
+def infer(address: str, name: str, body: bytes, key: str = "") -> Request[dict[str, Any]]:
     """A V2 (Open Inference) prediction; `address` is the V1 address that describe shows."""
-    return predict(f"{address.partition('/v1/models/')[0]}/v2/models/{name}/infer", body)
+    return predict(f"{address.partition('/v1/models/')[0]}/v2/models/{name}/infer", body, key)
 
 
 def encode_body(body: Any) -> bytes:
@@ -481,6 +522,13 @@ def reads(shape: type[S]) -> Callable[[Answer], S]:
 def read_done(answer: Answer) -> None:
     """For calls whose answer says nothing but that it is done."""
     _envelope(answer)
+
+
+def _read_text(answer: Answer) -> str:
+    """An answer that is no JSON; a failure is an envelope all the same."""
+    if answer.status != 200:
+        _envelope(answer)
+    return answer.body.decode("utf-8", "replace")
 
 
 def read_stream_began(answer: Answer) -> None:
