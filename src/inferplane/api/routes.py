@@ -40,8 +40,8 @@ from inferplane.services import (
     inventory,
     policies,
     templates,
-    usage,
     traffic,
+    usage,
     workspaces,
 )
 from inferplane.services.endpoints import Filter
@@ -98,11 +98,11 @@ from inferplane.wire.gpus import (
 )
 from inferplane.wire.platform import Health, Readiness
 from inferplane.wire.policies import PolicyBody, PolicyEnvelope, PolicyList
+from inferplane.wire.traffic import EndpointMetrics
 from inferplane.wire.usage import UsageList
 from inferplane.wire.workspaces import (
     ClusterList,
     ClusterRef,
-from inferplane.wire.traffic import EndpointMetrics
     DeleteWorkspace,
     KubeConfigRequest,
     UpdateWorkspace,
@@ -560,6 +560,13 @@ async def explain_endpoint(call: Call) -> Explanation:
     return views.explanation(found.endpoint)
 
 
+async def endpoint_metrics(call: Call) -> EndpointMetrics:
+    """Requests, errors, times and concurrency of the last hour, by revision."""
+    place = call.workspace(), call.needed("endpoint"), call.text("cluster")
+    found = await traffic.series(call.platform, call.caller, place, call.number("minutes"))
+    return traffic_views.endpoint_metrics(found)
+
+
 async def watch_endpoints(call: Call) -> EventStream:
     """Every endpoint as ADDED, then changes as ADDED, MODIFIED and DELETED, as server-sent events."""
     wanted = _filter(call)
@@ -595,13 +602,6 @@ async def gateway_unmatched(call: Call) -> Any:
         raise NotFound("no endpoint is served at this host and path", reason="NoSuchRoute") from None
     found = await endpoints.visible(call.platform, key.role, key.workspace, UNMATCHED_LISTED_MAX)
     gateway = call.platform.gateway
-async def endpoint_metrics(call: Call) -> EndpointMetrics:
-    """Requests, errors, times and concurrency of the last hour, by revision."""
-    place = call.workspace(), call.needed("endpoint"), call.text("cluster")
-    found = await traffic.series(call.platform, call.caller, place, call.number("minutes"))
-    return traffic_views.endpoint_metrics(found)
-
-
     raise NotFound(
         message,
         reason="NoSuchRoute",
@@ -756,6 +756,7 @@ ROUTES: tuple[Route, ...] = (
     Route(("GET",), paths.ENDPOINT_EVENTS, list_events, "List events", data=EventList, query={**_ENDPOINT, "after": "only events behind this number", "limit": "items a page"}),
     Route(("GET",), paths.ENDPOINT_LOGS, read_logs, "Read logs", data=LogList, query={**_ENDPOINT, "replica": "one replica's log", "previous": "true: the run before this one", "tail": "how many of the last lines", "follow": "true: go on as server-sent events"}),
     Route(("GET",), paths.ENDPOINT_EXPLAIN, explain_endpoint, "Explain an endpoint's state", data=Explanation, query=_ENDPOINT),
+    Route(("GET",), paths.ENDPOINT_METRICS, endpoint_metrics, "What the gateway saw of an endpoint", data=EndpointMetrics, query={**_ENDPOINT, "minutes": "only so many of the last minutes, 60 at most"}),
     Route(("GET",), paths.ENDPOINT_WATCH, watch_endpoints, "Watch endpoints (server-sent events)", query=_FILTER, media_type="text/event-stream"),
     Route(("POST",), paths.ENDPOINT_STOP, stop_endpoint, "Stop an inference endpoint", EndpointRef, EndpointDeleted),
     Route(("POST",), paths.ENDPOINT_START, start_endpoint, "Start a stopped inference endpoint", EndpointRef, EndpointDeleted),
@@ -764,4 +765,3 @@ ROUTES: tuple[Route, ...] = (
     Route(("GET",), paths.READY, ready, "Whether every part is ready", data=Readiness, token=False),
     Route(("GET",), paths.METRICS, metrics, "Metrics", token=False, media_type="text/plain"),
 )  # fmt: skip
-    Route(("GET",), paths.ENDPOINT_METRICS, endpoint_metrics, "What the gateway saw of an endpoint", data=EndpointMetrics, query={**_ENDPOINT, "minutes": "only so many of the last minutes, 60 at most"}),

@@ -479,7 +479,7 @@ async def describe(
     """One endpoint with what belongs to it. Raises NotFound, Conflict when ambiguous."""
     caller.require(Verb.READ_ENDPOINT, workspace)
     async with platform.store.read() as tx:
-        endpoint = await _get(tx, workspace, name, cluster)
+        endpoint = await find(tx, workspace, name, cluster)
         return Described(
             endpoint,
             sorted(await tx.endpoint_secret(endpoint.uid)),
@@ -522,7 +522,7 @@ async def list_events(
         uid = None
         since = None
         if name:
-            uid = (await _get(tx, workspace, name, cluster)).uid
+            uid = (await find(tx, workspace, name, cluster)).uid
         else:
             # A workspace of the same name that was deleted earlier belonged to somebody else.
             since = (await tx.get_workspace(workspace)).created_at
@@ -558,7 +558,7 @@ async def logs(
     """
     caller.require(Verb.READ_LOGS, workspace)
     async with platform.store.read() as tx:
-        endpoint = await _get(tx, workspace, name, cluster)
+        endpoint = await find(tx, workspace, name, cluster)
     engine = platform.engines.get(endpoint.cluster)
     if engine is None:
         raise Unavailable(
@@ -580,7 +580,7 @@ async def delete(platform: Platform, caller: Caller, workspace: str, name: str, 
     """
     caller.require(Verb.WRITE_ENDPOINT, workspace)
     async with platform.store.read() as tx:
-        endpoint = await _get(tx, workspace, name, cluster)
+        endpoint = await find(tx, workspace, name, cluster)
     await request_deletion(platform, caller, endpoint.uid)
     return endpoint.name
 
@@ -666,7 +666,7 @@ async def _change_named(
     also: Also | None = None,
 ) -> str:
     async with platform.store.read() as tx:
-        endpoint = await _get(tx, *place)
+        endpoint = await find(tx, *place)
     await _change(platform, caller, endpoint.uid, mark, kind, message, also)
     return endpoint.name
 
@@ -733,7 +733,7 @@ async def visible(platform: Platform, key_role: Role, workspace: str, limit: int
 # Leaves
 
 
-async def _get(tx: Tx, workspace: str, name: str, cluster: str) -> InferenceEndpoint:
+async def find(tx: Tx, workspace: str, name: str, cluster: str) -> InferenceEndpoint:
     """Raises NotFound for the workspace first, so that a slip in either is told apart."""
     if not workspace:
         raise Invalid("workspace is needed", reason="Missing", field="workspace")
