@@ -8,6 +8,7 @@ from inferplane.domain.errors import Invalid
 from inferplane.services.access_drafts import TrafficDraft
 from inferplane.services.api_keys import KeyDraft
 from inferplane.services.clusters import ClusterDraft
+from inferplane.services.endpoint_change_drafts import CanaryDraft, ChangeDraft, GuardDraft, ModelChange
 from inferplane.services.endpoint_drafts import EndpointDraft, ModelDraft
 from inferplane.services.endpoint_keys import EndpointKeyDraft
 from inferplane.services.gpu_drafts import GpuDraft
@@ -19,12 +20,17 @@ from inferplane.wire.access import CreateApiKey
 from inferplane.wire.endpoint_keys import CreateEndpointKey
 from inferplane.wire.endpoints import (
     AutoscalingBody,
+    CanaryBody,
     CreateEndpoint,
     EndpointRef,
     GpuSpecBody,
+    GuardBody,
     LimitsBody,
+    ModelChangeBody,
     ModelResources,
     ModelSpecBody,
+    RollbackRef,
+    UpdateEndpoint,
 )
 from inferplane.wire.gpus import BindingBody, CreateGpr, TemplateBody, UpdateGpr
 from inferplane.wire.policies import GpuConstraintsBody, PolicyBody
@@ -93,6 +99,67 @@ def endpoint_draft(body: CreateEndpoint) -> EndpointDraft:
         timeout_seconds=timeout,
         traffic=_traffic(body.access, limits),
     )
+
+
+def change_draft(body: UpdateEndpoint) -> ChangeDraft:
+    """What shall change of an endpoint. Raises Invalid without a name."""
+    workspace, name, cluster = place_of(body)
+    model = body.model_spec
+    scaling = body.autoscaling or AutoscalingBody()
+    limits = body.limits or LimitsBody()
+    canary = body.canary or CanaryBody()
+    guard = body.guard or GuardBody()
+    size, timeout = limits.max_request_bytes, limits.timeout_seconds
+    if model is not None:  # also accepted beside the model
+        size = model.max_request_bytes if size is None else size
+        timeout = model.timeout_seconds if timeout is None else timeout
+    return ChangeDraft(
+        workspace=workspace,
+        endpoint=name,
+        cluster=cluster,
+        model=None if model is None else _model_change(model),
+        manifest_text=body.raw_model_spec,
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        autoscaling_provider=scaling.autoscaling_provider,
+        target_concurrency=scaling.target_concurrency,
+        target_rate=scaling.target_rate,
+        scale_to_zero_after=scaling.scale_to_zero_after,
+        max_request_bytes=size,
+        timeout_seconds=timeout,
+        traffic=_traffic(body.access, limits),
+        canary=CanaryDraft(canary.percent, canary.mirror_percent, canary.sticky_header),
+        strategy=body.strategy,
+        guard=GuardDraft(
+            guard.enabled,
+            guard.error_points,
+            guard.latency_factor,
+            guard.latency_least_ms,
+            guard.requests_min,
+            guard.window_seconds,
+        ),
+        names_gpus=body.gpu_spec is not None,
+    )
+
+
+def _model_change(body: ModelChangeBody) -> ModelChange | None:
+    """None for an object that changes nothing of the model (limits may stand in it as well)."""
+    resources = body.resources or ModelResources()
+    change = ModelChange(
+        format=body.model_name,
+        storage_uri=body.storage_uri,
+        format_version=body.model_version,
+        runtime=body.runtime,
+        protocol_version=body.protocol_version,
+        args=None if body.args is None else tuple(body.args),
+        env=body.env,
+        secret=body.secret,
+        cpu=resources.cpu,
+        memory=resources.memory,
+        digest=body.digest,
+        start_timeout_seconds=body.start_timeout_seconds,
+    )
+    return None if change == ModelChange() else change
 
 
 def _traffic(access: str | None, limits: LimitsBody) -> TrafficDraft:
@@ -199,8 +266,8 @@ def policy_draft(body: PolicyBody) -> PolicyDraft:
     )
 
 
-def place_of(body: EndpointRef) -> tuple[str, str, str]:
-    """(workspace, endpoint, cluster) of a delete, stop or start. Raises Invalid without a name."""
+def place_of(body: EndpointRef | UpdateEndpoint | RollbackRef) -> tuple[str, str, str]:
+    """(workspace, endpoint, cluster) of what is to be done with an endpoint. Raises Invalid without a name."""
     name = body.endpoint or body.endpoint_name or ""
     if not name:
         raise Invalid("endpoint is needed", reason="Missing", field="endpoint")

@@ -34,6 +34,7 @@ from inferplane.services import (
     api_keys,
     audit,
     clusters,
+    endpoint_changes,
     endpoint_keys,
     endpoints,
     gpu_requests,
@@ -64,6 +65,7 @@ from inferplane.wire.endpoint_keys import (
 )
 from inferplane.wire.endpoints import (
     CreateEndpoint,
+    EndpointChanged,
     EndpointCreated,
     EndpointDeleted,
     EndpointEnvelope,
@@ -75,6 +77,8 @@ from inferplane.wire.endpoints import (
     LogLineItem,
     LogList,
     Preflight,
+    RollbackRef,
+    UpdateEndpoint,
 )
 from inferplane.wire.gpus import (
     BindingBody,
@@ -481,6 +485,37 @@ async def list_endpoints(call: Call) -> EndpointList:
     )
 
 
+async def update_endpoint(call: Call) -> EndpointChanged | Preflight:
+    """Change what is given. Another model becomes a revision, which takes over as asked once it answers.
+
+    With dryRun=true only say what would happen.
+    """
+    draft = inputs.change_draft(call.read(UpdateEndpoint))
+    if call.flag("dryRun"):
+        name, findings = await endpoint_changes.preflight(call.platform, call.caller, draft)
+        return Preflight(name, tuple(views.check_item(each) for each in findings))
+    return _changed(await endpoint_changes.update(call.platform, call.caller, draft, call.ticket()))
+
+
+async def promote_endpoint(call: Call) -> EndpointChanged:
+    """Give the revision on its way all requests."""
+    place = inputs.place_of(call.read(EndpointRef))
+    return _changed(await endpoint_changes.promote(call.platform, call.caller, place, call.ticket()))
+
+
+async def roll_back_endpoint(call: Call) -> EndpointChanged:
+    """Have the revision before serve again, or the one that is named."""
+    body = call.read(RollbackRef)
+    place = inputs.place_of(body)
+    return _changed(
+        await endpoint_changes.roll_back(call.platform, call.caller, place, body.revision, call.ticket())
+    )
+
+
+def _changed(made: endpoint_changes.Changed) -> EndpointChanged:
+    return EndpointChanged(made.endpoint, made.revision, made.warnings)
+
+
 async def delete_endpoint(call: Call) -> EndpointDeleted:
     """Delete an endpoint; asking again while it is going is harmless."""
     place = inputs.place_of(call.read(EndpointRef))
@@ -751,6 +786,7 @@ ROUTES: tuple[Route, ...] = (
     Route(("GET",), paths.USAGE, read_usage, "Read usage by hour or day, endpoint and key", data=UsageList, query=_USAGE),
     Route(("POST",), paths.ENDPOINT, create_endpoint, "Create an inference endpoint", CreateEndpoint, EndpointCreated, {"dryRun": "true: say what would happen, store nothing"}),
     Route(("GET",), paths.ENDPOINT, get_endpoint, "Describe an inference endpoint", data=EndpointEnvelope, query=_ENDPOINT),
+    Route(("PATCH",), paths.ENDPOINT, update_endpoint, "Change an inference endpoint", UpdateEndpoint, EndpointChanged, {"dryRun": "true: say what would happen, store nothing"}),
     Route(("DELETE",), paths.ENDPOINT, delete_endpoint, "Delete an inference endpoint", EndpointRef, EndpointDeleted),
     Route(("GET",), paths.ENDPOINT_LIST, list_endpoints, "List inference endpoints", data=EndpointList, query={**_FILTER, **_PAGE}),
     Route(("GET",), paths.ENDPOINT_EVENTS, list_events, "List events", data=EventList, query={**_ENDPOINT, "after": "only events behind this number", "limit": "items a page"}),
@@ -760,6 +796,8 @@ ROUTES: tuple[Route, ...] = (
     Route(("GET",), paths.ENDPOINT_WATCH, watch_endpoints, "Watch endpoints (server-sent events)", query=_FILTER, media_type="text/event-stream"),
     Route(("POST",), paths.ENDPOINT_STOP, stop_endpoint, "Stop an inference endpoint", EndpointRef, EndpointDeleted),
     Route(("POST",), paths.ENDPOINT_START, start_endpoint, "Start a stopped inference endpoint", EndpointRef, EndpointDeleted),
+    Route(("POST",), paths.ENDPOINT_PROMOTE, promote_endpoint, "Give the newest revision all requests", EndpointRef, EndpointChanged),
+    Route(("POST",), paths.ENDPOINT_ROLLBACK, roll_back_endpoint, "Have an earlier revision serve again", RollbackRef, EndpointChanged),
     Route(("GET", "POST", "PUT", "PATCH", "DELETE"), paths.GATEWAY_UNMATCHED, gateway_unmatched, "Answer what the gateway could not match", token=False),
     Route(("GET",), paths.HEALTH, health, "Whether the process answers", data=Health, token=False),
     Route(("GET",), paths.READY, ready, "Whether every part is ready", data=Readiness, token=False),

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from inferplane.api import gpu_views
+from inferplane.api import gpu_views, revision_views
 from inferplane.domain.access import ApiKey
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (
@@ -154,8 +154,9 @@ def endpoint_description(
         conditions=conditions(endpoint, state),
         replicas=tuple(_replica(each, endpoint) for each in status.replicas),
         replica_count=_count(endpoint),
-        revisions=_revisions(endpoint),
-        traffic=_traffic(endpoint),
+        revisions=revision_views.revisions(endpoint),
+        traffic=revision_views.traffic(endpoint),
+        rollout=revision_views.rollout(endpoint),
         path_endpoint=_path_url(endpoint, gateway),
         try_path_command=try_command(endpoint, gateway, by_path=True),
         try_note=_note(endpoint, state),
@@ -469,35 +470,6 @@ def _exit(ended: Exit) -> ExitItem:
         reason=ended.reason.value,
         message=redacted(ended.message),
         log_tail=ended.log_tail,
-    )
-
-
-def _revisions(endpoint: InferenceEndpoint) -> tuple[dict[str, Any], ...]:
-    """The revisions that have servers, and the wished one; newest first."""
-    numbers = {endpoint.spec.revision, *(each.id.revision for each in endpoint.status.replicas)}
-    answering = _answering(endpoint)
-    return tuple(
-        {
-            "revision": number,
-            "wanted": number == endpoint.spec.revision,
-            "readyReplicas": sum(1 for each in answering if each.id.revision == number),
-        }
-        for number in sorted(numbers, reverse=True)
-    )
-
-
-def _traffic(endpoint: InferenceEndpoint) -> tuple[dict[str, Any], ...]:
-    """Percent of the requests that each revision gets: by its share of the routed replicas."""
-    answering = _answering(endpoint)
-    revisions = sorted({each.id.revision for each in answering}, reverse=True)
-    return tuple(
-        {
-            "revision": number,
-            "percent": round(
-                100 * sum(1 for each in answering if each.id.revision == number) / len(answering)
-            ),
-        }
-        for number in revisions
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -28,6 +28,7 @@ from inferplane.domain.events import Event
 from inferplane.domain.gpu_request import GpuRequest
 from inferplane.domain.names import NAMESPACE_SUFFIX_CHARACTERS, check_name, namespace_for
 from inferplane.domain.reasons import ReasonCode, reason_of
+from inferplane.domain.rollout import Rollout
 from inferplane.domain.runtime import LOCAL_ENGINE, select_runtime
 from inferplane.domain.storage_uri import parse_storage_uri, redacted, require_local
 from inferplane.domain.workspace import Cluster, Workspace
@@ -108,7 +109,7 @@ async def _create(
                 endpoint=endpoint.name,
                 endpoint_uid=endpoint.uid,
                 reason=ReasonCode.ACCEPTED,
-                after=facts(_told(endpoint)),
+                after=facts(told(endpoint)),
                 data={"warnings": list(wish.warnings)} if wish.warnings else {},
             )
         )
@@ -194,15 +195,10 @@ async def preflight(platform: Platform, caller: Caller, draft: EndpointDraft) ->
         sentence = await endpoint_gpus.wait_sentence(platform, endpoint, gpu)
         gpu_finding = replace(gpu_finding, message=sentence)
     findings.append(gpu_finding)
-    for check, function, good in (
-        ("scheme", _check_scheme, "the cluster can fetch from this kind of storage"),
-        ("runtime", _check_runtime, f"a runtime of the cluster serves {wish.spec.model.format}"),
-    ):
-        findings.append(_finding_now(check, function, wish, cluster, good))
+    findings += servable_findings(wish, cluster)
     if all(finding.ok for finding in findings if finding.check in {"scheme", "runtime", "gpu"}):
-        engine_findings = await _engine_findings(platform, endpoint, wish)
-        told = {finding.check for finding in engine_findings}
-        findings = [each for each in findings if each.check not in told] + engine_findings
+        found = await engine_findings(platform, endpoint, wish.secret)
+        findings = merged_findings(findings, found)
     findings += [
         Finding("manifest", True, "", warning, "Nothing to do; it has no effect here.")
         for warning in wish.warnings
@@ -228,7 +224,15 @@ async def _gpu_finding(
     return Finding("gpu", True, "", "runs on CPU", ""), chosen, gpu
 
 
-async def _engine_findings(platform: Platform, endpoint: InferenceEndpoint, wish: Wish) -> list[Finding]:
+def merged_findings(ours: list[Finding], engines: list[Finding]) -> list[Finding]:
+    """Both, and of what both looked at what the engine says: it knows better."""
+    told_by_engine = {finding.check for finding in engines}
+    return [each for each in ours if each.check not in told_by_engine] + engines
+
+
+async def engine_findings(
+    platform: Platform, endpoint: InferenceEndpoint, secret: Mapping[str, str]
+) -> list[Finding]:
     """The engine's own checks; an engine that is away or slow is a finding, not a failure."""
     engine = platform.engines.get(endpoint.cluster)
     unreachable = ReasonCode.CLUSTER_UNREACHABLE
@@ -237,7 +241,7 @@ async def _engine_findings(platform: Platform, endpoint: InferenceEndpoint, wish
         return [Finding("cluster", False, unreachable.value, message, reason_of(unreachable).next_action)]
     try:
         async with asyncio.timeout(platform.limits.preflight_seconds_max):
-            checks = await engine.preflight(Target(endpoint, wish.secret))
+            checks = await engine.preflight(Target(endpoint, secret))
     except TimeoutError:
         message = f"the engine did not answer within {platform.limits.preflight_seconds_max:g} seconds"
         return [Finding("cluster", False, unreachable.value, message, reason_of(unreachable).next_action)]
@@ -264,14 +268,20 @@ async def _finding(check: str, trial: Awaitable[None], good: str) -> Finding:
     return Finding(check, True, "", good, "")
 
 
-def _finding_now(
-    check: str, function: Callable[[Wish, Cluster], None], wish: Wish, cluster: Cluster, good: str
-) -> Finding:
-    try:
-        function(wish, cluster)
-    except Invalid as error:
-        return Finding(check, False, error.reason, error.message, error.next_action)
-    return Finding(check, True, "", good, "")
+def servable_findings(wish: Wish, cluster: Cluster) -> list[Finding]:
+    """What `check_servable` checks, each on its own."""
+    findings = []
+    for check, function, good in (
+        ("scheme", _check_scheme, "the cluster can fetch from this kind of storage"),
+        ("runtime", _check_runtime, f"a runtime of the cluster serves {wish.spec.model.format}"),
+    ):
+        try:
+            function(wish, cluster)
+        except Invalid as error:
+            findings.append(Finding(check, False, error.reason, error.message, error.next_action))
+        else:
+            findings.append(Finding(check, True, "", good, ""))
+    return findings
 
 
 def check_servable(wish: Wish, cluster: Cluster) -> None:
@@ -606,7 +616,7 @@ async def stop(platform: Platform, caller: Caller, workspace: str, name: str, cl
     caller.require(Verb.WRITE_ENDPOINT, workspace)
 
     def mark(endpoint: InferenceEndpoint) -> InferenceEndpoint | None:
-        _refuse_going(endpoint)
+        refuse_going(endpoint)
         if endpoint.spec.stopped:
             return None
         spec = replace(endpoint.spec, stopped=True, stopped_by=caller.key_name, stopped_at=platform.clock())
@@ -626,7 +636,7 @@ async def start(platform: Platform, caller: Caller, workspace: str, name: str, c
     caller.require(Verb.WRITE_ENDPOINT, workspace)
 
     def mark(endpoint: InferenceEndpoint) -> InferenceEndpoint | None:
-        _refuse_going(endpoint)
+        refuse_going(endpoint)
         if not endpoint.spec.stopped:
             return None
         spec = replace(endpoint.spec, stopped=False, stopped_by="", stopped_at=None, stopped_because="")
@@ -646,7 +656,8 @@ async def start(platform: Platform, caller: Caller, workspace: str, name: str, c
     )
 
 
-def _refuse_going(endpoint: InferenceEndpoint) -> None:
+def refuse_going(endpoint: InferenceEndpoint) -> None:
+    """Raise Conflict for an endpoint that is being deleted: nobody changes it any more."""
     if endpoint.deletion_requested_at is not None:
         raise Conflict(
             f"endpoint {endpoint.name} is being deleted",
@@ -698,7 +709,7 @@ async def _change(
                 if done and changed is None:
                     await tx.update_endpoint_spec(present)  # or two at once would both have done it
                 if changed is not None or done:
-                    before, after = difference(_told(present), _told(changed or present))
+                    before, after = difference(told(present), told(changed or present))
                     event = entry(
                         platform.clock(),
                         caller,
@@ -749,22 +760,39 @@ class _Told:
 
     format: str
     storage_uri: str
+    digest: str
+    runtime: str
     cluster: str
+    revision: int
+    rollout: Rollout | None
     min_replicas: int
     max_replicas: int
+    target_concurrency: float | None
+    target_rate: float | None
+    max_request_bytes: int
+    timeout_seconds: float
     stopped: bool
     deletion_requested: bool
     gpu: GpuSpec | None
 
 
-def _told(endpoint: InferenceEndpoint) -> _Told:
+def told(endpoint: InferenceEndpoint) -> _Told:
+    """The endpoint as the audit log keeps it."""
     spec = endpoint.spec
     return _Told(
         format=spec.model.format,
         storage_uri=redacted(spec.model.storage_uri),
+        digest=spec.model.digest,
+        runtime=spec.model.runtime,
         cluster=endpoint.cluster,
+        revision=spec.revision,
+        rollout=spec.rollout,
         min_replicas=spec.scaling.min_replicas,
         max_replicas=spec.scaling.max_replicas,
+        target_concurrency=spec.scaling.target_concurrency,
+        target_rate=spec.scaling.target_rate,
+        max_request_bytes=spec.limits.max_request_bytes,
+        timeout_seconds=spec.limits.timeout_seconds,
         stopped=spec.stopped,
         deletion_requested=endpoint.deletion_requested_at is not None,
         gpu=spec.gpu,

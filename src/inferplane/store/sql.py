@@ -504,6 +504,12 @@ class Tx(GpuRows, AccessRows):
         value = {} if row is None else from_json(row.secret)
         return {str(key): str(item) for key, item in value.items()} if isinstance(value, dict) else {}
 
+    async def replace_endpoint_secret(self, uid: str, secret: Mapping[str, str]) -> None:
+        """Other credentials in place of all that it has; an empty mapping takes them away."""
+        await self._run(delete(endpoint_secrets).where(endpoint_secrets.c.endpoint_uid == uid))
+        if secret:
+            await self._run(insert(endpoint_secrets), {"endpoint_uid": uid, "secret": to_json(dict(secret))})
+
     # Events
 
     async def append_event(self, event: Event) -> int:

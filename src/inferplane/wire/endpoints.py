@@ -107,6 +107,101 @@ class CreateEndpoint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     access: str | None = None
 
 
+class ModelChangeBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What shall change of a model; whatever is absent stays.
+
+    `args`, `env` and `secret` are replaced whole; an empty text, list or object takes them away. A new
+    `storage_uri` takes the old digest away, because it is the digest of something else.
+    """
+
+    model_name: str | None = None
+    storage_uri: str | None = msgspec.field(default=None, name="storageURI")
+    model_version: str | None = None
+    runtime: str | None = None
+    protocol_version: str | None = None
+    args: list[str] | None = None
+    env: dict[str, str] | None = None
+    secret: dict[str, str] | None = None
+    resources: ModelResources | None = None
+    digest: str | None = None
+    timeout_seconds: float | None = None
+    start_timeout_seconds: float | None = None
+    max_request_bytes: int | None = None
+
+
+class CanaryBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """How much the new revision gets to begin with.
+
+    `percent` of the requests; copies of `mirror_percent` of them, whose answers are dropped. Requests
+    with equal values of the header `sticky_header` go to the same revision.
+    """
+
+    percent: int | None = None
+    mirror_percent: int | None = None
+    sticky_header: str | None = None
+
+
+class GuardBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """When the new revision counts as worse than the one before, and is rolled back.
+
+    `error_points` is how much more of its answers may be 5xx (0.05: five in a hundred), `latency_factor`
+    how many times the other's 95th percentile its own may be, if it is over `latency_least_ms`. Neither is
+    judged on fewer than `requests_min` requests in `window_seconds`.
+    """
+
+    enabled: bool | None = None
+    error_points: float | None = None
+    latency_factor: float | None = None
+    latency_least_ms: float | None = None
+    requests_min: int | None = None
+    window_seconds: float | None = None
+
+
+class UpdateEndpoint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """`PATCH /inference-endpoint`. At most one of `model_spec` and `raw_model_spec` (YAML text).
+
+    What is given of `model_spec`, `autoscaling` and `limits` is changed, the rest stays;
+    `raw_model_spec` replaces. `gpu_spec` is here to be refused: an endpoint keeps its GPUs.
+    """
+
+    workspace: str
+    endpoint: str | None = None
+    endpoint_name: str | None = None
+    cluster: str | None = None
+    cluster_name: str | None = None
+    model_spec: ModelChangeBody | None = None
+    raw_model_spec: str | None = None
+    autoscaling: AutoscalingBody | None = None
+    limits: LimitsBody | None = None
+    access: str | None = None
+    canary: CanaryBody | None = None
+    strategy: str | None = None
+    guard: GuardBody | None = None
+    gpu_spec: Any = None
+
+
+class EndpointChanged(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Answer to a change, a promotion and a rollback: the revision that shall serve from now on.
+
+    `warnings` says what has no effect, or other effects than one might expect; absent when there are none.
+    """
+
+    endpoint: str
+    revision: int
+    warnings: tuple[str, ...] = ()
+
+
+class RollbackRef(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Body of a rollback: to `revision`, or without it to the one before."""
+
+    workspace: str
+    endpoint: str | None = None
+    endpoint_name: str | None = None
+    cluster: str | None = None
+    cluster_name: str | None = None
+    revision: int | None = None
+
+
 class EndpointCreated(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """`warnings` says what of the request has no effect here; absent when everything has.
 
@@ -129,14 +224,14 @@ class CheckItem(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Preflight(msgspec.Struct, frozen=True, rename="camel"):
-    """Answer to a create with `?dryRun=true`; nothing was stored."""
+    """Answer to a create or a change with `?dryRun=true`; nothing was stored."""
 
     endpoint_name: str
     preflight: tuple[CheckItem, ...] = ()
 
 
 class EndpointRef(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Body of delete, stop and start. `endpoint` or `endpointName` names the endpoint."""
+    """Body of delete, stop, start and promote. `endpoint` or `endpointName` names the endpoint."""
 
     workspace: str
     endpoint: str | None = None
@@ -357,6 +452,50 @@ class EvidenceItem(msgspec.Struct, frozen=True, rename="camel"):
     stopped_by: str = ""
 
 
+class RevisionItem(msgspec.Struct, frozen=True, rename="camel"):
+    """One revision. `state` is serving, candidate, rolledBack or previous.
+
+    `ready` of its servers answer, and `traffic_percent` of the requests go to it.
+    """
+
+    revision: int
+    state: str = ""
+    model_name: str = ""
+    storage_uri: str = msgspec.field(default="", name="storageURI")
+    created_at: datetime | None = None
+    created_by: str = ""
+    traffic_percent: int = 0
+    ready: int = 0
+    wanted: bool = False
+    ready_replicas: int = 0
+
+
+class TrafficItem(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What part of the requests a revision answers, and of what part it gets copies."""
+
+    revision: int
+    percent: int
+    mirror_percent: int = 0
+
+
+class RolloutItem(msgspec.Struct, frozen=True, rename="camel"):
+    """How far `candidate` has come in taking over from `base`.
+
+    `phase` is Preparing, Starting, Shifted, Complete or RolledBack, since `since`; `message` is the evidence
+    for a rollback. `canary_percent` is None where it takes everything once it answers.
+    """
+
+    phase: str
+    base: int
+    candidate: int
+    since: datetime | None = None
+    message: str = ""
+    canary_percent: int | None = None
+    mirror_percent: int = 0
+    sticky_header: str = ""
+    strategy: str = ""
+
+
 class EndpointDescription(msgspec.Struct, frozen=True, rename="camel"):
     """One endpoint in full. The first block is the documented one, the rest is ours."""
 
@@ -383,8 +522,9 @@ class EndpointDescription(msgspec.Struct, frozen=True, rename="camel"):
     conditions: tuple[ConditionItem, ...] = ()
     replicas: tuple[ReplicaItem, ...] = ()
     replica_count: ReplicaCount = ReplicaCount()
-    revisions: tuple[dict[str, Any], ...] = ()
-    traffic: tuple[dict[str, Any], ...] = ()
+    revisions: tuple[RevisionItem, ...] = ()
+    traffic: tuple[TrafficItem, ...] = ()
+    rollout: RolloutItem | None = None
     path_endpoint: str = ""
     try_path_command: tuple[str, ...] = ()
     try_note: str = ""

@@ -118,6 +118,19 @@ def test_a_manifest_says_access_by_annotation(world: World, owner: Client, team:
     assert world.stored(team, "iris").spec.access is Access.KEY
 
 
+def test_a_change_of_access_and_limits_makes_no_revision(world: World, owner: Client, team: str) -> None:
+    name = world.create(team, limits={"requestsPerSecond": 5, "burst": 2})
+    place = {"workspace": team, "endpoint": name}
+    change = {**place, "access": "key", "limits": {"requestsPerSecond": 0, "concurrencyMax": 4}}
+    assert owner("PATCH", paths.ENDPOINT, change).data["revision"] == 1
+    spec = world.stored(team, name).spec
+    assert (spec.access, spec.limits.requests_per_second, spec.limits.burst) == (Access.KEY, None, 2)
+    assert spec.limits.concurrency_max == 4
+    owner("PATCH", paths.ENDPOINT, {**place, "limits": {"timeoutSeconds": 5}}).ok()
+    spec = world.stored(team, name).spec
+    assert (spec.access, spec.limits.concurrency_max) == (Access.KEY, 4), "what is not given stays"
+
+
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A platform whose endpoints want keys unless said otherwise."""
