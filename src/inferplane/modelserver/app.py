@@ -19,7 +19,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from inferplane.modelserver import v1, v2
 from inferplane.modelserver.batcher import QUEUE_FULL, RETRY_AFTER_SECONDS_MAX, Batcher, Result
@@ -37,6 +37,9 @@ from inferplane.modelserver.frameworks.base import Model, Outputs, Signature
 from inferplane.modelserver.intake import Work
 from inferplane.modelserver.metrics import Metrics
 from inferplane.version import VERSION
+
+if TYPE_CHECKING:
+    from inferplane.modelserver.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,8 @@ NOT_PROCESSED_MARK = (b"x-inferplane-not-processed", b"1")
 # For Envoy: do not try again at once. The gateway gives each request to the replica that has the fewest, so
 # when that one is full, the others are, and sending a request round only adds to what they refuse.
 OVERLOADED_MARK = (b"x-envoy-ratelimited", b"true")
+#: The status, in metrics and traces, of a request whose caller went away.
+CALLER_GONE = 499
 NOT_PROCESSED: Headers = ((b"retry-after", b"1"), NOT_PROCESSED_MARK)
 _PATH_OF_MODEL = re.compile(
     r"/v[12]/models?/(?P<name>[^/:]+)(?:/versions/(?P<version>[^/]+))?(?P<rest>[/:].*)?"
@@ -106,6 +111,8 @@ class App:
         self.serving: Serving | None = None
         self.draining = False
         self.metrics = Metrics()
+        #: Makes spans of requests; None while nobody collects them.
+        self.tracer: Tracer | None = None
         self.config = config
         self._probabilities = config.wants_probabilities
         #: Makes of this process's metrics those of all processes behind the address.
@@ -218,10 +225,14 @@ class App:
             return
         seconds = asyncio.get_running_loop().time() - exchange.started
         self.metrics.on_request(exchange.protocol, answer.status, seconds)
+        if self.tracer is not None:
+            self.tracer.on_exchange(exchange, answer.status, answer.message)
         exchange.finish(answer)
 
     def leave(self, exchange: Exchange) -> None:
         """Its caller went away: what has not begun is not computed."""
+        if self.tracer is not None and not exchange.done:
+            self.tracer.on_exchange(exchange, CALLER_GONE)
         exchange.left = exchange.done = True
         self._open.discard(exchange)
         if exchange.entry is not None and self.serving is not None:
@@ -359,9 +370,10 @@ class App:
     def metrics_text(self) -> str:
         """This process's metrics in Prometheus text."""
         queued = self.serving.batcher.queued_rows if self.serving is not None else 0
-        return self.metrics.render(
+        text = self.metrics.render(
             self.config.name, ready=self.ready, in_flight=self.in_flight, queued_rows=queued
         )
+        return text if self.tracer is None else text + self.tracer.metrics_text()
 
     def _all_metrics(self) -> Answer:
         self._streams += 1  # this very question is in flight

@@ -73,9 +73,12 @@ class BatchLimits:
 
 
 class Entry:
-    """One request in the queue. `done` is called once with its outputs or what went wrong."""
+    """One request in the queue. `done` is called once with its outputs or what went wrong.
 
-    __slots__ = ("arrived", "deadline", "done", "key", "size", "work")
+    `batch` is the call of the model that computed it, once it has.
+    """
+
+    __slots__ = ("arrived", "batch", "deadline", "done", "key", "size", "work")
 
     def __init__(
         self, work: Work, key: Hashable, arrived: float, deadline: float, done: Callable[[Result], None]
@@ -85,17 +88,22 @@ class Entry:
         self.arrived = arrived
         self.deadline = deadline
         self.done: Callable[[Result], None] | None = done
+        self.batch: Batch | None = None
         self.size = sum(array.nbytes for array in work.inputs.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What metrics are told after each call of the model: times in seconds, one wait a request."""
+    """What metrics are told after each call of the model: times in seconds, one wait a request.
+
+    `began` is the loop's time when the call began.
+    """
 
     requests: int
     rows: int
     compute_seconds: float
     waits: Sequence[float]
+    began: float = 0.0
 
 
 @dataclass(slots=True)
@@ -330,11 +338,13 @@ class Batcher:
         self._row_seconds += (per_row - self._row_seconds) * LATEST
         self._finished_at = now if self._waiting else None
         waits = [began - entry.arrived for entry in batch]
-        self._stats.on_batch(Batch(len(batch), rows, seconds, waits))
+        told = Batch(len(batch), rows, seconds, waits, began)
+        self._stats.on_batch(told)
         # The next batch first: in the worker's thread it computes while the answers below are written.
         if self._waiting:
             self._plan()
         for entry, result in zip(batch, results, strict=True):
+            entry.batch = told
             _tell(entry, result)
 
     def _timed(self, batch: list[Entry]) -> tuple[list[Result], float, float]:

@@ -8,6 +8,8 @@ numpy is imported.
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +29,10 @@ PROBABILITY_FLAGS = frozenset(
 WORKERS_FLAG = "--workers"
 WORKERS_MAX = 32
 
+_OTLP_ENDPOINT = re.compile(
+    r"http://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>(?:/[A-Za-z0-9._~-]*)*)",
+    re.ASCII,
+)
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -45,7 +51,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     `generations_waiting_max` more wait. `memory_bytes_max` limits what the process may allocate beyond what the empty
     server uses. With `workers` > 1 so many processes share the address and the loaded model.
     With a `command`, that program is the server (see `outside`), ready when `ready_path` answers ("" for the
-    usual ones).
+    usual ones). Requests that carry a sampled trace get a span, sent to the collector at `otlp_endpoint`
+    (`http://host:port`, "" for none; see `tracing`).
     """
 
     name: _Text
@@ -71,6 +78,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     args: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     ready_path: str = ""
+    otlp_endpoint: str = ""
 
     @property
     def names(self) -> frozenset[str]:
@@ -107,6 +115,8 @@ def parse_config(text: bytes | str) -> ServerConfig:
         raise ConfigError(f"the model server's configuration cannot be read: {error}") from error
     if not config.address.startswith(UNIX_PREFIX):
         _split_host_port(config.address)
+    if config.otlp_endpoint:
+        otlp_collector(config.otlp_endpoint)
     return config
 
 
@@ -119,6 +129,33 @@ def read_config(path: str | Path) -> ServerConfig:
             f"the model server's configuration {path} cannot be read: {error.strerror}"
         ) from error
     return parse_config(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Collector:
+    """Where spans are sent by POST."""
+
+    host: str
+    port: int
+    path: str
+
+    @property
+    def authority(self) -> str:
+        """Host and port as they stand in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"http://{self.authority}{self.path}"
+
+
+def otlp_collector(endpoint: str) -> Collector:
+    """The address for spans below an OTLP endpoint such as `http://127.0.0.1:4318`. Raises ConfigError."""
+    match = _OTLP_ENDPOINT.fullmatch(endpoint)
+    port = int(match["port"] or 80) if match else 0
+    if match is None or not 0 < port <= 65535:
+        raise ConfigError(f"otlp_endpoint {endpoint!r} is not like http://127.0.0.1:4318")
+    host = match["host"].removeprefix("[").removesuffix("]")
+    return Collector(host, port, f"{match['path'].rstrip('/')}/v1/traces")
 
 
 def unix_path(config: ServerConfig) -> str | None:

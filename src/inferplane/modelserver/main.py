@@ -150,6 +150,7 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     app = App(config)
+    _begin_tracing(app)
     openai = OpenAI(app, wall_clock)
     connections = Connections(app, _http2)
     server = await _open(loop, connections, listener)
@@ -200,6 +201,7 @@ async def _work(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     app = App(config)
+    _begin_tracing(app)
     openai = OpenAI(app, wall_clock)
     connections = Connections(app, _http2)
     loading = loop.create_future()
@@ -225,6 +227,15 @@ async def _work(
     acceptor.close()
     await _drain(app, connections, config)
     return EXIT_OK
+
+
+def _begin_tracing(app: App) -> None:
+    """Make spans of requests, if anybody collects them."""
+    if app.config.otlp_endpoint:
+        from inferplane.modelserver.tracing import Tracer
+
+        app.tracer = Tracer(app.config.otlp_endpoint, app.config.name, wall_clock)
+        app.tracer.start()
 
 
 def _begin_serving(app: App, openai: OpenAI, loaded: Loaded) -> None:
@@ -346,6 +357,8 @@ async def _drain(app: App, connections: Connections, config: ServerConfig) -> No
         log.warning(
             "%d requests did not finish within %.0f s and are cut off", app.in_flight, config.drain_seconds
         )
+    if app.tracer is not None:
+        await app.tracer.close()
 
 
 async def _until(done: Callable[[], bool], deadline: float) -> None:

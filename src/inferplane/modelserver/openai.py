@@ -25,7 +25,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 import numpy as np
 
-from inferplane.modelserver.app import NOT_PROCESSED, App, Receive, Route, Scope, Send, Serving
+from inferplane.modelserver.app import CALLER_GONE, NOT_PROCESSED, App, Receive, Route, Scope, Send, Serving
 from inferplane.modelserver.errors import NotProcessed, RequestError, TooLate, short
 from inferplane.modelserver.exchange import JSON_TYPE, Answer, Headers, caller_patience, json_answer
 from inferplane.modelserver.frameworks.base import WHOLE, InputKind
@@ -66,8 +66,6 @@ STREAM_HEADERS: Headers = (
 )
 DONE = b"data: [DONE]\n\n"
 _PROTOCOL = "openai"
-#: What the log of a proxy calls a request whose caller went away.
-CALLER_GONE = 499
 
 _Unit = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
@@ -335,6 +333,9 @@ class OpenAI:
             if handler is not None:
                 seconds = asyncio.get_running_loop().time() - call.started
                 self._app.metrics.on_request(_PROTOCOL, call.status, seconds)
+                if self._app.tracer is not None:
+                    name = f"{_PROTOCOL} {path.removeprefix('/v1/')}"
+                    self._app.tracer.on_call(name, scope["headers"], call.started, call.status, call.tokens)
 
     async def _watched(self, handler: _Handler, call: _Call) -> None:
         """Answer, within the caller's patience and only as long as the caller is there."""
@@ -420,6 +421,7 @@ class OpenAI:
         finally:
             if tokens:
                 self._app.metrics.on_tokens(prompt_tokens, tokens)
+                call.tokens = (call.tokens[0] + prompt_tokens, call.tokens[1] + tokens)
 
     # Embeddings.
 
@@ -442,6 +444,7 @@ class OpenAI:
                 )
         total = sum(counts)
         self._app.metrics.on_tokens(total, 0)
+        call.tokens = (total, 0)
         vectors = outputs[EMBEDDING].astype("<f4", copy=False)
         data = [
             {
@@ -490,6 +493,7 @@ class _Call:
     body: bytes = b""
     status: int = 0
     begun: bool = False
+    tokens: tuple[int, int] = (0, 0)  # the prompt's and the answer's
 
     async def answer(self, answer: Answer) -> None:
         """Send a whole answer."""
