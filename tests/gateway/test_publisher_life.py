@@ -11,6 +11,7 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -99,6 +100,71 @@ async def test_an_envoy_started_otherwise_is_replaced(world: World) -> None:
     assert second.pid != first.pid
     assert not psutil.pid_exists(first.pid) or psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE
     assert second.port != first.port
+
+
+async def test_an_envoy_is_replaced_under_load_without_losing_a_request(world: World) -> None:
+    replica = await world.replica()
+    current = await world.gateway(port=_free_port(), former_seconds=1)
+    await publish(current, routes(replica.upstream))
+    stop, statuses = asyncio.Event(), list[int]()
+    answered = asyncio.Event()
+
+    async def load(*, anew: bool) -> None:
+        """On one connection for as long as it lasts, or on a new one for each request."""
+        async with client(current) as http:
+            while not stop.is_set():
+                headers = {"connection": "close"} if anew else {}
+                statuses.append((await http.post(PREDICT, content=b"{}", headers=headers)).status_code)
+                answered.set()
+
+    clients = [asyncio.create_task(load(anew=number % 2 == 0)) for number in range(8)]
+    seen = [current.pid]
+    for workers in (3, 1, 2):
+        answered.clear()
+        await asyncio.wait_for(answered.wait(), 20)
+        await current.close(stop_gateway=False)
+        former, port = psutil.Process(current.pid), current.port
+        current = world.unopened(port=port, workers=workers, former_seconds=1)
+        await current.start()
+        current.set(routes(replica.upstream))
+        current.open()
+        seen.append(current.pid)
+        await eventually(partial(_ended, former), "the former one to end")
+        answered.clear()
+        await asyncio.wait_for(answered.wait(), 20)
+    stop.set()
+    await asyncio.gather(*clients)
+    assert len(set(seen)) == 4
+    assert set(statuses) == {200}
+    assert len(statuses) > 100
+
+
+async def test_an_envoy_that_nobody_can_take_over_from_is_ended_first(world: World) -> None:
+    replica = await world.replica()
+    first = await world.gateway(port=_free_port())
+    await publish(first, routes(replica.upstream))
+    await first.close(stop_gateway=False)
+    former = psutil.Process(first.pid)
+    running = world.folder / "gateway" / "running.json"
+    running.write_text(running.read_text().replace('"epoch": 0', '"epoch": 7'))  # so the next looks for no. 8
+    second = world.unopened(port=first.port, workers=1)
+    await second.start()
+    second.set(routes(replica.upstream))
+    second.open()
+    assert _ended(former)
+    async with client(second) as http:
+        assert (await http.get(PREDICT)).status_code == 200
+
+
+async def test_an_envoy_whose_successor_dies_is_not_forgotten(world: World) -> None:
+    first = await world.gateway(port=_free_port(), former_seconds=1)
+    await first.close(stop_gateway=False)
+    former = psutil.Process(first.pid)
+    second = await world.gateway(port=first.port, workers=1, former_seconds=1)
+    os.kill(second.pid, signal.SIGKILL)
+    await eventually(lambda: second.problem() != "", "the death to be noticed")
+    await eventually(lambda: second.problem() == "", "the gateway to be back")
+    await eventually(partial(_ended, former), "the one before to end")
 
 
 async def test_swapping_replicas_under_load_loses_no_request(world: World) -> None:
@@ -418,6 +484,13 @@ def _config_dump(gateway: RoutePublisher) -> str:
     transport = httpx.HTTPTransport(uds=str(gateway.admin_socket))
     with httpx.Client(transport=transport, base_url="http://admin", trust_env=False) as admin:
         return admin.get("/config_dump").text
+
+
+def _ended(process: psutil.Process) -> bool:
+    """Whether it has ended, though perhaps nobody waited for it yet."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def _free_port() -> int:

@@ -12,6 +12,7 @@ API_ADDRESS_DEFAULT = "127.0.0.1:7070"
 WORKERS_DEFAULT = 2
 HEAP_BYTES_MAX_DEFAULT = 2 * 1024**3
 ACCESS_LOG_BYTES_MAX_DEFAULT = 64 * 1024**2
+FORMER_SECONDS_DEFAULT = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class GatewayConfig:
     `activator_address` (`unix:<path>`) takes the requests of endpoints that are asleep; without it they
     are answered as having no replica. `key_set` is the public part of the key by which endpoint keys are
     signed, a JWK set as JSON (`gateway.endpoint_keys`); without it, access KEY lets nobody in.
+    An Envoy that another one takes over from has `former_seconds` to finish what it has.
     An access log that has grown beyond `access_log_bytes_max` is moved aside; one older one is kept.
     """
 
@@ -38,6 +40,7 @@ class GatewayConfig:
     activator_address: str = ""
     key_set: str = ""
     access_log_bytes_max: int = ACCESS_LOG_BYTES_MAX_DEFAULT
+    former_seconds: int = FORMER_SECONDS_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,10 @@ from inferplane.private_folders import PRIVATE_FOLDER_MODE, make_private, socket
 
 ADMIN_SOCKET = "admin.sock"
 XDS_SOCKET = "xds.sock"
+OTHER_XDS_SOCKET = "xds2.sock"
+RESTART_SOCKETS = "h"
+# Envoy makes the names of its own: h_udp_parent_<base id of ten digits>.
+SOCKET_NAME_BYTES_MAX = 24
 PRIVATE_FILE_MODE = 0o600
 
 
@@ -25,6 +29,26 @@ class Places:
     def xds_socket(self) -> Path:
         """Where the control plane tells Envoy its configuration, beside the admin socket."""
         return self.admin_socket.with_name(XDS_SOCKET)
+
+    @property
+    def other_xds_socket(self) -> Path:
+        """The same for an Envoy that takes over, so that the one that leaves is not told what is not for it."""
+        return self.admin_socket.with_name(OTHER_XDS_SOCKET)
+
+    @property
+    def restart_sockets(self) -> Path:
+        """How the names of those sockets begin by which an Envoy takes over from another."""
+        return self.admin_socket.with_name(RESTART_SOCKETS)
+
+    @property
+    def base_id(self) -> Path:
+        """The number by which an Envoy that takes over finds the other; Envoy writes it."""
+        return self.directory / "base-id"
+
+    @property
+    def former_lock(self) -> Path:
+        """Locked by an Envoy that another has taken over from, for as long as it lives."""
+        return self.directory / "former.lock"
 
     @property
     def journal(self) -> Path:
@@ -65,7 +89,7 @@ class Places:
 def make_places(directory: Path) -> Places:
     """Create the gateway's folders, closed to others. Raises Unavailable with the folder and the cause."""
     try:
-        sockets = socket_folder(directory, len(ADMIN_SOCKET))
+        sockets = socket_folder(directory, SOCKET_NAME_BYTES_MAX)
         directory.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER_MODE)
         directory.chmod(PRIVATE_FOLDER_MODE)
         if sockets != directory:
@@ -83,5 +107,7 @@ def remove_socket_folder(places: Places) -> None:
     """Leave no socket behind, nor the stand-in folder that it may have needed."""
     with contextlib.suppress(OSError):
         places.admin_socket.unlink(missing_ok=True)
+        for left in places.admin_socket.parent.glob(f"{RESTART_SOCKETS}_*"):
+            left.unlink(missing_ok=True)
         if places.admin_socket.parent != places.directory:
             places.admin_socket.parent.rmdir()

@@ -3,6 +3,12 @@
 Envoy outlives the control plane on purpose: predictions go on while that is restarted. Whether it
 lives is asked of the kernel, not of a pid file: Envoy inherits a lock (`inferplane.locks`). So an
 Envoy of an earlier run is found without guessing, and a second one cannot be started beside it.
+
+An Envoy that must be replaced (a newer version, another number of workers) is succeeded: the new one gets the
+listening socket from the old one (Envoy's hot restart), and only when it can serve the old one stops to
+listen. Connections that wait to be accepted are in the socket, so none is lost. The old one finishes what it
+has, tells its clients to connect anew, and is ended by the new one a minute later. Never by us: an Envoy whose
+predecessor is not there when it wants to end it gives up itself.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from inferplane.domain.errors import Unavailable
-from inferplane.gateway.places import PRIVATE_FILE_MODE, Places
+from inferplane.gateway.places import OTHER_XDS_SOCKET, PRIVATE_FILE_MODE, Places
 from inferplane.locks import acquire_lock, is_locked, lock_holders
 
 LOG_BYTES_MAX = 4 * 1024 * 1024
@@ -27,6 +33,8 @@ LOG_BYTES_KEPT = 256 * 1024
 LOG_TAIL_BYTES = 16 * 1024
 LAST_WORDS_MAX = 500
 LOG_FLUSH_MILLISECONDS = 500
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (Envoy chooses the name in it, and makes it private)
+BASE_ID_FACTOR = 10  # Envoy's own
 POLL_SECONDS = 0.01
 WATCH_SECONDS = 0.25
 TERMINATE_SECONDS_MAX = 5.0
@@ -36,18 +44,27 @@ KILL_SECONDS_MAX = 5.0
 class EnvoyProcess:
     """Starts, finds and ends the Envoy of one folder."""
 
-    def __init__(self, places: Places, binary: Path, workers: int) -> None:
+    def __init__(self, places: Places, binary: Path, workers: int, former_seconds: int = 60) -> None:
+        """`former_seconds`: how long an Envoy that was succeeded may finish what it has."""
+        self._former_seconds = former_seconds
         self._places = places
         self._binary = binary
         self._workers = workers
         self._child: subprocess.Popen[bytes] | None = None
         self._pid = 0
+        self._epoch = 0
+        self._xds_socket = places.xds_socket
         self._log_start = 0
 
     @property
     def pid(self) -> int:
         """The process found or started last; 0 before that."""
         return self._pid
+
+    @property
+    def xds_socket(self) -> Path:
+        """Where the process found or started last asks for its configuration."""
+        return self._xds_socket
 
     def alive(self) -> bool:
         """Whether an Envoy of this folder lives, whoever started it."""
@@ -56,29 +73,71 @@ class EnvoyProcess:
     def find(self) -> str | None:
         """Look for a living Envoy; return what it was started with (`start`), None when there is none."""
         if not self.alive():
-            return None
+            if not self.former_lives():
+                return None
+            # A takeover was cut short: what is there is the old one, and it may have begun to leave.
+            self._places.former_lock.rename(self._places.lock)
+            self._epoch, self._pid = -1, self._holder()
+            return ""
         self._pid = self._holder()
         try:
-            return str(json.loads(self._places.running.read_text(encoding="utf-8"))["identity"])
-        except (OSError, ValueError, LookupError, TypeError):
+            found = json.loads(self._places.running.read_text(encoding="utf-8"))
+            self._epoch = int(found.get("epoch", -1))
+            if found.get("xds") == OTHER_XDS_SOCKET:
+                self._xds_socket = self._places.other_xds_socket
+            return str(found["identity"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            self._epoch = -1
             return ""
+
+    def can_be_succeeded(self) -> bool:
+        """Whether the living Envoy, which was found, can hand over its sockets. Without that, it must end first."""
+        return self._epoch >= 0 and self._base_id() is not None and not is_locked(self._places.former_lock)
+
+    def next_xds_socket(self) -> Path:
+        """Where a successor must ask for its configuration."""
+        here = self._places.xds_socket
+        return self._places.other_xds_socket if self._xds_socket == here else here
+
+    def succeed(self, bootstrap: str, identity: str) -> None:
+        """Start an Envoy that takes over from the living one; `bootstrap` names `next_xds_socket`.
+
+        When it fails (it ends without ever having listened), `stop` ends both. Raises Unavailable.
+        """
+        socket, epoch = self.next_xds_socket(), self._epoch + 1
+        # The lock stays with the file that the old one has open.
+        self._places.lock.rename(self._places.former_lock)
+        self._start(bootstrap, identity, socket, epoch)
+
+    def former_lives(self) -> bool:
+        """Whether an Envoy that was succeeded is still there."""
+        return is_locked(self._places.former_lock)
+
+    async def end_former(self) -> None:
+        """End an Envoy that was succeeded, and whose successor cannot do it. Raises Unavailable."""
+        await self._end(self._places.former_lock)
 
     def start(self, bootstrap: str, identity: str) -> None:
         """Start Envoy with `bootstrap`; `identity` is what `find` will answer.
 
         Raises Unavailable when one already lives, or when the program cannot be started.
         """
+        self._start(bootstrap, identity, self._xds_socket, 0)
+
+    def _start(self, bootstrap: str, identity: str, xds_socket: Path, epoch: int) -> None:
         held = acquire_lock(self._places.lock)
         if held is None:
             raise Unavailable("another gateway already runs in this folder", reason="HomeInUse")
         try:
             self._places.bootstrap.write_text(bootstrap, encoding="utf-8")
-            self._places.running.write_text(json.dumps({"identity": identity}), encoding="utf-8")
+            running = {"identity": identity, "epoch": epoch, "xds": xds_socket.name}
+            restart = self._restart_options(epoch)
+            self._epoch, self._xds_socket = (epoch if len(restart) > 1 else -1), xds_socket
+            self._places.running.write_text(json.dumps({**running, "epoch": self._epoch}), encoding="utf-8")
             self._shorten_log()
             with self._open_log() as log:
                 self._log_start = os.fstat(log).st_size
                 # The environment is empty: nothing of ours is Envoy's business, secrets least of all.
-                # Without hot restart Envoy shares no memory, so any number of them can run here.
                 self._child = subprocess.Popen(
                     [
                         self._binary,
@@ -87,7 +146,7 @@ class EnvoyProcess:
                         *("--log-level", "warning"),
                         *("--drain-strategy", "immediate"),
                         *("--file-flush-interval-msec", str(LOG_FLUSH_MILLISECONDS)),
-                        "--disable-hot-restart",
+                        *restart,
                     ],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -120,20 +179,59 @@ class EnvoyProcess:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     async def stop(self) -> None:
-        """SIGTERM, then SIGKILL, each with its wait. Raises Unavailable if it lives on."""
-        for number, seconds in ((signal.SIGTERM, TERMINATE_SECONDS_MAX), (signal.SIGKILL, KILL_SECONDS_MAX)):
-            if not self.alive():
-                break
-            pid = self._holder()
-            if pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            await self._until_released(seconds)
-        if self.alive():
-            raise Unavailable(f"the gateway's process {self._pid} does not end, not even when killed")
+        """SIGTERM, then SIGKILL, each with its wait, to all there are. Raises Unavailable if one lives on."""
+        await self._end(self._places.lock)
+        await self._end(self._places.former_lock)
+        self._drop_shared_memory()
         if self._child is not None:
             self._child.wait()
             self._child = None
+
+    async def _end(self, lock: Path) -> None:
+        for number, seconds in ((signal.SIGTERM, TERMINATE_SECONDS_MAX), (signal.SIGKILL, KILL_SECONDS_MAX)):
+            if not is_locked(lock):
+                return
+            holders = lock_holders(lock)
+            for pid in holders:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            await _until_released(lock, next(iter(holders), 0), seconds)
+        if is_locked(lock):
+            raise Unavailable("the gateway's process does not end, not even when killed")
+
+    def _restart_options(self, epoch: int) -> tuple[str, ...]:
+        """So that this one can take over from the one before, and the next one from this."""
+        base_id = self._base_id()
+        if not epoch:
+            self._drop_shared_memory()
+            if not os.access(SHARED_MEMORY, os.W_OK):
+                return ("--disable-hot-restart",)
+        return (
+            *(
+                ("--base-id", str(base_id), "--restart-epoch", str(epoch))
+                if epoch
+                else ("--use-dynamic-base-id", "--base-id-path", str(self._places.base_id))
+            ),
+            *("--socket-path", str(self._places.restart_sockets)),
+            *("--socket-mode", f"{PRIVATE_FILE_MODE:o}"),
+            *("--parent-shutdown-time-s", str(self._former_seconds)),
+            # Counters that begin anew are what everybody who reads them expects of a restart.
+            "--skip-hot-restart-parent-stats",
+        )
+
+    def _base_id(self) -> int | None:
+        try:
+            return int(self._places.base_id.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+
+    def _drop_shared_memory(self) -> None:
+        """Envoy leaves its hundred bytes behind when it ends. Nobody takes over from one that is gone."""
+        base_id = self._base_id()
+        if base_id is not None:
+            with contextlib.suppress(OSError):
+                (SHARED_MEMORY / f"envoy_shared_memory_{base_id * BASE_ID_FACTOR}").unlink(missing_ok=True)
+                self._places.base_id.unlink(missing_ok=True)
 
     def let_go(self) -> None:
         """Leave the process to the next control plane."""
@@ -164,12 +262,6 @@ class EnvoyProcess:
         """The process that lives, 0 if none is found."""
         return next(iter(lock_holders(self._places.lock)), 0)
 
-    async def _until_released(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        while self.alive() and loop.time() < deadline:
-            await _until_gone(self._pid, POLL_SECONDS)
-
     @contextlib.contextmanager
     def _open_log(self) -> Iterator[int]:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -197,6 +289,13 @@ class EnvoyProcess:
 _ENTRY_START = re.compile(r"^(?=\[\d{4}-\d\d-\d\d )", re.MULTILINE)
 _COMPLAINT = re.compile(r"\[[^]]*\]\[\d+\]\[(warning|error|critical)\]\[\w+\] (\[[^]]*\] )?")
 _TRACE = re.compile(r"\[(backtrace|envoy_bug)\]")
+
+
+async def _until_released(lock: Path, pid: int, seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while is_locked(lock) and loop.time() < deadline:
+        await _until_gone(pid, POLL_SECONDS)
 
 
 async def _until_gone(pid: int, seconds: float) -> None:

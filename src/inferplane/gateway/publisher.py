@@ -75,7 +75,7 @@ class RoutePublisher:
         self._config = config
         self._on_confirmed = on_confirmed
         self._places = make_places(config.directory)
-        self._process = EnvoyProcess(self._places, envoy_program(), config.workers)
+        self._process = EnvoyProcess(self._places, envoy_program(), config.workers, config.former_seconds)
         self._admin = Admin(self._places.admin_socket)
         self._journal = Journal(self._places.journal)
         self._exchange = Exchange()
@@ -146,7 +146,12 @@ class RoutePublisher:
             raise
         self._tasks = [
             asyncio.create_task(work)
-            for work in (self._supervise(), self._publish_forever(), self._keep_log_bounded())
+            for work in (
+                self._supervise(),
+                self._publish_forever(),
+                self._keep_log_bounded(),
+                self._end_the_forgotten(),
+            )
         ]
 
     async def close(self, *, stop_gateway: bool) -> None:
@@ -248,17 +253,24 @@ class RoutePublisher:
         self._config = replace(self._config, host=host)
         found = self._process.find()
         self._config = replace(self._config, port=self._choose_port(running=found is not None))
+        succeeds = False
         if found is not None and found != self._identity():
-            log.info("replacing a gateway that was started otherwise", pid=self._process.pid)
-            await self._drain()
-            await self._process.stop()
+            succeeds = self._process.can_be_succeeded() and self._noted_port() == self._config.port
+            log.info("replacing a gateway that was started otherwise", pid=self._process.pid, beside=succeeds)
+            if not succeeds:
+                await self._drain()
+                await self._process.stop()
             found = None
-        if found is None:
+        if found is None and not succeeds:
             self._config = replace(self._config, port=self._free_port())
             self._places.port.write_text(str(self._config.port), encoding="utf-8")
         self._take_up_journal(adopted=found is not None)
-        await self._xds.start()
-        if found is None:
+        if succeeds and not await self._succeed():
+            succeeds = False
+            self._free_port()
+        if not succeeds:
+            await self._xds.start(self._process.xds_socket)
+        if found is None and not succeeds:
             self._process.start(self._bootstrap(), self._identity())
         try:
             await self._until_listening()
@@ -276,18 +288,43 @@ class RoutePublisher:
             adopted=found is not None,
         )
 
-    def _bootstrap(self) -> str:
+    async def _succeed(self) -> bool:
+        """Have a new Envoy take over from the running one. When it cannot, both are ended, and False returned."""
+        socket = self._process.next_xds_socket()
+        await self._xds.start(socket)
+        try:
+            self._process.succeed(self._bootstrap(socket), self._identity())
+            await self._until_listening()
+        except InferplaneError as error:
+            log.warning("a new gateway could not take over from the old one", error=error.message)
+            await self._xds.close()
+            await self._process.stop()
+            return False
+        return True
+
+    async def _end_the_forgotten(self) -> None:
+        """End an Envoy that was succeeded and is still there, because its successor died before it ended it."""
+        while True:
+            await asyncio.sleep(2 * self._config.former_seconds)
+            if self._process.former_lives():
+                try:
+                    await self._process.end_former()
+                except InferplaneError as error:
+                    log.error("a former gateway lives on", error=error.message)
+
+    def _bootstrap(self, xds_socket: Path | None = None) -> str:
         content = bootstrap_config(
             self._config,
             admin_socket=str(self._places.admin_socket),
-            xds_socket=str(self._places.xds_socket),
+            xds_socket=str(xds_socket or self._process.xds_socket),
         )
         return json.dumps(content, indent=1, sort_keys=True)
 
     def _identity(self) -> str:
         """What an Envoy must have been started with for us to keep it."""
         parts = (
-            self._bootstrap(),
+            # Which of its two sockets it asks is no difference.
+            self._bootstrap(self._places.xds_socket),
             self._config.host,
             str(self._config.port),
             str(self._config.workers),
@@ -299,10 +336,15 @@ class RoutePublisher:
         """The configured port; for 0, the one chosen earlier (0 again if there was none)."""
         if self._config.port:
             return self._config.port
+        earlier = self._noted_port()
+        if earlier and (running or _taken(self._config.host, earlier) is None):
+            return earlier
+        return 0
+
+    def _noted_port(self) -> int:
+        """The port of the earlier run; 0 when it is not known."""
         with contextlib.suppress(OSError, ValueError):
-            earlier = int(self._places.port.read_text(encoding="utf-8"))
-            if running or _taken(self._config.host, earlier) is None:
-                return earlier
+            return int(self._places.port.read_text(encoding="utf-8"))
         return 0
 
     def _free_port(self) -> int:

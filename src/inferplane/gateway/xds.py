@@ -69,8 +69,9 @@ class XdsServer:
         self._parse: Any = None
         self._messages: dict[Kind, Any] = {}
 
-    async def start(self) -> None:
-        """Listen. Envoy comes by itself, and comes again whenever it lost us."""
+    async def start(self, socket: Path | None = None) -> None:
+        """Listen, at `socket` if it is given. Envoy comes by itself, and comes again whenever it lost us."""
+        self._socket = socket or self._socket
         grpc, aio = importlib.import_module("grpc"), importlib.import_module("grpc.aio")
         self._parse = importlib.import_module("google.protobuf.json_format").ParseDict
 
