@@ -2,10 +2,12 @@
 
     python -m inferplane.modelserver.forkserver CONTROL_SOCKET --preload sklearn,xgboost,lightgbm,onnx
 
-The parent only imports. It computes nothing, starts no thread and opens no event loop, because a
-fork copies one thread only: a lock that another thread held would stay locked in the child for
-ever. It counts its threads before each fork and refuses when there is more than one. Libraries that
-start threads when they are imported (onnxruntime) are therefore left for the child to import.
+The parent imports, and looks up what each child would have to look up otherwise: which thread pools
+the libraries have, and what a library finds out at its first use. It computes nothing, starts no thread
+and opens no event loop, because a fork copies one thread only: a lock that another thread held would
+stay locked in the child for ever. It counts its threads before each fork and refuses when there is more
+than one. Libraries that start threads when they are imported (onnxruntime) are therefore left for the
+child to import.
 
 The control socket is a unix stream; each request is one line of JSON, each answer too:
 
@@ -40,7 +42,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -48,6 +50,9 @@ from inferplane.modelserver.config import ConfigError, ServerConfig, read_config
 from inferplane.modelserver.errors import ModelServerError
 from inferplane.modelserver.status import Clock, notify, write_atomically
 from inferplane.version import VERSION
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 EXIT_FILE = "exit.json"
 REQUEST_BYTES_MAX = 1024 * 1024
@@ -172,10 +177,11 @@ class _Child:
 
 @dataclass(frozen=True, slots=True)
 class Preloaded:
-    """What was imported, and what was not and why."""
+    """What was imported, and what was not and why. `pools` are the libraries' thread pools, if known."""
 
     modules: tuple[str, ...]
     skipped: Mapping[str, str]
+    pools: ThreadpoolController | None = None
 
 
 def preload(formats: Sequence[str]) -> Preloaded:
@@ -193,10 +199,34 @@ def preload(formats: Sequence[str]) -> Preloaded:
             skipped[name] = f"{type(error).__name__}: {error}"
         else:
             modules.append(name)
+    if "sklearn.preprocessing" in modules:
+        try:
+            look_up_plugins()
+        except Exception as error:  # noqa: BLE001 - as above; children look for themselves then
+            skipped["plugins"] = f"{type(error).__name__}: {error}"
+    pools = find_pools() if "threadpoolctl" in modules else None
     gc.collect()
     # What is loaded now stays for good: keeping the collector away from it keeps its pages shared.
     gc.freeze()
-    return Preloaded(tuple(modules), skipped)
+    return Preloaded(tuple(modules), skipped, pools)
+
+
+def look_up_plugins() -> None:
+    """Let scikit-learn check an input, of one number.
+
+    At its first check it asks every installed package whether it brings a kind of table, and remembers
+    the answer. The check computes nothing to speak of.
+    """
+    from sklearn.preprocessing import Normalizer
+
+    Normalizer().fit([[0.0]])
+
+
+def find_pools() -> ThreadpoolController:
+    """Look through everything that is loaded for thread pools: hundreds of files, so it is done once."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def thread_count() -> int:
@@ -301,7 +331,7 @@ class ForkServer:
         try:
             pid = os.fork()
             if pid == 0:
-                _become_server(request, config, limits, log, descriptors)
+                _become_server(request, config, limits, log, descriptors, self._preloaded.pools)
         finally:
             os.close(log)
         child = _Child(pid, os.pidfd_open(pid), config, Path(request.config_path).with_name(EXIT_FILE))
@@ -336,6 +366,7 @@ def _become_server(
     limits: Mapping[int, tuple[int, int]],
     log: int,
     descriptors: Sequence[int],
+    pools: ThreadpoolController | None,
 ) -> None:
     """The child's side of the fork. Never returns."""
     code = EXIT_CRASHED
@@ -355,7 +386,7 @@ def _become_server(
         reseed()
         from inferplane.modelserver.main import serve
 
-        code = serve(config, pool_threads=POOL_THREADS)
+        code = serve(config, pool_threads=_size_pools(pools, config))
     except BaseException:  # noqa: BLE001 - nothing may climb out of the child into the parent's loop
         traceback.print_exc()
     finally:
@@ -363,6 +394,19 @@ def _become_server(
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _size_pools(pools: ThreadpoolController | None, config: ServerConfig) -> int:
+    """Size the pools that came with the fork; returns how large they are now.
+
+    Pools that are loaded from here on read their size from the environment. Several processes of one server
+    are forked from this one, which must not have threads before: there, the loaded model decides.
+    """
+    if pools is None or config.command or config.worker_count > 1:
+        return POOL_THREADS
+    if config.threads != POOL_THREADS:
+        pools.limit(limits=config.threads)
+    return config.threads
 
 
 def _take_descriptors(log: int, descriptors: Sequence[int]) -> None:

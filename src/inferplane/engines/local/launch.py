@@ -53,6 +53,9 @@ PLATFORM_PREFIX = "INFERPLANE_"
 # Read by the interpreter, the loader or a library when it starts: too late for a forked server.
 READ_AT_START_PREFIXES = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "KMP_", "GOMP_", "OMP_", "OPENBLAS_", "MKL_")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS")
+# How long a thread of OpenBLAS spins before it sleeps, as a power of two of clock ticks. Its default, 26, is
+# some 30 ms of a whole core for each thread of each pool, which every start and every busy neighbour pays.
+SPIN_VARIABLES = {"OPENBLAS_THREAD_TIMEOUT": "20"}
 # A server sees the GPUs it was granted and no others. The driver numbers them as we do only by bus.
 CUDA_DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 NVIDIA_DEVICES_VARIABLE = "NVIDIA_VISIBLE_DEVICES"
@@ -278,7 +281,8 @@ def server_environment(
         CUDA_DEVICES_VARIABLE: devices,
         NVIDIA_DEVICES_VARIABLE: devices or NVIDIA_NO_DEVICES,
     }
-    return {**allowed, **limits, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **own, **granted}
+    interpreter = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    return {**allowed, **limits, **SPIN_VARIABLES, **interpreter, **own, **granted}
 
 
 def needs_new_interpreter(wanted: Mapping[str, str], warm_parent: Mapping[str, str]) -> bool:
