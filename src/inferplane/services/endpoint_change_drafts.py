@@ -150,7 +150,8 @@ def understand_change(
     canary = draft.canary
     warnings: list[str] = []
     if wish is not None:
-        warnings += wish.warnings
+        known = draft.model is not None and draft.model.args is None  # they were told of when they were given
+        warnings += [each for each in wish.warnings if not (known and each.startswith("modelSpec.args"))]
         if draft.manifest_text is not None and canary.is_empty:
             canary = _canary_of(wish, present)
             warnings = [each for each in warnings if "canaryTrafficPercent" not in each]
