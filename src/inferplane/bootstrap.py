@@ -300,6 +300,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
             ),
             new_id=new_id,
             scheduling=switches,
+            grant_measured=grant_measured(devices),
             traffic=history,
             default_access=settings.endpoint_access,
             signing_key=signing,
@@ -400,11 +401,22 @@ def grant_idleness(devices: DeviceMeter | None) -> Callable[[Grant], datetime | 
     return idle_since
 
 
+def grant_measured(devices: DeviceMeter | None) -> Callable[[Grant], bool]:
+    """Whether anybody can tell, at the moment, if granted GPUs are used: the counterpart of `grant_idleness`."""
+
+    def measured(grant: Grant) -> bool:
+        if devices is None or grant.cluster != LOCAL_CLUSTER:
+            return False
+        return devices.measures(index for _, indexes in grant.nodes for index in indexes)
+
+    return measured
+
+
 async def _device_meter(settings: Settings, clock: Clock, stack: AsyncExitStack) -> DeviceMeter | None:
     """A meter of this machine's GPUs, unless pretended ones take their place."""
     if any(each.name == LOCAL_CLUSTER and each.node for each in settings.every_cluster):
         return None
-    meter = DeviceMeter(clock)
+    meter = DeviceMeter(clock, file=settings.home / "gpus.json")
     stack.push_async_callback(meter.close)
     await meter.start()
     return meter

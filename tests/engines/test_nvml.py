@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +27,7 @@ from inferplane.engines.nvml import (
 )
 
 GIB = 1024**3
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 A100 = Device(0, "GPU-aa", "NVIDIA A100-SXM4-80GB", 80 * GIB, 0)
 T4 = Device(2, "GPU-cc", "Tesla T4", 15 * GIB, 3)
 
@@ -227,14 +231,165 @@ async def test_gpus_are_idle_since_all_of_them_were_seen_idle_and_unknown_where_
     assert (meter.idle_since((0,)), meter.idle_since((1,))) == (None, began + timedelta(seconds=5))
 
 
-async def test_without_gpus_nobody_looks_twice() -> None:
+async def _until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not happened():  # noqa: ASYNC110 - a look in a thread has no event to wait for
+            await asyncio.sleep(0.001)
+
+
+async def test_a_gpu_that_comes_later_is_measured_then() -> None:
     looks: list[None] = []
 
     def read() -> Reading:
         looks.append(None)
-        return Reading(problem="no driver")
+        return Reading(problem="no driver") if len(looks) < 3 else Reading((A100,))
 
-    meter = DeviceMeter(lambda: datetime(2026, 1, 1, tzinfo=UTC), read=read, poll_seconds=0)
+    meter = DeviceMeter(lambda: BEGAN, read=read, poll_seconds=3600, no_devices_seconds=0)
     await meter.start()
+    assert not meter.measures((0,))
+    await _until(lambda: meter.measures((0,)))
+    await meter.close()
+    assert (len(looks), meter.idle_since((0,))) == (3, BEGAN)
+
+
+async def test_without_the_library_nobody_looks_twice() -> None:
+    looks: list[None] = []
+
+    def read() -> Reading:
+        looks.append(None)
+        return read_devices(None)
+
+    meter = DeviceMeter(lambda: BEGAN, read=read, poll_seconds=0, no_devices_seconds=0)
+    await meter.start()
+    for _ in range(20):
+        await asyncio.sleep(0)
     await meter.close()
     assert len(looks) == 1
+
+
+async def test_what_a_look_cannot_tell_is_not_measured_and_a_failed_look_forgets_nothing() -> None:
+    answers: list[Reading | Exception] = [
+        Reading((A100, replace(T4, busy_percent=None))),
+        Reading((A100,)),
+        Reading(problem="the NVIDIA driver does not answer"),
+        RuntimeError("the library is broken"),
+        Reading((A100,)),
+        Reading((A100,)),
+    ]
+    times = iter([BEGAN + timedelta(minutes=n) for n in (0, 1, 2, 5, 6)])
+
+    def read() -> Reading:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    meter = DeviceMeter(lambda: next(times), read=read)
+    await meter.look()
+    assert (meter.measures((0,)), meter.measures((2,)), meter.measures(())) == (True, False, False)
+    await meter.look()
+    assert meter.idle_since((0,)) == BEGAN
+    await meter.look()
+    assert (meter.measures((0,)), meter.idle_since((0,))) == (False, None)
+    with pytest.raises(RuntimeError):
+        await meter.look()
+    await meter.look()
+    # Four minutes passed unseen: they count neither way.
+    assert meter.idle_since((0,)) == BEGAN + timedelta(minutes=4)
+    await meter.look()
+    assert meter.idle_since((0,)) == BEGAN + timedelta(minutes=4)
+
+
+async def test_idle_time_goes_on_after_a_restart_without_the_time_in_between(tmp_path: Path) -> None:
+    file = tmp_path / "gpus.json"
+    minute = timedelta(minutes=1)
+
+    async def look(meter: DeviceMeter, times: int) -> DeviceMeter:
+        for _ in range(times):
+            await meter.look()
+        return meter
+
+    def meter(*minutes: int, uses: tuple[int, ...]) -> DeviceMeter:
+        times, percents = iter([BEGAN + n * minute for n in minutes]), iter(uses)
+        return DeviceMeter(
+            lambda: next(times),
+            file=file,
+            read=lambda: Reading((replace(A100, busy_percent=next(percents)),)),
+            poll_seconds=3600,
+        )
+
+    first = await look(meter(0, 10, 30, uses=(0, 60, 0)), 3)
+    assert first.idle_since((0,)) == BEGAN + 10 * minute
+    second = meter(32, uses=(0,))
+    await second.start()
+    await second.close()
+    assert (second.idle_since((0,)), second.busy_at((0,))) == (BEGAN + 12 * minute, BEGAN + 10 * minute)
+    third = meter(35, uses=(3,))
+    await third.start()
+    await third.close()
+    assert third.idle_since((0,)) == BEGAN + 35 * minute
+    other = DeviceMeter(
+        lambda: BEGAN + 40 * minute, file=file, read=lambda: Reading((replace(A100, uuid="GPU-new"),))
+    )
+    await other.start()
+    await other.close()
+    assert (other.idle_since((0,)), other.busy_at((0,))) == (BEGAN + 40 * minute, None)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"0": 7}', '{"0": ["GPU-aa", "2026-01-01", "2026-01-01", null]}']
+)
+async def test_what_cannot_be_read_is_no_memory(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "gpus.json"
+    file.write_text(content, encoding="utf-8")
+    meter = DeviceMeter(lambda: BEGAN, file=file, read=lambda: Reading((A100,)))
+    await meter.start()
+    await meter.close()
+    assert meter.idle_since((0,)) == BEGAN
+
+
+async def test_a_meter_that_cannot_keep_what_it_saw_goes_on(tmp_path: Path) -> None:
+    meter = DeviceMeter(lambda: BEGAN, file=tmp_path / "missing" / "gpus.json", read=lambda: Reading((A100,)))
+    await meter.start()
+    await meter.close()
+    assert meter.idle_since((0,)) == BEGAN
+
+
+LOST_FIRST = (Device(0), replace(A100, index=1, uuid="GPU-bb"), replace(A100, index=2, uuid="GPU-cc"))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "seen_before", "indexes"),
+    [
+        ("GPU-aa,GPU-bb", {0: "GPU-aa", 1: "GPU-bb"}, (0, 1)),
+        ("GPU-aa,GPU-bb", {}, (0, 1)),
+        ("GPU-bb,GPU-aa,GPU-cc", {}, (0, 1, 2)),
+        ("GPU-bb,GPU-zz,GPU-cc", {0: "GPU-aa"}, (1,)),  # of nobody: as without a lost one
+        ("GPU-bb", {}, (1,)),
+        ("GPU-bb,7,GPU-cc", {}, (1,)),
+        ("0,GPU-cc", {}, (0, 2)),
+    ],
+)
+def test_a_lost_gpu_hides_none_that_is_named_after_it(
+    allowed: str, seen_before: dict[int, str], indexes: tuple[int, ...]
+) -> None:
+    assert tuple(each.index for each in visible_devices(LOST_FIRST, allowed, seen_before)) == indexes
+
+
+def test_which_of_several_lost_gpus_is_meant_is_not_guessed() -> None:
+    devices = (Device(0), *LOST_FIRST[1:2], Device(2))
+    assert tuple(each.index for each in visible_devices(devices, "GPU-aa,GPU-bb")) == (1,)
+
+
+async def test_a_gpu_that_gets_lost_is_shown_as_lost_and_the_others_stay() -> None:
+    before = (replace(A100, uuid="GPU-aa"), *LOST_FIRST[1:])
+    readings = iter([Reading(before), Reading(LOST_FIRST)])
+    source = NvmlNodes("local", "host", allowed="GPU-aa,GPU-bb", read=lambda: next(readings))
+    ((node,), _) = await source.nodes()
+    assert node.indexes == (0, 1)
+    ((node,), problem) = await source.nodes()
+    assert ([(gpu.index, gpu.healthy) for gpu in node.gpus], problem) == ([(0, False), (1, True)], "")
+    gone = NvmlNodes("local", "host", allowed="GPU-aa", read=lambda: Reading((Device(0), Device(1))))
+    assert (await gone.nodes())[1] == (
+        "CUDA_VISIBLE_DEVICES=GPU-aa leaves the platform no GPU; the NVIDIA driver has lost 2 of this machine's 2"
+    )

@@ -285,6 +285,7 @@ class World:
         self.unready: dict[str, str] = {"gateway": ""}
         self.later = timedelta(0)
         self.counters: dict[Served, Counters] | None = None
+        self.grants_measured = False
         self.limits = limits or Limits(
             request_bytes_max=BODY_BYTES_MAX,
             request_seconds_max=2.0,
@@ -330,6 +331,7 @@ class World:
             default_access=self.default_access,
             signing_key=self.signing_key,
             traffic=TrafficHistory(self.counted, self.now),
+            grant_measured=lambda _grant: self.grants_measured,
         )
         self.app: Api = create_app(self.platform, readiness=lambda: self.unready, version="1.2.3")
         # Named as TCP, or asyncio would not switch Nagle's algorithm off and each answer took 40 ms more.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from inferplane.domain.endpoint_access import Access
+from inferplane.domain.gpu_request import Grant
 from inferplane.engines.port import Clock, Engine
 from inferplane.gateway.history import TrafficHistory
 from inferplane.scheduler import Switches
@@ -91,6 +92,7 @@ class Platform:
 
     `scheduling` holds the switches that the admission controller runs with, so that estimates agree.
     `keys` holds API keys that were read a moment ago; whoever deletes a key tells it.
+    `grant_measured` says whether anybody can tell if granted GPUs are used.
     `questions` answers how long GPUs would take. `default_access` is that of endpoints for which none is
     asked, `signing_key` (PEM) signs endpoint keys. `traffic` is what the gateway saw, None
     without one.
@@ -103,6 +105,7 @@ class Platform:
     new_id: Callable[[int], str]
     limits: Limits = field(default_factory=Limits)
     scheduling: Switches = Switches()
+    grant_measured: Callable[[Grant], bool] = lambda _grant: False
     keys: KeyMemory = field(default_factory=KeyMemory)
     questions: Questions = field(default_factory=Questions)
     default_access: Access = Access.OPEN

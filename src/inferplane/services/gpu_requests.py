@@ -7,7 +7,6 @@ and that it shall end. Everything else about it is the admission controller's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from inferplane.domain.access import Caller, Verb
@@ -24,7 +23,6 @@ from inferplane.domain.gpu_request import (
     wants_requeue,
 )
 from inferplane.domain.quantity import parse_duration
-from inferplane.domain.runtime import LOCAL_ENGINE
 from inferplane.domain.wait_note import WaitNote
 from inferplane.domain.workspace import WorkspacePolicy
 from inferplane.scheduler.decisions import Candidate
@@ -139,8 +137,7 @@ async def get(platform: Platform, caller: Caller, gpr_id: str) -> Seen:
     async with platform.store.read() as tx:
         request = await _get(tx, caller, gpr_id)
         notes = await tx.wait_notes([request.id])
-        unmeasured = await _unmeasured(tx, [request])
-    return Seen(request, notes.get(request.id), request.id in unmeasured)
+    return Seen(request, notes.get(request.id), _is_unmeasured(platform, request))
 
 
 async def list_requests(platform: Platform, caller: Caller, workspace: str) -> list[Seen]:
@@ -157,8 +154,7 @@ async def list_requests(platform: Platform, caller: Caller, workspace: str) -> l
         newest = await tx.list_gpu_requests(workspace=mine or None, newest=most)
         waiting = [each.id for each in newest if each.status is ProvisioningStatus.QUEUED]
         notes = await tx.wait_notes(waiting if mine else None)
-        unmeasured = await _unmeasured(tx, newest)
-    return [Seen(each, notes.get(each.id), each.id in unmeasured) for each in newest]
+    return [Seen(each, notes.get(each.id), _is_unmeasured(platform, each)) for each in newest]
 
 
 async def change(platform: Platform, caller: Caller, gpr_id: str, wanted: GpuChange) -> None:
@@ -319,23 +315,12 @@ async def _get(tx: Tx, caller: Caller, gpr_id: str) -> GpuRequest:
     return request
 
 
-async def _unmeasured(tx: Tx, requests: Iterable[GpuRequest]) -> frozenset[str]:
-    """Those whose idle timeout is enforced in vain: without an endpoint only the driver of a real GPU on this
-    machine can tell whether it is used."""
-    asking = [each for each in requests if each.enforce_idle and not each.endpoint_uid and each.holds_gpus]
-    if not asking:
-        return frozenset()
-    local = {each.name for each in await tx.list_clusters() if each.engine == LOCAL_ENGINE}
-    real = {(node.cluster, node.name) for node in await tx.list_nodes() if not node.simulated}
-    return frozenset(
-        each.id
-        for each in asking
-        if each.grant is not None
-        and not (
-            each.grant.cluster in local
-            and all((each.grant.cluster, name) in real for name, _ in each.grant.nodes)
-        )
-    )
+def _is_unmeasured(platform: Platform, request: GpuRequest) -> bool:
+    """Whether its idle timeout is enforced in vain: without an endpoint only the driver of a real GPU on this
+    machine can tell whether it is used, and not of every GPU."""
+    if not request.enforce_idle or request.endpoint_uid or not request.holds_gpus or request.grant is None:
+        return False
+    return not platform.grant_measured(request.grant)
 
 
 def _unknown(gpr_id: str) -> NotFound:

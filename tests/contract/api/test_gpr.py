@@ -343,6 +343,9 @@ def test_an_idle_timeout_that_nothing_can_measure_is_accepted_and_says_so(gpus: 
     assert "its idle timeout has no effect: nothing measures" in gpus.gpr(gpr_id)["explanation"]
     listed = gpus.owner("GET", f"{GPR}/list?sliceName={team}").data["items"]
     assert ["no effect" in each["explanation"] for each in listed] == [True, False]
+    gpus.grants_measured = True
+    assert "no effect" not in gpus.gpr(gpr_id)["explanation"]
+    gpus.grants_measured = False
 
 
 def test_what_runs_is_released_and_then_deleted(gpus: GpuWorld, team: str) -> None:
