@@ -63,6 +63,17 @@ def test_a_child_has_a_session_of_its_own_and_only_the_lock(
     assert Path(f"/proc/{server.pid}/cwd").readlink() == server.folder
 
 
+def test_a_child_has_as_many_threads_for_numbers_as_it_may(
+    launch: Callable[..., Any], model_files: Path
+) -> None:
+    counts = []
+    for threads in (1, 3):
+        server = launch("sklearn", model_files / "iris.joblib", threads=threads)
+        server.wait_for("ready")
+        counts.append(len(list(Path(f"/proc/{server.pid}/task").iterdir())))
+    assert counts[1] >= counts[0] + 2  # two more for each library that has a pool
+
+
 def test_the_lock_is_held_as_long_as_the_child_lives(
     forkserver: Any, model_files: Path, tmp_path: Path, until: Callable[[Callable[[], Any], str], Any]
 ) -> None:

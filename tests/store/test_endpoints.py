@@ -165,6 +165,8 @@ async def test_lists_have_one_order_and_can_be_paged(store: Store, make: Any) ->
         assert [e.name for e in await tx.list_endpoints("one", cluster="far")] == ["b"]
         assert [e.name for e in await tx.list_endpoints(model_format="onnx")] == ["x"]
         assert await tx.list_endpoints("nowhere") == []
+        assert (await tx.count_endpoints(), await tx.count_endpoints("one")) == (12, 7)
+        assert await tx.count_endpoints("nowhere") == 0
 
 
 async def test_a_secret_goes_with_its_endpoint(store: Store, make: Any) -> None:

@@ -22,6 +22,12 @@ WORKERS = 8
 log = get_logger("controllers")
 
 
+def spread(keys: Iterable[str], seconds: float) -> list[tuple[str, float]]:
+    """Every key with a delay, evenly over the time: a burst of regular looks would keep news waiting."""
+    listed = list(keys)
+    return [(key, seconds * index / len(listed)) for index, key in enumerate(listed)]
+
+
 class Controller(Protocol):
     """What a runner drives."""
 
@@ -92,8 +98,8 @@ class Runner:
         while True:
             await asyncio.sleep(pause)
             try:
-                for key in await self._controller.keys():
-                    self._queue.put(key)
+                for key, delay in spread(await self._controller.keys(), RESYNC_SECONDS):
+                    self._queue.put_after(key, delay)
                 pause = RESYNC_SECONDS
             except Exception:  # the store may be away for a while; the loop has to outlive that
                 pause = RESYNC_RETRY_SECONDS

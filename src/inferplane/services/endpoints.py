@@ -303,14 +303,14 @@ def _check_runtime(wish: Wish, cluster: Cluster) -> None:
 
 async def _check_quota(tx: Tx, platform: Platform, workspace: str) -> None:
     most = (await tx.get_policy(workspace)).max_endpoints
-    if most is not None and len(await tx.list_endpoints(workspace, limit=most + 1)) >= most:
+    if most is not None and await tx.count_endpoints(workspace) >= most:
         raise QuotaExceeded(
             f"workspace {workspace} may have {most} endpoints, and has them",
             reason=ReasonCode.QUOTA_EXCEEDED.value,
             field="endpointName",
             next_action="Delete endpoints that nobody uses, or ask an Owner to change the workspace's policy.",
         )
-    if len(await tx.endpoint_uids()) >= platform.limits.endpoints_max:
+    if await tx.count_endpoints() >= platform.limits.endpoints_max:
         raise QuotaExceeded(
             f"this installation has {platform.limits.endpoints_max} endpoints, which is its limit",
             reason=ReasonCode.QUOTA_EXCEEDED.value,

@@ -455,6 +455,13 @@ class Tx(GpuRows, AccessRows):
         rows = await self._all(select(endpoints.c.uid).order_by(endpoints.c.uid))
         return [row.uid for row in rows]
 
+    async def count_endpoints(self, workspace: str | None = None) -> int:
+        """How many endpoints there are, in one workspace or in all; those being deleted count."""
+        statement = select(func.count()).select_from(endpoints)
+        if workspace is not None:
+            statement = statement.where(endpoints.c.workspace == workspace)
+        return int((await self._run(statement)).scalar_one())
+
     async def update_endpoint_spec(self, endpoint: InferenceEndpoint) -> int:
         """Write what services own: spec, generation, request of deletion. Returns the new version.
 

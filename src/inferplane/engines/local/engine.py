@@ -646,7 +646,11 @@ class LocalEngine:
     async def _sweep_forever(self) -> None:
         while True:
             await asyncio.sleep(self._limits.sweep_seconds)
-            for server in tuple(self._servers.values()):
+            for index, server in enumerate(tuple(self._servers.values())):
+                if index and index % self._limits.sweep_together == 0:
+                    await asyncio.sleep(0)  # whoever is waiting has their turn between hundreds of servers
+                if self._servers.get(server.intent.replica) is not server:
+                    continue  # it went meanwhile
                 try:
                     server.sweep()
                 except Exception:  # of one server; the others, and the next sweep, must go on

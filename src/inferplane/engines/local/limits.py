@@ -12,12 +12,14 @@ class Limits:
     """Seconds and bytes.
 
     `sweep_seconds` is how often memory, start timeouts, log sizes and status files are looked at;
-    it also bounds by how much a server can overshoot its memory limit or its log. A server that
+    it also bounds by how much a server can overshoot its memory limit or its log; `sweep_together`
+    servers are looked at in one go. A server that
     fails `health_failures_max` checks in a row is called unresponsive. `exit_record_seconds` is how
     long an observation waits for a fork server to write down a child's exit code.
     """
 
     sweep_seconds: float = 0.5
+    sweep_together: int = 10
     health_interval_seconds: float = 5.0
     health_timeout_seconds: float = 5.0
     health_failures_max: int = 3
