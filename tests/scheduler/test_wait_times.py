@@ -17,9 +17,9 @@ ANYTHING = Selection(auto_cluster=True, auto_gpu=True, memory_gb=20)
 WHOLE = {"a": tuple(range(8))}
 
 
-def said(snapshot: Snapshot, request: Any) -> str:
+def said(snapshot: Snapshot, request: Any, keep_going: Callable[[], bool] = lambda: True) -> str:
     """What is said of the only candidate."""
-    (candidate,) = wait_times(snapshot, request)
+    (candidate,) = wait_times(snapshot, request, keep_going)
     return candidate.explanation
 
 
@@ -113,6 +113,10 @@ def test_who_renews_for_ever_is_why_there_is_no_estimate(world: World) -> None:
     )
 
 
+BEFORE_THE_FIRST_WALK = 3
+"""So often `keep_going` is asked until then."""
+
+
 def _a_while(steps: int) -> Callable[[], bool]:
     left = iter([True] * steps)
     return lambda: next(left, False)
@@ -129,12 +133,67 @@ def test_what_there_was_no_time_for_is_listed_without_an_estimate(world: World) 
         world.holds(8, {"b": tuple(range(8))}, cluster="west", left=60),
     ]
     snapshot, question = world.snapshot(floor, held), world.waits(1, 8, selection=ANYTHING)
-    free, *others = wait_times(snapshot, question, _a_while(0))
+    free, *others = wait_times(snapshot, question, _a_while(BEFORE_THE_FIRST_WALK))
     assert free.estimate.basis is Basis.FITS_NOW  # what is known without time going by is said
     assert [each.estimate.start for each in others] == [None, None]
     assert all("working it out would have taken too long" in each.explanation for each in others)
-    starts = [each.estimate.wait(world.now) for each in wait_times(snapshot, question, _a_while(1))]
+    starts = [
+        each.estimate.wait(world.now)
+        for each in wait_times(snapshot, question, _a_while(BEFORE_THE_FIRST_WALK + 1))
+    ]
     assert starts == [timedelta(0), timedelta(minutes=30), None]
+
+
+def test_without_any_time_nothing_is_said_of_what_is_free(world: World) -> None:
+    snapshot = world.snapshot([world.node("a")], [])
+    assert [said(snapshot, world.waits(1, 8), _a_while(steps)) for steps in range(BEFORE_THE_FIRST_WALK)] == [
+        "8 GPUs are needed; there is no estimate, because working it out would have taken too long"
+    ] * BEFORE_THE_FIRST_WALK
+
+
+def test_wherever_time_runs_out_what_was_found_is_what_would_be_found(world: World) -> None:
+    floor = [world.node(name, cluster=name) for name in ("east", "west", "north", "south")]
+    requests = [
+        world.holds(7, {"east": WHOLE["a"]}, cluster="east", left=30),
+        world.holds(8, {"west": tuple(range(7))}, cluster="west", left=60),
+        world.holds(9, {"south": WHOLE["a"]}, cluster="south", left=90, auto_renew=True),
+        world.waits(2, 8, since=5, minutes=600, selection=Selection(cluster_name="west")),
+        world.waits(3, 1, since=5, minutes=300, priority=50, selection=Selection(cluster_name="west")),
+        world.waits(4, 8, since=5, minutes=300, priority=50, selection=Selection(cluster_name="south")),
+    ]
+    snapshot, question = world.snapshot(floor, requests), world.waits(1, 8, selection=ANYTHING)
+    asked = 0
+
+    def always() -> bool:
+        nonlocal asked
+        asked += 1
+        return True
+
+    whole = {each.pool: each.estimate.start for each in wait_times(snapshot, question, always)}
+    known = []
+    for steps in range(asked + 1):
+        found = wait_times(snapshot, question, _a_while(steps))
+        told = {each.pool: each.estimate.start for each in found if each.estimate.start is not None}
+        assert told.items() <= whole.items()
+        assert len(found) == len(whole)
+        known.append(len(told))
+    assert known == sorted(known)
+    assert (known[0], known[-1]) == (0, sum(start is not None for start in whole.values()))
+
+
+def test_how_others_hang_together_is_only_worked_out_where_something_waits(world: World) -> None:
+    line = [world.waits(number, 8, selection=Selection(cluster_name="west")) for number in range(2, 5000)]
+    held = world.holds(9, {"west": WHOLE["a"]}, cluster="west")
+    snapshot = world.snapshot(
+        [world.node("east", cluster="east"), world.node("west", cluster="west")], [held, *line]
+    )
+    here = world.waits(1, 1, since=9, selection=Selection(cluster_name="east"))
+    (free,) = wait_times(snapshot, here, _a_while(BEFORE_THE_FIRST_WALK))
+    assert free.estimate.basis is Basis.FITS_NOW
+    there = world.waits(1, 1, since=9, selection=Selection(cluster_name="west"))
+    (late,) = wait_times(snapshot, there, _a_while(BEFORE_THE_FIRST_WALK + 1))
+    assert late.estimate.start is None
+    assert "taken too long" in late.explanation
 
 
 def test_one_simulation_answers_for_many_kinds_and_others_get_their_own(world: World) -> None:

@@ -15,13 +15,47 @@ LONG = 60.0
 
 async def test_places_are_bounded_and_given_back() -> None:
     questions = Questions()
-    async with questions.place(2), questions.place(2):
+    async with questions.place("one", 2, 2), questions.place("two", 2, 2):
         with pytest.raises(RateLimited) as refused:
-            async with questions.place(2):
+            async with questions.place("three", 2, 2):
                 pass
         assert refused.value.reason == "TooManyQuestions"
-    async with questions.place(1):
+    async with questions.place("three", 1, 1):
         pass
+
+
+async def test_no_workspace_takes_every_place() -> None:
+    questions = Questions()
+    async with questions.place("busy", 8, 1):
+        with pytest.raises(RateLimited, match="of workspace busy"):
+            async with questions.place("busy", 8, 1):
+                pass
+        async with questions.place("other", 8, 1):
+            pass
+    async with questions.place("busy", 8, 1):
+        pass
+
+
+async def test_who_waits_too_long_in_line_is_told_to_come_back_and_never_worked_on() -> None:
+    began, go_on = threading.Event(), threading.Event()
+    worked: list[str] = []
+
+    def first(_: KeepGoing) -> str:
+        began.set()
+        go_on.wait(LONG)
+        return "first"
+
+    questions = Questions()
+    # Once it is its turn, the time in line is no matter any more.
+    asking = asyncio.create_task(questions.answer(first, LONG, 0.2))
+    assert await asyncio.to_thread(began.wait, LONG)
+    with pytest.raises(RateLimited) as refused:
+        await questions.answer(lambda _: worked.append("second"), LONG, 0.2)
+    assert refused.value.reason == "TooManyQuestions"
+    go_on.set()
+    assert await asking == "first"
+    assert await questions.answer(lambda _: "next", LONG, LONG) == "next"
+    assert worked == []
 
 
 async def test_work_is_told_when_its_time_is_over() -> None:
@@ -29,8 +63,8 @@ async def test_work_is_told_when_its_time_is_over() -> None:
         return keep_going()
 
     questions = Questions()
-    assert await questions.answer(work, LONG)
-    assert not await questions.answer(work, 0)
+    assert await questions.answer(work, LONG, LONG)
+    assert not await questions.answer(work, 0, LONG)
 
 
 async def test_work_is_done_one_after_the_other_and_not_where_others_work() -> None:
@@ -46,7 +80,7 @@ async def test_work_is_done_one_after_the_other_and_not_where_others_work() -> N
         return at_once
 
     questions = Questions()
-    assert await asyncio.gather(*(questions.answer(work, LONG) for _ in range(20))) == [1] * 20
+    assert await asyncio.gather(*(questions.answer(work, LONG, LONG) for _ in range(20))) == [1] * 20
     assert len(names) == 1
     assert next(iter(names)).startswith("questions")
 
@@ -61,8 +95,8 @@ async def test_work_that_nobody_waits_for_comes_to_an_end() -> None:
         ended.set()
 
     questions = Questions()
-    asking = asyncio.create_task(questions.answer(work, LONG))
+    asking = asyncio.create_task(questions.answer(work, LONG, LONG))
     assert await asyncio.to_thread(began.wait, LONG)
     asking.cancel()
     assert await asyncio.to_thread(ended.wait, LONG)
-    assert await questions.answer(lambda _: "next", LONG) == "next"
+    assert await questions.answer(lambda _: "next", LONG, LONG) == "next"

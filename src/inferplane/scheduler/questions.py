@@ -18,7 +18,7 @@ Sentences speak of today: who holds the GPUs now, and how many are ahead in line
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -49,6 +49,9 @@ from inferplane.scheduler.placement import Floor, Holder, PoolKey, matches
 from inferplane.scheduler.snapshot import Snapshot
 
 WAIT_TIME_CANDIDATES_MAX = 32
+PARTS_STEP_REQUESTS = 1000
+"""So many requests are sorted into parts before it is asked again whether to go on."""
+
 HOLDERS_NAMED_MAX = 3
 
 
@@ -59,7 +62,8 @@ def wait_times(
 
     `request` is queued (its `queued_at` decides its age). Nothing is stored. Kinds of node that
     can never hold it come last, without an estimate and with the reason. At most WAIT_TIME_CANDIDATES_MAX.
-    From when on `keep_going` says no, kinds that are not worked out yet have no estimate, and say so.
+    From when on `keep_going` says no, kinds that are not worked out yet have no estimate, and say so. It is
+    asked before each stage and each walk: with 100,000 in line on 10,000 nodes a few tenths of a second apart.
     """
     asked = [
         _Asked(key, gpus, replace(request, selection=pinned_to(request.selection, key)))
@@ -67,11 +71,18 @@ def wait_times(
     ]
     if not asked:
         return ()
-    ghost = _Ghost(snapshot, asked, keep_going)
-    ghost.live()
-    for each in asked:
-        if each.estimate is None:
-            _on_its_own(snapshot, each, ghost.parts, keep_going)
+    try:
+        _check_time(keep_going)
+        ghost = _Ghost(snapshot, asked, keep_going)
+        ghost.live()
+        for each in asked:
+            if each.estimate is None:
+                _check_time(keep_going)
+                _on_its_own(snapshot, each, ghost, keep_going)
+    except _OutOfTime:
+        for each in asked:
+            if each.estimate is None:
+                each.estimate = Estimate(request.id, None, Basis.UNKNOWN, each.position, OUT_OF_TIME)
     return tuple(sorted(map(_candidate, asked), key=lambda each: (*_start_order(each.estimate), each.pool)))
 
 
@@ -99,6 +110,15 @@ def _kinds(snapshot: Snapshot, request: GpuRequest) -> list[tuple[PoolKey, int]]
         if (allowed is None or key.cluster in allowed) and matches(request.selection, key, policy):
             sizes[key] = max(sizes.get(key, 0), node.gpu_count)
     return sorted(sizes.items())[:WAIT_TIME_CANDIDATES_MAX]
+
+
+class _OutOfTime(Exception):
+    """`keep_going` said no."""
+
+
+def _check_time(keep_going: Callable[[], bool]) -> None:
+    if not keep_going():
+        raise _OutOfTime
 
 
 class _Asked:
@@ -147,12 +167,28 @@ class _Ghost(Replay):
         super().__init__(snapshot, keep_going=keep_going)
         self.candidates = asked
         self.ghost = asked[0].request
-        self.parts = _Parts(snapshot, self.floor, self.choices, asked)
+        # As of now: the first walk changes who holds what.
+        self._held = {
+            holder.request.id: (sorted(pools_of(holder)), holder.draining)
+            for holder in self.floor.holders.values()
+        }
+        self._parts: _Parts | None = None
         for each in asked:
             each.today = self._today(each)
 
+    @property
+    def parts(self) -> _Parts:
+        """The parts of the floor: most of the work, and only needed once something waits. Raises _OutOfTime."""
+        if self._parts is None:
+            _check_time(self.keep_going)
+            self._parts = _Parts(
+                self.snapshot, self.floor, self.choices, self.candidates, self._held, self.keep_going
+            )
+        return self._parts
+
     def live(self) -> None:
-        """Find the estimates of all candidates that do not turn out to be on their own."""
+        """Find the estimates of all candidates that do not turn out to be on their own. Raises _OutOfTime."""
+        _check_time(self.keep_going)
         line = self._line(waiting_requests(self.snapshot))
         places = [each.id for each in line.requests]
         worked_out = line.requests[:FORECAST_REQUESTS_MAX]
@@ -161,6 +197,7 @@ class _Ghost(Replay):
         self.truncated = len(worked_out) < len(line.requests)
         self.asked = frozenset(each.id for each in worked_out)
         waiting = {each.id: each for each in worked_out if each.id != self.ghost.id}
+        _check_time(self.keep_going)
         self._begin(waiting, Order(worked_out, line.moved))
         while self._goes_on():
             self._advance(waiting)
@@ -207,7 +244,7 @@ class _Ghost(Replay):
 
     def _look(self, walk: Walk, behind: tuple[GpuRequest, ...]) -> None:
         """It is the ghost's turn: what would become of it on each kind of node?"""
-        touchy: frozenset[PoolKey] | None = None
+        waits: list[tuple[_Asked, Lane]] = []
         for each in self._open():
             lane = walk.lane_of(each.request)
             if each.first is None:
@@ -224,9 +261,12 @@ class _Ghost(Replay):
                 each.estimate = Estimate(self.ghost.id, self.now, basis, each.position, self.behind())
             else:
                 each.cause = Cause(walk.reason(each.request, lane)[0], walk.seen, lane.pools, lane.group)
-                touchy = self._touchy(walk, behind) if touchy is None else touchy
-                each.alone = self.parts.of(each.key) in touchy or self._would_evict(each, walk, lane)
+                waits.append((each, lane))
             each.first = each.first or each.cause
+        touchy = self._touchy(walk, behind) if waits else frozenset()
+        for each, lane in waits:
+            disturbs = bool(touchy) and self.parts.of(each.key) in touchy
+            each.alone = disturbs or self._would_evict(each, walk, lane)
 
     def _would_evict(self, asked: _Asked, walk: Walk, lane: Lane) -> bool:
         """Whether it might ask somebody to yield; not whether that would be the cheapest."""
@@ -284,22 +324,32 @@ class _Ghost(Replay):
 class _Parts:
     """Which kinds of node are tied together. A part is named by one of its kinds."""
 
-    def __init__(self, snapshot: Snapshot, floor: Floor, choices: Choices, asked: list[_Asked]) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        floor: Floor,
+        choices: Choices,
+        asked: list[_Asked],
+        held_now: Mapping[str, tuple[list[PoolKey], bool]],
+        keep_going: Callable[[], bool],
+    ) -> None:
+        """`held_now`: by request, where it holds GPUs, and whether it gives them back. Raises _OutOfTime."""
         self._snapshot = snapshot
         self._boss = {key: key for key in floor.pools}
         self._of_request: dict[str, list[PoolKey]] = {}
         counted_together: dict[str, list[PoolKey]] = {}
         for each in asked:
             counted_together.setdefault(each.request.workspace, []).append(each.key)
-        for request in snapshot.requests:
-            holder = floor.holders.get(request.id)
-            held = sorted(pools_of(holder))
+        for number, request in enumerate(snapshot.requests, start=1):
+            if number % PARTS_STEP_REQUESTS == 0:
+                _check_time(keep_going)
+            held, draining = held_now.get(request.id, ([], True))
             keys = [] if request.has_ended else [pool.key for pool in choices.of(request).pools]
             self._tie(keys)
             self._tie(held)
             if self._may_come_back(request):  # whether it does is decided where it holds
                 self._tie([*keys, *held])
-            keys = [*keys, *held] if holder is None or holder.draining else held
+            keys = [*keys, *held] if draining else held
             if keys:
                 self._of_request[request.id] = keys
                 counted_together.setdefault(request.workspace, []).extend(keys)
@@ -358,12 +408,10 @@ class _Parts:
 # --- One simulation for one kind -------------------------------------------------------------------
 
 
-def _on_its_own(snapshot: Snapshot, asked: _Asked, parts: _Parts, keep_going: Callable[[], bool]) -> None:
+def _on_its_own(snapshot: Snapshot, asked: _Asked, ghost: _Ghost, keep_going: Callable[[], bool]) -> None:
     request = asked.request
-    if not keep_going():
-        asked.estimate = Estimate(request.id, None, Basis.UNKNOWN, asked.position, OUT_OF_TIME)
-        return
-    around = parts.around(snapshot, asked.key)
+    around = ghost.parts.around(snapshot, asked.key)
+    _check_time(keep_going)
     replay = Replay(replace(around, requests=(*around.requests, request)), request.id, keep_going)
     asked.estimate = replay.run()[request.id]
     asked.first = dict(replay.first_waits.causes()).get(request.id, asked.first)
@@ -385,7 +433,9 @@ def _explained(asked: _Asked, estimate: Estimate) -> str:
         return f"{needed}; {are_free(today.free)}, and nobody ahead in line needs them"
     if cause is not None and cause.reason is WaitReason.LARGER_THAN_CLUSTER:
         return f"{needed}; {_too_small(asked)}"
-    if cause is not None and cause.detail:
+    if cause is None and estimate.start is None:
+        said = [needed]  # there was no time to look at what is free
+    elif cause is not None and cause.detail:
         said = [cause.detail]
     else:
         said = [f"{needed}; {_what_is_free(wish, today, cause)}"]
@@ -396,7 +446,7 @@ def _explained(asked: _Asked, estimate: Estimate) -> str:
             f"{counted(estimate.position - 1, 'request')} ahead in line "
             f"{'wants' if estimate.position == 2 else 'want'} GPUs of this kind"
         )
-    if not (cause is not None and cause.reason is WaitReason.TOO_MANY_REQUESTS):
+    if cause is not None and cause.reason is not WaitReason.TOO_MANY_REQUESTS:
         said += _holders(asked)
     if estimate.start is None:
         said.append(f"there is no estimate, because {estimate.detail}")

@@ -67,7 +67,9 @@ class Limits:
     page_items_max: int = 1000
     gpu_requests_listed_max: int = 10_000
     questions_max: int = 8
+    questions_per_workspace_max: int = 4
     question_seconds_max: float = 2.0
+    question_line_seconds_max: float = 5.0
     templates_max: int = 1_000
     event_items_default: int = 200
     event_items_max: int = 1000

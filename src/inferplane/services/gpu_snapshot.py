@@ -31,12 +31,17 @@ async def candidates_for(platform: Platform, request: GpuRequest) -> tuple[Candi
     """Where a request that is not stored could start, soonest first.
 
     What is not worked out within `question_seconds_max` is there without an estimate.
-    Raises RateLimited while `questions_max` others ask.
+    Raises RateLimited while `questions_max` others ask, or `questions_per_workspace_max` of its workspace,
+    and when its turn does not come within `question_line_seconds_max`.
     """
     limits = platform.limits
-    async with platform.questions.place(limits.questions_max):
+    async with platform.questions.place(
+        request.workspace, limits.questions_max, limits.questions_per_workspace_max
+    ):
         async with platform.store.read() as tx:
             snapshot = await read_snapshot(tx, platform.clock(), platform.scheduling)
         return await platform.questions.answer(
-            lambda keep_going: wait_times(snapshot, request, keep_going), limits.question_seconds_max
+            lambda keep_going: wait_times(snapshot, request, keep_going),
+            limits.question_seconds_max,
+            limits.question_line_seconds_max,
         )

@@ -413,8 +413,9 @@ def test_too_many_questions_at_once_are_told_to_come_back(gpus: GpuWorld, team: 
 async def _ask_all_at_once(gpus: GpuWorld) -> AsyncExitStack:
     """Take every place that there is for questions."""
     stack = AsyncExitStack()
-    for _ in range(gpus.limits.questions_max):
-        await stack.enter_async_context(gpus.platform.questions.place(gpus.limits.questions_max))
+    for number in range(gpus.limits.questions_max):
+        place = gpus.platform.questions.place(f"other-{number}", gpus.limits.questions_max, 1)
+        await stack.enter_async_context(place)
     return stack
 
 
