@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from inferplane.cli import render
+from inferplane.cli.changes import reporter, update_by_manifest
 from inferplane.cli.exits import ExitCode, exit_code_of
 from inferplane.cli.gpu_options import (
     AutoCluster,
@@ -40,6 +41,7 @@ from inferplane.cli.options import (
     Timeout,
     Wait,
     Workspace,
+    absolute,
     connected,
     named_values,
     read_bytes,
@@ -55,9 +57,18 @@ from inferplane.cli.output import (
     print_result,
     progress,
 )
-from inferplane.client import Client, ClientError, Deployment, InvalidError, UnreachableError
-from inferplane.client.conversations import WAIT_SECONDS
+from inferplane.client import (
+    AlreadyExistsError,
+    Client,
+    ClientError,
+    Deployment,
+    InvalidError,
+    UnreachableError,
+)
+from inferplane.client.conversations import WAIT_SECONDS, manifest_name
 from inferplane.wire.endpoints import EndpointDescription, EventList, LogLineItem, LogList
+
+ENDPOINT_EXISTS = "EndpointExists"
 
 
 def register(app: typer.Typer) -> None:
@@ -239,7 +250,7 @@ def deploy(
         made = client.deploy(
             name,
             format=model_format,
-            uri=_absolute(uri),
+            uri=absolute(uri),
             workspace=workspace_or_default(workspace),
             cluster=cluster,
             secret=secrets,
@@ -310,7 +321,7 @@ def apply(
     dry_run: DryRun = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make an endpoint from a KServe InferenceService: the whole of it, or only its spec."""
+    """Make an endpoint from a KServe InferenceService, or change the one that there is: all of it, or its spec."""
     wish = wish_of(
         *(gpus, gpu_nodes, gpu_shape, instance_type, gpu_memory, exit_duration, priority),
         *(idle_timeout, enforce_idle, evictable, requeue),
@@ -318,19 +329,31 @@ def apply(
     )
     asks = wish_or_none(wish, others=(auto_renew is not None, auto_cluster))
     manifest = read_text(file, "the manifest")
+    where: dict[str, Any] = {"workspace": workspace_or_default(workspace), "cluster": cluster}
     with connected(context) as client:
-        made = client.apply(
-            manifest,
-            name=name,
-            workspace=workspace_or_default(workspace),
-            cluster=cluster,
-            gpu=asks,
-            auto_cluster=auto_cluster,
-            cluster_precedence=precedence or (),
-            auto_renew=auto_renew,
-            access=access,
-            dry_run=dry_run,
-        )
+        try:
+            made = client.apply(
+                manifest,
+                **where,
+                name=name,
+                gpu=asks,
+                auto_cluster=auto_cluster,
+                cluster_precedence=precedence or (),
+                auto_renew=auto_renew,
+                dry_run=dry_run,
+            )
+        except AlreadyExistsError as error:
+            if error.reason != ENDPOINT_EXISTS:
+                raise
+            made = None
+        if made is None or any(check.reason == ENDPOINT_EXISTS for check in made.checks):
+            if asks is not None:
+                note("warning: the endpoint exists and keeps its GPUs; what was asked of them has no effect")
+            known = name or manifest_name(manifest)
+            update_by_manifest(
+                client, known, manifest, where, dry_run=dry_run, wait=wait, timeout=timeout, output=output
+            )
+            return
         limits = _Limits(timeout, queue_timeout)
         _accepted(client, made, cluster, wait=wait, limits=limits, output=output)
 
@@ -521,7 +544,7 @@ def stop(
             _print_done(stopped, "is being stopped", output)
             return
         with progress(f"{name}: stopping") as shown:
-            found = client.wait_until_stopped(name, timeout, progress=_reporter(shown.show), **where)
+            found = client.wait_until_stopped(name, timeout, progress=reporter(shown.show), **where)
     _print_endpoint_or_line(found, f"{name} is stopped", output)
 
 
@@ -572,7 +595,7 @@ def delete(
             try:
                 if wait:
                     with progress(f"{name}: deleting") as shown:
-                        client.wait_until_deleted(name, timeout, progress=_reporter(shown.show), **where)
+                        client.wait_until_deleted(name, timeout, progress=reporter(shown.show), **where)
                 gone.append(name)
             except ClientError as error:
                 failures.append(error)
@@ -633,19 +656,11 @@ def _wait_until_running(
                 workspace=workspace,
                 cluster=cluster,
                 queue_timeout=limits.queue_timeout,
-                progress=_reporter(shown.show),
+                progress=reporter(shown.show),
             )
     except KeyboardInterrupt:
         note(f"{name} goes on without being watched; see: inferplane describe {name} -w {workspace}")
         raise
-
-
-def _reporter(show: Any) -> Any:
-    def report(endpoint: EndpointDescription) -> None:
-        place = endpoint.gpu.queue_position if endpoint.gpu is not None else 0
-        show(f"{endpoint.status} {endpoint.reason} {place}", render.endpoint_step(endpoint))
-
-    return report
 
 
 def _running_line(found: EndpointDescription) -> str:
@@ -678,11 +693,6 @@ def _print_log_line(line: LogLineItem, output: Format) -> None:
         print_json_line(line)
     else:
         print_result(f"{line.replica}  {line.text}")
-
-
-def _absolute(uri: str) -> str:
-    """A path is meant from where the command is run; the platform runs elsewhere."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def _body(data: str) -> bytes:

@@ -30,7 +30,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
-from inferplane.client import access_conversations, conversations, gpu_conversations
+from inferplane.client import access_conversations, conversations, gpu_conversations, revision_conversations
 from inferplane.client.conversations import (
     ConnectionFailedError,
     Effect,
@@ -343,6 +343,13 @@ class Client(_Shell):
     delete = _returns(conversations.delete)
     stop = _returns(conversations.stop)
     start = _returns(conversations.start)
+    update = _returns(revision_conversations.update)
+    try_update = _returns(revision_conversations.try_update)
+    promote = _returns(revision_conversations.promote)
+    rollback = _returns(revision_conversations.rollback)
+    wait_until_updated = _returns(revision_conversations.wait_until_updated)
+    revisions = _returns(revision_conversations.revisions)
+    metrics = _returns(revision_conversations.metrics)
     events = _returns(conversations.events)
     logs = _returns(conversations.logs)
     predict = _returns(conversations.predict)
@@ -499,6 +506,13 @@ class AsyncClient(_Shell):
     delete = _awaits(conversations.delete)
     stop = _awaits(conversations.stop)
     start = _awaits(conversations.start)
+    update = _awaits(revision_conversations.update)
+    try_update = _awaits(revision_conversations.try_update)
+    promote = _awaits(revision_conversations.promote)
+    rollback = _awaits(revision_conversations.rollback)
+    wait_until_updated = _awaits(revision_conversations.wait_until_updated)
+    revisions = _awaits(revision_conversations.revisions)
+    metrics = _awaits(revision_conversations.metrics)
     events = _awaits(conversations.events)
     logs = _awaits(conversations.logs)
     predict = _awaits(conversations.predict)

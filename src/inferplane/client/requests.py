@@ -25,6 +25,7 @@ from inferplane.wire import (
     gpus,
     paths,
     policies,
+    traffic,
     usage,
     workspaces,
 )
@@ -379,6 +380,48 @@ def stop_endpoint(name: str, workspace: str, cluster: str = "") -> Request[endpo
 def start_endpoint(name: str, workspace: str, cluster: str = "") -> Request[endpoints.EndpointDeleted]:
     """Servers again for a stopped endpoint."""
     return _act_on(paths.ENDPOINT_START, name, workspace, cluster)
+
+
+def update_endpoint(
+    body: endpoints.UpdateEndpoint, idempotency_key: str
+) -> Request[endpoints.EndpointChanged]:
+    """Another model, other shares, bounds or limits for an endpoint."""
+    return _write("PATCH", paths.ENDPOINT, body, endpoints.EndpointChanged, idempotency_key)
+
+
+def try_update(body: endpoints.UpdateEndpoint) -> Request[endpoints.Preflight]:
+    """What a change would do; nothing is stored."""
+    request = _write("PATCH", paths.ENDPOINT, body, endpoints.Preflight, "")
+    return replace(request, query=(("dryRun", "true"),))
+
+
+def promote_endpoint(name: str, workspace: str, cluster: str = "") -> Request[endpoints.EndpointChanged]:
+    """All requests for the revision on its way."""
+    body = endpoints.EndpointRef(workspace, name, cluster=cluster or None)
+    return _write("POST", paths.ENDPOINT_PROMOTE, body, endpoints.EndpointChanged, "")
+
+
+def roll_back_endpoint(
+    name: str, to: int | None, workspace: str, cluster: str = ""
+) -> Request[endpoints.EndpointChanged]:
+    """An earlier revision again. Never sent twice by itself: the second would go back further."""
+    body = endpoints.RollbackRef(workspace, name, cluster=cluster or None, revision=to)
+    request = _write("POST", paths.ENDPOINT_ROLLBACK, body, endpoints.EndpointChanged, "")
+    return replace(request, resend=Resend.ONLY_IF_UNSENT)
+
+
+def endpoint_metrics(
+    name: str, minutes: int, workspace: str, cluster: str = ""
+) -> Request[traffic.EndpointMetrics]:
+    """What the gateway saw of an endpoint."""
+    return _read(
+        paths.ENDPOINT_METRICS,
+        traffic.EndpointMetrics,
+        workspace=workspace,
+        endpoint=name,
+        cluster=cluster,
+        minutes=str(minutes),
+    )
 
 
 def explain(name: str, workspace: str, cluster: str = "") -> Request[endpoints.Explanation]:
