@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import Random
+from threading import Thread
 
 import pytest
 import pytest_asyncio
 
-from inferplane.controllers.admission import CYCLE, AdmissionController, Pace, save_changes
+from inferplane.controllers.admission import CYCLE, AdmissionController, GrantIdleSince, Pace, save_changes
 from inferplane.controllers.admission_plan import Picture, plan
 from inferplane.controllers.endpoints import EndpointController
 from inferplane.domain.endpoint import (
@@ -31,11 +33,14 @@ from inferplane.domain.gpu_request import (
     REQUEUES_AFTER_FAILURE_MAX,
     CoarseStatus,
     GpuRequest,
+    Grant,
     ProvisioningStatus,
     Selection,
     early_released,
+    granted,
+    started,
 )
-from inferplane.domain.inventory import Node, held_gpus
+from inferplane.domain.inventory import Node, NodeHealth, held_gpus
 from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.wait_note import WaitNote
 from inferplane.domain.workspace import Cluster, Workspace, WorkspacePolicy
@@ -43,7 +48,7 @@ from inferplane.engines.port import StartReplica
 from inferplane.engines.simulated import Script, SimulatedEngine
 from inferplane.gateway.route_table import EndpointRoutes
 from inferplane.scheduler import Snapshot
-from inferplane.store.sql import Store
+from inferplane.store.sql import Store, Tx
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NO_PAUSES = Pace(tell_seconds=0.0, short_pass_seconds=float("inf"))
@@ -640,11 +645,13 @@ async def test_a_start_at_the_same_moment_keeps_the_request(world: World) -> Non
         live = tuple(await tx.list_gpu_requests(live_only=True))
         endpoints = await tx.endpoints_by_uid([b])
         nodes = tuple(await tx.list_nodes())
-    decided = plan(Picture(Snapshot(world.now, nodes, live[1:]), endpoints))
+        generation = await tx.generation()
+    picture = Picture(Snapshot(world.now, nodes, live[1:]), endpoints, generation=generation)
+    decided = plan(picture)
     assert [change.after for change in decided.changes] == [None]
     await world.set_stopped(b, False)
     with pytest.raises(StaleVersion):
-        await save_changes(world.store, decided.changes, decided.snapshot)
+        await save_changes(world.store, decided.changes, picture)
     assert (await world.request_of(b)).status is ProvisioningStatus.QUEUED
 
 
@@ -707,6 +714,140 @@ async def test_waits_are_told_at_a_pace_and_soon_enough(world: World) -> None:
     note = await world.note_of(c)
     assert note is not None
     assert note.position == 2
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def shared_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh database of each kind, for several platforms."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'shared.db'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+def by_another_platform(url: str, act: Callable[[Store], Awaitable[object]]) -> GrantIdleSince:
+    """Lets another platform act when a pass first asks who is idle: it has read nearly everything by then."""
+    acted = False
+
+    async def connect_and_act() -> None:
+        other = await Store.open(url)
+        try:
+            await act(other)
+        finally:
+            await other.close()
+
+    def idle_since(_grant: Grant) -> None:
+        nonlocal acted
+        if not acted:
+            acted = True
+            thread = Thread(target=lambda: asyncio.run(connect_and_act()))
+            thread.start()
+            thread.join()
+
+    return idle_since
+
+
+def asks(request_id: str, priority: int = 100) -> GpuRequest:
+    selection = Selection("local", gpu_shape="NVIDIA-A100", instance_type="a2")
+    return GpuRequest(request_id, request_id, "red", selection, T0, T0, priority=priority)
+
+
+@pytest_asyncio.fixture
+async def one_waits(shared_url: str) -> AsyncIterator[Store]:
+    """There is one GPU, and one request for it; another one is in use."""
+    held = replace(A100_NODE, name="held")
+    holder = granted(replace(asks("gpr-h"), enforce_idle=True), Grant("local", (("held", (0,)),)), T0)
+    store = await Store.open(shared_url)
+    async with store.transaction() as tx:
+        await tx.put_cluster(Cluster("local", "simulated", T0))
+        await tx.add_workspace(Workspace("red", ("local",), T0))
+        await tx.save_nodes("local", [A100_NODE, held])
+        await tx.insert_gpu_request(asks("gpr-a"))
+        await tx.insert_gpu_request(started(holder, T0))
+    yield store
+    await store.close()
+
+
+async def statuses(store: Store) -> dict[str, ProvisioningStatus]:
+    async with store.read() as tx:
+        return {each.id: each.status for each in await tx.list_gpu_requests()}
+
+
+async def test_two_platforms_on_one_database_do_not_grant_a_gpu_twice(
+    one_waits: Store, shared_url: str
+) -> None:
+    """Each grants the only GPU to another request, so no row tells them of each other."""
+
+    async def grant_it_to_another(store: Store) -> None:
+        async with store.transaction() as tx:
+            await tx.insert_gpu_request(asks("gpr-b", priority=250))
+        await AdmissionController(store, lambda: T0).reconcile(CYCLE)
+
+    meanwhile = by_another_platform(shared_url, grant_it_to_another)
+    slow = AdmissionController(one_waits, lambda: T0, grant_idle_since=meanwhile)
+    with pytest.raises(StaleVersion):
+        await slow.reconcile(CYCLE)
+    await slow.reconcile(CYCLE)
+    seen = await statuses(one_waits)
+    assert seen["gpr-a"] is ProvisioningStatus.QUEUED
+    assert seen["gpr-b"] in {ProvisioningStatus.PROVISIONING, ProvisioningStatus.SUCCESSFUL}
+
+
+async def forbid(tx: Tx) -> None:
+    await tx.put_policy(WorkspacePolicy("red", gpu_shapes=("NVIDIA-H100",)))
+
+
+async def lose_the_node(tx: Tx) -> None:
+    await tx.save_nodes(
+        "local", [replace(A100_NODE, health=NodeHealth.UNHEALTHY), replace(A100_NODE, name="held")]
+    )
+
+
+async def forget_the_cluster(tx: Tx) -> None:
+    await tx.delete_cluster("local")
+
+
+async def take_the_cluster_away(tx: Tx) -> None:
+    await tx.update_workspace(Workspace("red", (), T0))
+
+
+@pytest.mark.parametrize("write", [forbid, lose_the_node, forget_the_cluster, take_the_cluster_away])
+async def test_what_gpus_are_granted_from_changes_while_a_pass_decides(
+    one_waits: Store, shared_url: str, write: Callable[[Tx], Awaitable[None]]
+) -> None:
+    async def act(store: Store) -> None:
+        async with store.transaction() as tx:
+            await write(tx)
+
+    meanwhile = by_another_platform(shared_url, act)
+    controller = AdmissionController(one_waits, lambda: T0, grant_idle_since=meanwhile)
+    with pytest.raises(StaleVersion):
+        await controller.reconcile(CYCLE)
+    await controller.reconcile(CYCLE)
+    assert (await statuses(one_waits))["gpr-a"] is ProvisioningStatus.QUEUED
+
+
+async def test_a_pass_that_loses_its_race_rests_too(one_waits: Store, shared_url: str) -> None:
+    """Else a huge queue in which somebody always writes would take all the time there is."""
+
+    async def act(store: Store) -> None:
+        async with store.transaction() as tx:
+            await forbid(tx)
+
+    everything_is_long = Pace(short_pass_seconds=0.0)
+    controller = AdmissionController(
+        one_waits,
+        lambda: T0,
+        grant_idle_since=by_another_platform(shared_url, act),
+        speed=1e6,
+        pace=everything_is_long,
+    )
+    with pytest.raises(StaleVersion):
+        await controller.reconcile(CYCLE)
+    pause = await controller.reconcile(CYCLE)
+    assert pause is not None
+    assert pause > 0
+    async with one_waits.read() as tx:
+        assert await tx.wait_notes() == {}, "it has not looked"
 
 
 async def test_both_databases_keep_the_promise(postgres_url: str) -> None:

@@ -1,8 +1,10 @@
 """The admission controller's shell: read everything, plan, save, tell.
 
 There is one key, because who gets GPUs depends on everybody. A pass reads one picture from the store,
-lets `admission_plan.plan` decide, and saves all changes with their events in one transaction, each
-guarded by its row's version: if anybody wrote in between, nothing is saved and the pass is made again.
+lets `admission_plan.plan` decide, and saves all changes with their events in one transaction. Each is
+guarded by its row's version, and all of them by the generation of what they were decided from: if another
+pass was saved in between, or nodes, policies or workspaces changed, nothing is saved and the pass is made
+again. So no GPU is granted twice even where two platforms should ever work on one database.
 Then those that still wait are told where they stand.
 
 Whoever runs this wakes it on every change that the store announces: a request, an endpoint, nodes, a
@@ -101,6 +103,14 @@ class AdmissionController:
         began = time.monotonic()
         if began < self._rest_until:
             return (self._rest_until - began) * self._speed
+        try:
+            return await self._pass()
+        finally:  # a pass that was in vain took as long as another
+            took = time.monotonic() - began
+            if took > self._pace.short_pass_seconds:
+                self._rest_until = began + 2 * took
+
+    async def _pass(self) -> float | None:
         async with self._store.read() as tx:
             picture = await self._read(tx)
             if self._said is None:
@@ -110,18 +120,17 @@ class AdmissionController:
             return None
         decided = await asyncio.to_thread(plan, picture)
         if decided.changes:
-            await save_changes(self._store, decided.changes, picture.snapshot)
+            await save_changes(self._store, decided.changes, picture)
         pauses = [decided.look_again_seconds, await self._tell(decided)]
-        took = time.monotonic() - began
-        if took > self._pace.short_pass_seconds:
-            self._rest_until = began + 2 * took
         return min((pause for pause in pauses if pause is not None), default=None)
 
     async def _read(self, tx: Tx) -> Picture | None:
         """The picture; None where there is no request, which is how most platforms are most of the time.
 
-        Requests come first: an endpoint that is read later may know more than they do, never less.
+        The generation comes first: should anything below be newer, saving fails, and nothing is older.
+        Then requests: an endpoint that is read later may know more than they do, never less.
         """
+        generation = await tx.generation()
         requests = await tx.list_gpu_requests(live_only=True)
         if not requests:
             return None
@@ -144,7 +153,7 @@ class AdmissionController:
             }
         self._awake_since = self._awake_since or snapshot.now
         endpoints = await tx.endpoints_by_uid(uids)
-        return Picture(replace(snapshot, usage=used), endpoints, measured, self._awake_since)
+        return Picture(replace(snapshot, usage=used), endpoints, measured, self._awake_since, generation)
 
     async def _tell(self, decided: AdmissionPlan) -> float | None:
         """Tell those that wait where they stand, if it is time; returns when it will be, if it is not."""
@@ -167,13 +176,15 @@ class AdmissionController:
         return pause * self._speed if waiting - self._said.keys() else None
 
 
-async def save_changes(store: Store, changes: tuple[RequestChange, ...], snapshot: Snapshot) -> None:
-    """All or nothing. Raises StaleVersion.
+async def save_changes(store: Store, changes: tuple[RequestChange, ...], picture: Picture) -> None:
+    """All or nothing. Raises StaleVersion where `picture`, from which they were decided, no longer holds.
 
     What was used up to now is saved along: from here on others may hold GPUs than until here.
     """
+    snapshot = picture.snapshot
     relied_on = {change.relies_on.uid: change.relies_on for change in changes if change.relies_on}
     async with store.transaction() as tx:
+        await tx.advance_generation(picture.generation)
         for uid, endpoint in sorted(relied_on.items()):
             # Writes nothing new: it fails if the row was changed, and makes who changes it now try again.
             await tx.save_endpoint_status(uid, endpoint.version, endpoint.status)

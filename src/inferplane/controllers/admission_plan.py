@@ -103,13 +103,15 @@ class Picture:
     `snapshot.requests` are those that have not ended. `endpoints` are theirs, by uid; a uid that is
     missing is gone. `idle_since` has a measurement by the endpoint's uid, or by the id of a request without
     one, wherever something measures: None is busy, or not known.
-    `awake_since` is when these passes began; None for always.
+    `awake_since` is when these passes began; None for always. `generation` is the store's, read before all
+    the rest.
     """
 
     snapshot: Snapshot
     endpoints: Mapping[str, InferenceEndpoint] = field(default_factory=dict)
     idle_since: Mapping[str, datetime | None] = field(default_factory=dict)
     awake_since: datetime | None = None
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,9 @@ class RequestChange:
     """One request to be saved, with what is told of it. `before` is None for a new one, `after` for one
     to be deleted. `after` has the version of the row that it replaces.
 
-    `relies_on` is the endpoint that was seen not to want it: the change is right only as long as that row
-    is as it was seen, because whoever starts the endpoint asks for new GPUs only if this request is over.
+    `relies_on` is the endpoint that was seen not to want it, or not to get anywhere with it: the change is
+    right only as long as that row is as it was seen. Whoever starts the endpoint asks for new GPUs only if
+    this request is over, and one that is mended, or just came into use, is not to lose them.
     """
 
     before: GpuRequest | None
@@ -355,6 +358,7 @@ def _step_provisioning(
     if lasting is None:
         return False
     code, why = lasting
+    ledger.rely_on_endpoint(request)
     _drain(ledger, request, ProvisioningStatus.FAILED, why, failure_reason=why, failure_code=code)
     return True
 

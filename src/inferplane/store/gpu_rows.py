@@ -2,6 +2,10 @@
 
 A request is written with the version that was read (StaleVersion tells to read again); what is said about
 its wait lies beside it, without a version.
+
+What GPUs are granted from is more than one row: who holds what, nodes, policies, workspaces. All of it
+together has one version, the generation: whoever changes any of it advances it in the same transaction.
+Requests that only wait, or are let go, leave it alone: they take nothing from anybody.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ from inferplane.store.values import from_micros, to_json, to_micros
 
 ENDED_GPU_REQUESTS_KEPT_MAX = 50_000
 
-_USAGE = "usage"  # the row of `scheduler_state`
+# The rows of `scheduler_state`.
+_USAGE = "usage"
+_GENERATION = "generation"  # its number is where others have their moment; it says nothing else
 
 
 class GpuRows(Statements):
@@ -204,6 +210,7 @@ class GpuRows(Statements):
 
     async def put_policy(self, policy: WorkspacePolicy) -> None:
         """Set a workspace's policy. Raises NotFound for an unknown workspace."""
+        await self.advance_generation()
         values = codec.policy_to_row(policy)
         statement = self._database.insert(workspace_policies).values(values)
         try:
@@ -234,6 +241,7 @@ class GpuRows(Statements):
         }
         if {name: row["body"] for name, row in rows.items()} == known:
             return False
+        await self.advance_generation()
         await self._run(delete(nodes).where(nodes.c.cluster == cluster))
         await self._many(insert(nodes), list(rows.values()))
         self.touched[Change("", "", "")] = None
@@ -262,6 +270,29 @@ class GpuRows(Statements):
         changes = {"value": to_json(dict(usage)), "at": to_micros(at)}
         statement = self._database.insert(scheduler_state).values(name=_USAGE, **changes)
         await self._run(statement.on_conflict_do_update(index_elements=["name"], set_=changes))
+
+    async def generation(self) -> int:
+        """The version of all that GPUs are granted from; 0 at first.
+
+        Read it first: what is read after it is then at least as new, on every database.
+        """
+        row = await self._first(_GENERATION_NOW)
+        return 0 if row is None else int(row.at)
+
+    async def advance_generation(self, read: int | None = None) -> None:
+        """Make those who decide from what was so far read again. Others who do the same wait until the end.
+
+        `read` is the generation that the caller decided from: raises StaleVersion when it is no longer that.
+        """
+        number = scheduler_state.c.at
+        statement = self._database.insert(scheduler_state).values(name=_GENERATION, value="", at=1)
+        statement = statement.on_conflict_do_update(
+            index_elements=["name"],
+            set_={"at": number + 1},
+            where=None if read is None else number == read,
+        )
+        if not await self._count(statement):
+            raise StaleVersion(f"what GPUs are granted from is no longer of generation {read}")
 
     # Templates and bindings
 
@@ -376,6 +407,7 @@ def _no_binding(workspace: str) -> NotFound:
 # Asked on hot paths, so built once.
 _GPU_REQUEST = tuple(column for column in gpu_requests.c if column.name != "wait")
 _GPU_REQUEST_BY_ID = select(*_GPU_REQUEST).where(gpu_requests.c.id == bindparam("id"))
+_GENERATION_NOW = select(scheduler_state.c.at).where(scheduler_state.c.name == _GENERATION)
 _SAVE_WAIT = (
     update(gpu_requests)
     .where(

@@ -208,6 +208,8 @@ nodes = Table(
     Column("body", Text, nullable=False),
 )
 
+# One row with the usage of all workspaces as of `at`, one with the generation of what GPUs are granted from
+# (a number, in `at`).
 scheduler_state = Table(
     "scheduler_state",
     metadata,

@@ -236,6 +236,7 @@ class Tx(GpuRows, AccessRows):
             raise AlreadyExists(
                 f"workspace {workspace.name} exists already", reason="WorkspaceExists", field="workspaceName"
             )
+        await self.advance_generation()
 
     async def update_workspace(self, workspace: Workspace) -> None:
         """Replace everything but the name and the time of creation. Raises NotFound."""
@@ -244,6 +245,7 @@ class Tx(GpuRows, AccessRows):
         statement = update(workspaces).where(workspaces.c.name == workspace.name).values(values)
         if not await self._count(statement):
             raise no_workspace(workspace.name)
+        await self.advance_generation()
 
     async def get_workspace(self, name: str) -> Workspace:
         """Raises NotFound."""
@@ -285,6 +287,7 @@ class Tx(GpuRows, AccessRows):
                 field="workspaceName",
                 next_action="Delete those that wait and release the others first.",
             )
+        await self.advance_generation()
         try:
             await self._run(
                 delete(gpu_requests).where(gpu_requests.c.workspace == name, gpu_requests.c.live == 0)
@@ -320,6 +323,7 @@ class Tx(GpuRows, AccessRows):
 
     async def delete_cluster(self, name: str) -> None:
         """Deleting what is gone is harmless; takes what was known of its nodes along."""
+        await self.advance_generation()
         await self._run(delete(nodes).where(nodes.c.cluster == name))
         await self._run(delete(clusters).where(clusters.c.name == name))
 
