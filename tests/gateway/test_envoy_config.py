@@ -34,6 +34,7 @@ CONFIG = GatewayConfig(
     api_address="127.0.0.1:7070",
     activator_address="unix:/activator.sock",
     key_set='{"keys":[]}',
+    otlp_endpoint="http://collector:4318",
 )
 TYPES = {
     Kind.UPSTREAM: importlib.import_module("envoy.config.cluster.v3.cluster_pb2").Cluster,

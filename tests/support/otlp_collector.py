@@ -43,12 +43,21 @@ class Collector:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                length = self.headers["content-length"]
+                body = self._chunked() if length is None else self.rfile.read(int(length))
                 collector.take(self.path, self.headers["content-type"], body)
                 self.send_response(collector.status)
                 self.send_header("content-length", "2")
                 self.end_headers()
                 self.wfile.write(b"{}")
+
+            def _chunked(self) -> bytes:
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return body
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -91,9 +100,12 @@ def _from_protobuf(body: bytes) -> Any:
     service = importlib.import_module("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
     message = service.ExportTraceServiceRequest.FromString(body)
     content = json_format.MessageToDict(message)
-    # Protobuf's own JSON has bytes in base64; OTLP's has ids in hexadecimal.
+    # Protobuf's own JSON has bytes in base64; OTLP's has ids in hexadecimal. The messages at hand are of a
+    # time when scopes were called libraries; on the wire they are the same.
     for resource, given in zip(content["resourceSpans"], message.resource_spans, strict=True):
-        for scope, given_scope in zip(resource["scopeSpans"], given.scope_spans, strict=True):
+        resource["scopeSpans"] = resource.pop("instrumentationLibrarySpans")
+        libraries = given.instrumentation_library_spans
+        for scope, given_scope in zip(resource["scopeSpans"], libraries, strict=True):
             for span, given_span in zip(scope["spans"], given_scope.spans, strict=True):
                 span["traceId"] = given_span.trace_id.hex()
                 span["spanId"] = given_span.span_id.hex()

@@ -27,6 +27,9 @@ class GatewayConfig:
     are answered as having no replica. `key_set` is the public part of the key by which endpoint keys are
     signed, a JWK set as JSON (`gateway.endpoint_keys`); without it, access KEY lets nobody in.
     An Envoy that another one takes over from has `former_seconds` to finish what it has.
+    Spans go to the collector at `otlp_endpoint` (`domain.traces`; "" for none); `trace_sample_percent` of the
+    requests whose callers did not decide are traced.
+    An Envoy that another one takes over from has `former_seconds` to finish what it has.
     An access log that has grown beyond `access_log_bytes_max` is moved aside; one older one is kept.
     """
 
@@ -41,6 +44,8 @@ class GatewayConfig:
     key_set: str = ""
     access_log_bytes_max: int = ACCESS_LOG_BYTES_MAX_DEFAULT
     former_seconds: int = FORMER_SECONDS_DEFAULT
+    otlp_endpoint: str = ""
+    trace_sample_percent: float = 100.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from typing import Any
 
 from inferplane.domain.errors import Invalid
 from inferplane.domain.reasons import ReasonCode
+from inferplane.domain.traces import parse_collector
 from inferplane.gateway.config import Address, GatewayConfig, parse_address
 from inferplane.gateway.endpoint_keys import ALL_ENDPOINTS, whole_workspace
 from inferplane.gateway.envoy_listener import (
@@ -35,10 +36,12 @@ from inferplane.gateway.envoy_listener import (
     STREAM_IDLE_SECONDS,
     listener,
 )
+from inferplane.gateway.envoy_tracing import EXPORTS_MAX
 from inferplane.gateway.envoy_words import (
     ACTIVATOR_UPSTREAM,
     API_UPSTREAM,
     BUFFER,
+    COLLECTOR_UPSTREAM,
     JWT,
     KEY_CLAIMS,
     KEY_REQUIREMENT,
@@ -141,6 +144,16 @@ def shared_resources(config: GatewayConfig, *, access_log: str) -> tuple[Resourc
     upstreams.append(_cluster(NOBODY_UPSTREAM, [], names=False))
     if config.activator_address:
         upstreams.append(_cluster(ACTIVATOR_UPSTREAM, [target(config.activator_address)], names=False))
+    if config.otlp_endpoint:
+        collector = parse_collector(config.otlp_endpoint).authority
+        upstreams.append(
+            _cluster(
+                COLLECTOR_UPSTREAM,
+                [target(collector)],
+                names=_is_name(parse_address(collector)),
+                requests_max=EXPORTS_MAX,
+            )
+        )
     everything_else = {"name": EVERYTHING_ELSE, "domains": ["*"], "routes": _unmatched_routes()}
     return (
         *(resource(Kind.UPSTREAM, each) for each in upstreams),

@@ -23,6 +23,7 @@ from typing import Any
 
 from inferplane.gateway.config import Address, GatewayConfig
 from inferplane.gateway.endpoint_keys import AUDIENCE, ISSUER
+from inferplane.gateway.envoy_tracing import RUNTIME, tracing
 from inferplane.gateway.envoy_words import (
     BUFFER,
     JWT,
@@ -77,6 +78,7 @@ OTHER_STATISTICS = (
     "control_plane.",
     "overload.",
     "main_thread.",
+    "tracing.",
 )
 
 # Lua, because a choice between host, path and header is beyond what Envoy's own matching can do in one
@@ -171,6 +173,7 @@ def bootstrap_config(config: GatewayConfig, *, admin_socket: str, xds_socket: st
                 }
             ]
         },
+        "layered_runtime": {"layers": [{"name": "inferplane", "static_layer": RUNTIME}]},
         # Histograms are summed up at each flush, and not before.
         "stats_flush_interval": seconds(STATISTICS_SECONDS),
         "stats_config": {
@@ -240,6 +243,7 @@ def listener(config: GatewayConfig, *, access_log: str) -> dict[str, Any]:
             "rds_config_source": ads,
             "scoped_rds": {"scoped_rds_config_source": ads},
         },
+        **tracing(config, ROUTE_KEY_HEADER),
         local_reply_config=_local_replies(),
         access_log=[_access_log(access_log)],
         http_filters=_filters(config),

@@ -27,6 +27,7 @@ XDS_UPSTREAM = "inferplane-control-plane"
 API_UPSTREAM = "inferplane-api"
 ACTIVATOR_UPSTREAM = "inferplane-activator"
 NOBODY_UPSTREAM = "inferplane-nobody"
+COLLECTOR_UPSTREAM = "inferplane-trace-collector"
 
 KEY_REQUIREMENT = "endpoint-key"
 KEY_CLAIMS = "key"

@@ -27,6 +27,7 @@ DECLARED = (
     "envoy.config.cluster.v3.cluster_pb2",
     "envoy.config.listener.v3.listener_pb2",
     "envoy.config.route.v3.scoped_route_pb2",
+    "envoy.config.trace.v3.opentelemetry_pb2",
     "envoy.extensions.access_loggers.file.v3.file_pb2",
     "envoy.extensions.filters.http.buffer.v3.buffer_pb2",
     "envoy.extensions.filters.http.jwt_authn.v3.config_pb2",
@@ -36,7 +37,10 @@ DECLARED = (
     "envoy.extensions.filters.http.router.v3.router_pb2",
     "envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2",
     "envoy.extensions.load_balancing_policies.least_request.v3.least_request_pb2",
+    "envoy.extensions.request_id.uuid.v3.uuid_pb2",
     "envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2",
+    "envoy.extensions.tracers.opentelemetry.samplers.v3.parent_based_sampler_pb2",
+    "envoy.extensions.tracers.opentelemetry.samplers.v3.trace_id_ratio_based_sampler_pb2",
     "envoy.extensions.upstreams.http.v3.http_protocol_options_pb2",
 )
 CLOSE_SECONDS = 0.0
