@@ -245,7 +245,9 @@ def test_a_grant_waits_for_its_first_use_until_its_start_limit(
     endpoint = make_endpoint(GpuNote("gpr-1", PROVISIONING, since=T0), ReplicaState.LOADING, spec=spec)
     waiting = decide(request, endpoint=endpoint, now=T0 + limit - SECOND)
     assert (waiting.changes, waiting.look_again_seconds) == ((), 1.0)
-    failing = after(decide(request, endpoint=endpoint, now=T0 + limit))
+    late = decide(request, endpoint=endpoint, now=T0 + limit)
+    assert late.changes[0].relies_on is endpoint, "one that came into use meanwhile keeps its GPUs"
+    failing = after(late)
     assert (failing.ending_as, failing.failure_code) == (
         ProvisioningStatus.FAILED,
         ReasonCode.START_TIMEOUT,
@@ -310,6 +312,7 @@ def test_gpus_are_given_back_at_once_where_only_a_person_can_mend_it(
     assert failing.failure_reason.startswith(f"{code}: ")
     assert "secret" not in failing.failure_reason
     assert decided.changes[0].events[0].reason is code
+    assert decided.changes[0].relies_on is endpoint
     seen = make_endpoint(GpuNote("gpr-1", DRAINING, since=T0 + 2 * SECOND))
     assert kinds(decide(failing, endpoint=seen, now=T0 + HOUR)) == ["GprEnded"], "it does not come back"
 
