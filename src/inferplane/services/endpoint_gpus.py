@@ -6,17 +6,19 @@ which the GPUs would come soonest, and among equals the one named first.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from inferplane.domain.access import Caller
 from inferplane.domain.endpoint import GpuSpec, InferenceEndpoint
-from inferplane.domain.errors import Invalid, NotFound, RateLimited
+from inferplane.domain.errors import Invalid, NotFound, QuotaExceeded, RateLimited
 from inferplane.domain.gpr_template import GprTemplate
 from inferplane.domain.gpu_request import REQUEST_NAME_CHARACTERS_MAX, GpuRequest
+from inferplane.domain.inventory import Node
 from inferplane.domain.quantity import format_duration
 from inferplane.domain.reasons import ReasonCode
-from inferplane.domain.workspace import Cluster, Workspace
+from inferplane.domain.workspace import Cluster, Workspace, WorkspacePolicy
 from inferplane.scheduler.decisions import Candidate
 from inferplane.services.context import Platform
 from inferplane.services.endpoint_drafts import EndpointDraft, Wish
@@ -39,16 +41,25 @@ PREFIX = "gpuSpec."
 SOON = timedelta(seconds=1)
 
 
-async def soonest_cluster(platform: Platform, draft: EndpointDraft) -> str:
-    """Where the draft's GPUs would come soonest; "" where there is nothing to choose.
+@dataclass(frozen=True, slots=True)
+class ChosenCluster:
+    """`name` is "" where there was nothing to choose. `warning` says where nobody could compare, or ""."""
+
+    name: str = ""
+    warning: str = ""
+
+
+async def soonest_cluster(platform: Platform, draft: EndpointDraft) -> ChosenCluster:
+    """Where the draft's GPUs would come soonest.
 
     There is a choice where GPUs are asked for, no cluster is named, and candidates are: by
-    `clusterPrecedence`, or all of the workspace's with `enableAutoClusterSelection`.
-    Raises NotFound, Invalid, QuotaExceeded; RateLimited while too many ask.
+    `clusterPrecedence`, or all of the workspace's with `enableAutoClusterSelection`. While too many ask how
+    long GPUs take, it is the first of these that has such GPUs: others' questions must not stop anybody.
+    Raises NotFound, Invalid, QuotaExceeded.
     """
     gpu = draft.gpu
     if gpu is None or draft.cluster or not (draft.cluster_precedence or gpu.auto_cluster):
-        return ""
+        return ChosenCluster()
     async with platform.store.read() as tx:
         workspace = await tx.get_workspace(draft.workspace)
         policy = await tx.get_policy(draft.workspace)
@@ -58,11 +69,23 @@ async def soonest_cluster(platform: Platform, draft: EndpointDraft) -> str:
             raise _not_a_candidate(workspace, wanted[0])
         origin = Origin(QUESTION_ID, QUESTION_NAME, draft.workspace, platform.clock())
         request = request_of(_over(gpu, usable), origin, policy, prefix=PREFIX, complete=False)
-        check_placeable(request, await tx.list_nodes(), usable, policy, prefix=PREFIX)
-    found = await candidates_for(platform, request)
+        nodes = await tx.list_nodes()
+        check_placeable(request, nodes, usable, policy, prefix=PREFIX)
+    try:
+        found = await candidates_for(platform, request)
+    except RateLimited:
+        able = [each for each in usable if _is_placeable(request, nodes, each, policy)]
+        name = next(iter(able), usable[0])
+        if len(able) < 2:
+            return ChosenCluster(name)
+        return ChosenCluster(
+            name,
+            f"so many ask how long GPUs take that clusters were not compared: {name} is the first of "
+            f"{', '.join(able)}, and another one may have GPUs sooner",
+        )
     if not found:
-        return usable[0]  # a policy that changed just now; what follows says what is wrong
-    return min(found, key=lambda each: _preference(each, usable)).pool.cluster
+        return ChosenCluster(usable[0])  # a policy that changed just now; what follows says what is wrong
+    return ChosenCluster(min(found, key=lambda each: _preference(each, usable)).pool.cluster)
 
 
 async def gpu_spec_for(
@@ -147,6 +170,14 @@ async def wait_sentence(platform: Platform, endpoint: InferenceEndpoint, gpu: Gp
 
 
 # Leaves
+
+
+def _is_placeable(request: GpuRequest, nodes: Iterable[Node], cluster: str, policy: WorkspacePolicy) -> bool:
+    try:
+        check_placeable(request, nodes, (cluster,), policy)
+    except (Invalid, QuotaExceeded):
+        return False
+    return True
 
 
 def _over(gpu: GpuDraft, clusters: tuple[str, ...]) -> GpuDraft:

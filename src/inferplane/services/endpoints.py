@@ -70,23 +70,31 @@ async def create(
     """
     caller.require(Verb.WRITE_ENDPOINT, draft.workspace)
     wish = _understood(platform, draft)
-    name = await once(ticket, lambda: _create(platform, caller, draft, wish, ticket))
-    return Created(name, wish.warnings, wish.spec.access)
+    warnings = list(wish.warnings)
+    name = await once(ticket, lambda: _create(platform, caller, draft, wish, ticket, warnings))
+    return Created(name, tuple(warnings), wish.spec.access)
 
 
 async def _create(
-    platform: Platform, caller: Caller, draft: EndpointDraft, wish: Wish, ticket: Ticket | None
+    platform: Platform,
+    caller: Caller,
+    draft: EndpointDraft,
+    wish: Wish,
+    ticket: Ticket | None,
+    warnings: list[str],
 ) -> str:
+    """Returns the name. `warnings` are the wish's, and get what is found on the way."""
     now = platform.clock()
     async with platform.store.read() as tx:
         if (answer := await _answered(tx, caller, draft, ticket)) is not None:
             return answer  # before the clusters are compared, which takes a while
     chosen = await endpoint_gpus.soonest_cluster(platform, draft)
+    warnings[:] = [*wish.warnings, chosen.warning] if chosen.warning else wish.warnings
     async with platform.store.transaction() as tx:
         if (answer := await _answered(tx, caller, draft, ticket)) is not None:
             return answer
         await tx.hold_workspace(draft.workspace)  # two at once would both find room for one more
-        cluster = await _resolve_cluster(tx, draft, chosen)
+        cluster = await _resolve_cluster(tx, draft, chosen.name)
         gpu = await endpoint_gpus.gpu_spec_for(tx, platform, draft, wish, cluster)
         check_servable(wish, cluster)
         await _check_quota(tx, platform, draft.workspace)
@@ -104,13 +112,13 @@ async def _create(
                 caller,
                 "EndpointCreated",
                 f"{endpoint.spec.model.format} model from {redacted(endpoint.spec.model.storage_uri) or 'the manifest'}"
-                f" on cluster {endpoint.cluster}" + _with_warnings(len(wish.warnings)),
+                f" on cluster {endpoint.cluster}" + _with_warnings(len(warnings)),
                 workspace=endpoint.workspace,
                 endpoint=endpoint.name,
                 endpoint_uid=endpoint.uid,
                 reason=ReasonCode.ACCEPTED,
                 after=facts(told(endpoint)),
-                data={"warnings": list(wish.warnings)} if wish.warnings else {},
+                data={"warnings": list(warnings)} if warnings else {},
             )
         )
     return endpoint.name
@@ -211,7 +219,7 @@ async def _gpu_finding(
 ) -> tuple[Finding, str, GpuSpec | None]:
     """What is to be said of its GPUs, the cluster they would come from, and what would be asked for."""
     try:
-        chosen = await endpoint_gpus.soonest_cluster(platform, draft)
+        chosen = (await endpoint_gpus.soonest_cluster(platform, draft)).name
     except (Invalid, QuotaExceeded) as error:
         chosen = next(iter(draft.cluster_precedence), "")
         return Finding("gpu", False, error.reason, error.message, error.next_action), chosen, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -206,6 +207,36 @@ def test_the_soonest_of_the_candidates_is_taken(gpus: GpuWorld, team: str) -> No
     gpus.owner("POST", ENDPOINT, nowhere).is_error(422, "INVALID", "ClusterNotInWorkspace")
     none = request(gpus, team, **{**either, "gpuSpec": {**ANY_GPU, "memoryPerGPU": 500}})
     gpus.owner("POST", ENDPOINT, none).is_error(422, "INVALID", "NoSuchShape")
+
+
+async def _ask_everything(gpus: GpuWorld) -> AsyncExitStack:
+    """As others who take every place that there is for questions."""
+    stack = AsyncExitStack()
+    for number in range(gpus.limits.questions_max):
+        place = gpus.platform.questions.place(f"other-{number}", gpus.limits.questions_max, 1)
+        await stack.enter_async_context(place)
+    return stack
+
+
+def test_others_questions_stop_nobody_from_creating(gpus: GpuWorld, team: str) -> None:
+    for node in ("gpu-0", "gpu-1"):
+        gpus.grant(gpus.ask(team), node)
+    either = {"clusterName": "", "clusterPrecedence": [FIRST, SECOND], "gpuSpec": ANY_GPU}
+    only_second = {**SPEC, "gpuShape": BIG, "instanceType": BIG_TYPE}
+    busy = gpus.do(_ask_everything(gpus))
+    try:
+        gpus.owner("POST", f"{ENDPOINT}?dryRun=true", request(gpus, team, **either)).ok()
+        data = gpus.owner("POST", ENDPOINT, request(gpus, team, **either)).data
+        (warning,) = data["warnings"]
+        assert warning == (
+            f"so many ask how long GPUs take that clusters were not compared: {FIRST} is the first of "
+            f"{FIRST}, {SECOND}, and another one may have GPUs sooner"
+        )
+        assert described(gpus, team, data["endpointName"])["clusterName"] == FIRST
+        name = create(gpus, team, **{**either, "gpuSpec": only_second})  # nothing to compare, so no warning
+        assert described(gpus, team, name)["clusterName"] == SECOND
+    finally:
+        gpus.do(busy.aclose())
 
 
 def test_policies_hold_for_endpoints(gpus: GpuWorld, team: str) -> None:
