@@ -32,7 +32,6 @@ async def test_a_killed_envoy_comes_back_on_the_same_port_with_its_routes(world:
     first, port = gateway.pid, gateway.port
     os.kill(first, signal.SIGKILL)
     await eventually(lambda: "started again" in gateway.problem(), "the death to be noticed")
-    assert "SIGKILL" in gateway.problem()
     await eventually(lambda: gateway.problem() == "", "the gateway to be back")
     assert (gateway.pid != first, gateway.port) == (True, port)
     async with client(gateway) as http:
@@ -244,7 +243,7 @@ async def test_stopping_the_gateway_answers_what_it_accepted_and_leaves_nothing(
         release.set()
         assert (await accepted).status_code == 200
         await closing
-    assert not psutil.pid_exists(gateway.pid)
+    assert not psutil.pid_exists(gateway.pid) or _ended(psutil.Process(gateway.pid))
     assert not (world.folder / "gateway" / "admin.sock").exists()
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", gateway.port), timeout=1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
@@ -35,6 +36,12 @@ LAST_WORDS_MAX = 500
 LOG_FLUSH_MILLISECONDS = 500
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (Envoy chooses the name in it, and makes it private)
 BASE_ID_FACTOR = 10  # Envoy's own
+# Starts its arguments once the shell itself has ended, and says as which process.
+ORPHANED = """
+parent=$$
+(while read -r _ _ _ above _ </proc/self/stat && [ "$above" = "$parent" ]; do :; done; exec env -i "$@") >&2 &
+echo $!
+"""
 POLL_SECONDS = 0.01
 WATCH_SECONDS = 0.25
 TERMINATE_SECONDS_MAX = 5.0
@@ -50,7 +57,6 @@ class EnvoyProcess:
         self._places = places
         self._binary = binary
         self._workers = workers
-        self._child: subprocess.Popen[bytes] | None = None
         self._pid = 0
         self._epoch = 0
         self._xds_socket = places.xds_socket
@@ -137,24 +143,18 @@ class EnvoyProcess:
             self._shorten_log()
             with self._open_log() as log:
                 self._log_start = os.fstat(log).st_size
-                # The environment is empty: nothing of ours is Envoy's business, secrets least of all.
-                self._child = subprocess.Popen(
+                self._pid = _launched(
                     [
-                        self._binary,
-                        *("--config-path", self._places.bootstrap),
+                        str(self._binary),
+                        *("--config-path", str(self._places.bootstrap)),
                         *("--concurrency", str(self._workers)),
                         *("--log-level", "warning"),
                         *("--drain-strategy", "immediate"),
                         *("--file-flush-interval-msec", str(LOG_FLUSH_MILLISECONDS)),
                         *restart,
                     ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env={},
-                    cwd="/",
-                    pass_fds=(held,),
-                    start_new_session=True,
+                    log,
+                    held,
                 )
         except OSError as error:
             raise Unavailable(
@@ -164,28 +164,19 @@ class EnvoyProcess:
             ) from error
         finally:
             os.close(held)
-        self._pid = self._child.pid
         _raise_file_limit(self._pid)
 
-    async def wait(self) -> str:
-        """Wait until the process is gone; say how it ended, as far as that is known."""
+    async def wait(self) -> None:
+        """Wait until the process is gone. How it ended is not known: it is nobody's child."""
         while self.alive():
             await _until_gone(self._pid, WATCH_SECONDS)
             self._shorten_log()
-        code = None if self._child is None else self._child.poll()
-        self._child = None
-        if code is None:
-            return "it is gone"
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL, each with its wait, to all there are. Raises Unavailable if one lives on."""
         await self._end(self._places.lock)
         await self._end(self._places.former_lock)
         self._drop_shared_memory()
-        if self._child is not None:
-            self._child.wait()
-            self._child = None
 
     async def _end(self, lock: Path) -> None:
         for number, seconds in ((signal.SIGTERM, TERMINATE_SECONDS_MAX), (signal.SIGKILL, KILL_SECONDS_MAX)):
@@ -232,13 +223,6 @@ class EnvoyProcess:
             with contextlib.suppress(OSError):
                 (SHARED_MEMORY / f"envoy_shared_memory_{base_id * BASE_ID_FACTOR}").unlink(missing_ok=True)
                 self._places.base_id.unlink(missing_ok=True)
-
-    def let_go(self) -> None:
-        """Leave the process to the next control plane."""
-        if self._child is not None:
-            # It is meant to outlive us; without this, Popen complains that nobody waited for it.
-            self._child.returncode = 0
-            self._child = None
 
     def last_words(self) -> str:
         """The last thing in its log that is a complaint, or else the last line, or nothing.
@@ -289,6 +273,32 @@ class EnvoyProcess:
 _ENTRY_START = re.compile(r"^(?=\[\d{4}-\d\d-\d\d )", re.MULTILINE)
 _COMPLAINT = re.compile(r"\[[^]]*\]\[\d+\]\[(warning|error|critical)\]\[\w+\] (\[[^]]*\] )?")
 _TRACE = re.compile(r"\[(backtrace|envoy_bug)\]")
+
+
+def _launched(command: list[str], log: int, held: int) -> int:
+    """Start a program that is not our child, with `held` open; return its process id. Raises OSError.
+
+    An Envoy that can hand over its sockets ends when its parent does (Linux's parent-death signal), and it is
+    meant to outlive us. So its parent is gone before it begins.
+    """
+    if not os.access(command[0], os.X_OK):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
+    # The environment is empty: nothing of ours is Envoy's business, secrets least of all.
+    done = subprocess.run(
+        ["/bin/sh", "-c", ORPHANED, "sh", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env={},
+        cwd="/",
+        pass_fds=(held,),
+        start_new_session=True,
+        check=False,
+    )
+    try:
+        return int(done.stdout)
+    except ValueError:
+        raise OSError(errno.ECHILD, "the shell did not start it") from None
 
 
 async def _until_released(lock: Path, pid: int, seconds: float) -> None:

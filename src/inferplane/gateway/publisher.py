@@ -169,8 +169,6 @@ class RoutePublisher:
             if stop_gateway:
                 await self._drain()
                 await self._process.stop()
-            else:
-                self._process.let_go()
             await self._xds.close()
             if stop_gateway:
                 remove_socket_folder(self._places)
@@ -429,12 +427,12 @@ class RoutePublisher:
         delay = RESTART_FIRST_SECONDS
         while True:
             since = loop.time()
-            how = await self._process.wait()
+            await self._process.wait()
             last = self._process.last_words()
-            self._process_problem = f"the gateway (Envoy) has stopped ({how}) and is being started again" + (
+            self._process_problem = "the gateway (Envoy) has stopped and is being started again" + (
                 f"; its last words: {last}" if last else ""
             )
-            log.error("gateway died", how=how, last_words=last)
+            log.error("gateway died", last_words=last)
             if loop.time() - since > STABLE_SECONDS:
                 delay = RESTART_FIRST_SECONDS
             while self._process_problem:
