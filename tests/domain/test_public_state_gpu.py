@@ -67,6 +67,31 @@ def _note(status: ProvisioningStatus, **more: Any) -> GpuNote:
     return GpuNote(GPR, status, **more)
 
 
+_ENDED = {
+    ReasonCode.EXIT_DURATION_REACHED,
+    ReasonCode.IDLE_TIMEOUT,
+    ReasonCode.EVICTED,
+    ReasonCode.UNSCHEDULABLE,
+    ReasonCode.GPU_RELEASED,
+}
+"""What has its whole remedy in its own words."""
+
+_NO_FAILURE = {
+    ReasonCode.ACCEPTED,
+    ReasonCode.DOWNLOADING,
+    ReasonCode.STARTING,
+    ReasonCode.LOADING,
+    ReasonCode.TERMINATING,
+    ReasonCode.ROUTE_NOT_READY,
+    ReasonCode.DNS_NOT_READY,
+    ReasonCode.AWAITING_GPU,
+    ReasonCode.STOPPED_BY_USER,
+    ReasonCode.SCALED_TO_ZERO,
+    ReasonCode.ROLLED_BACK,
+    ReasonCode.ROLLOUT_IN_PROGRESS,
+}
+"""For none of these a GPU request ends."""
+
 IN_LINE = _note(
     P.QUEUED,
     position=2,
@@ -407,3 +432,18 @@ def test_the_proof_of_why_it_could_not_use_its_gpus_stays() -> None:
     assert public_state(_endpoint(note, restarts=(crashed,))).exit == crashed.last_exit
     other = _note(P.FAILED, message="nothing is there", ended_reason=ReasonCode.MODEL_NOT_FOUND)
     assert public_state(_endpoint(other, restarts=(crashed,))).exit is None
+
+
+@pytest.mark.parametrize("reason", sorted(set(ReasonCode) - _NO_FAILURE))
+def test_where_nothing_is_tried_again_nobody_is_told_to_wait_for_it(reason: ReasonCode) -> None:
+    state = public_state(_endpoint(_note(P.FAILED, message="why", ended_reason=reason)))
+    assert state.reason is reason
+    said = state.next_action.lower()
+    untrue = ("by itself", "retried", "tried again", "nothing to do", "resumes", "replaced", "requeued")
+    assert not [words for words in untrue if words in said]
+    assert not said.startswith("wait")
+    if "`inferplane start iris`" in said:  # said once, and of this endpoint
+        assert "start the endpoint again" not in said
+        assert "create the endpoint again" not in said
+    else:
+        assert reason in _ENDED

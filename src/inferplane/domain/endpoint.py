@@ -667,7 +667,7 @@ def _gpu_ended_state(endpoint: InferenceEndpoint, note: GpuNote) -> PublicState:
     again = f"Then `inferplane start {endpoint.name}` asks for GPUs again, or delete the endpoint."
     return replace(
         state,
-        next_action=f"{note.remedy or state.next_action} {again}",
+        next_action=f"{note.remedy or reason_of(reason).mended_by} {again}",
         exit=max(exits, key=lambda each: each.at, default=None),
     )
 

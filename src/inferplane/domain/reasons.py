@@ -72,6 +72,8 @@ class Reason:
 
     `retry_helps` is True where trying again without anyone acting may succeed: such failures are
     retried with growing pauses; the others are retried too, but slowly, because a person must act.
+    `to_mend` is what a person does where nothing is tried again by itself, because the endpoint's GPUs were
+    given back; "" where `next_action` is that already.
     """
 
     code: ReasonCode
@@ -79,6 +81,12 @@ class Reason:
     evidence: str
     next_action: str
     retry_helps: bool = False
+    to_mend: str = ""
+
+    @property
+    def mended_by(self) -> str:
+        """What to do before asking for GPUs again."""
+        return self.to_mend or self.next_action
 
 
 def reason_of(code: ReasonCode) -> Reason:
@@ -105,34 +113,34 @@ REASONS: dict[ReasonCode, Reason] = _table(
     Reason(ReasonCode.AWAITING_GPU, "The endpoint waits in the queue for GPUs.", "Position, what holds the GPUs, estimated start.", "Wait, ask for another shape, or raise the priority.", True),
     Reason(ReasonCode.QUOTA_EXCEEDED, "A limit of the workspace's policy is reached.", "The limit and what uses it.", "Delete something in the workspace or ask an Owner to raise the limit.", True),
     Reason(ReasonCode.NO_SUCH_SHAPE, "No node of the cluster has the GPU shape that was asked for.", "The shapes the cluster has.", "Ask for one of the shapes in the inventory, or leave gpuSpec out to run on CPU."),
-    Reason(ReasonCode.CLUSTER_UNREACHABLE, "The cluster's engine does not answer.", "The last error and when the cluster was last seen.", "Check the cluster, and that the configuration declares it; the endpoint goes on by itself when it is back.", True),
+    Reason(ReasonCode.CLUSTER_UNREACHABLE, "The cluster's engine does not answer.", "The last error and when the cluster was last seen.", "Check the cluster, and that the configuration declares it; the endpoint goes on by itself when it is back.", True, to_mend="Check the cluster, and that the configuration declares it."),
     Reason(ReasonCode.UNSCHEDULABLE, "The cluster has no place for the replica.", "The scheduler's message.", "Ask for fewer resources or add a node.", True),
-    Reason(ReasonCode.MODEL_NOT_FOUND, "Nothing is stored at the storage URI.", "The URI and the storage's answer.", "Correct the storage URI and create the endpoint again."),
+    Reason(ReasonCode.MODEL_NOT_FOUND, "Nothing is stored at the storage URI.", "The URI and the storage's answer.", "Correct the storage URI and create the endpoint again.", to_mend="Store the model at the storage URI, or correct the URI."),
     Reason(ReasonCode.STORAGE_UNAUTHORIZED, "The storage asks for credentials, or does not know those given.", "The URI and the storage's answer.", "Give credentials in the model's secret (see docs/user-guide.md, Storage)."),
     Reason(ReasonCode.STORAGE_FORBIDDEN, "The storage knows the credentials and refuses access.", "The URI and the storage's answer.", "Grant the credentials read access to the object, or use others."),
-    Reason(ReasonCode.STORAGE_UNREACHABLE, "The storage does not answer.", "The URI and the connection's error.", "Check that the storage is up and reachable from this machine; the download is tried again by itself.", True),
-    Reason(ReasonCode.HOST_NOT_FOUND, "The host in the storage URI does not resolve.", "The host name.", "Check the spelling of the host, or this machine's DNS; the download is tried again by itself.", True),
-    Reason(ReasonCode.DOWNLOAD_INTERRUPTED, "The connection broke before the model had arrived whole.", "Bytes received of total.", "Nothing to do; the download resumes where it broke.", True),
+    Reason(ReasonCode.STORAGE_UNREACHABLE, "The storage does not answer.", "The URI and the connection's error.", "Check that the storage is up and reachable from this machine; the download is tried again by itself.", True, to_mend="Check that the storage is up and reachable from this machine."),
+    Reason(ReasonCode.HOST_NOT_FOUND, "The host in the storage URI does not resolve.", "The host name.", "Check the spelling of the host, or this machine's DNS; the download is tried again by itself.", True, to_mend="Check the spelling of the host, or this machine's DNS."),
+    Reason(ReasonCode.DOWNLOAD_INTERRUPTED, "The connection broke before the model had arrived whole.", "Bytes received of total.", "Nothing to do; the download resumes where it broke.", True, to_mend="Check the connection to the storage."),
     Reason(ReasonCode.CHECKSUM_MISMATCH, "The model's bytes do not have the digest that was asked for.", "The digest wanted and the digest found.", "Check the digest, and that the object at the URI is the one you mean."),
     Reason(ReasonCode.NOT_A_MODEL, "What lies at the storage URI is not a model: a web page, an empty file, a device, a folder of too much.", "What was found there: content type and first bytes, or kind and size.", "Point the storage URI at the model's own file or folder; on the web, at the file itself and not at a page about it."),
     Reason(ReasonCode.UNSAFE_ARCHIVE, "The archive holds entries that would be written outside its own folder, or is too large unpacked.", "The offending entry.", "Repack the archive with plain relative files only."),
-    Reason(ReasonCode.DISK_FULL, "There is not enough free space for the model.", "Bytes needed and bytes free.", "Free space under the platform's home folder; the download is tried again by itself.", True),
+    Reason(ReasonCode.DISK_FULL, "There is not enough free space for the model.", "Bytes needed and bytes free.", "Free space under the platform's home folder; the download is tried again by itself.", True, to_mend="Free space under the platform's home folder."),
     Reason(ReasonCode.SCHEME_NOT_SUPPORTED, "This engine cannot fetch from this kind of storage URI.", "The scheme and where it does work.", "Use a scheme that this cluster supports, or a cluster that supports this scheme."),
     Reason(ReasonCode.UNSUPPORTED_FORMAT, "No runtime knows this model format.", "The formats that are known.", "Use one of the known formats."),
     Reason(ReasonCode.NO_RUNTIME, "The format is known, but this cluster has no runtime that can serve it as asked.", "The runtimes that were considered and why each does not fit.", "Change the manifest, or use a cluster with a fitting runtime."),
-    Reason(ReasonCode.MISSING_EXTRA, "The Python package for this model format is not installed.", "The package that is missing.", "Install the extra that is named (for instance `pip install 'inferplane[xgboost]'`); the endpoint starts by itself afterwards."),
+    Reason(ReasonCode.MISSING_EXTRA, "The Python package for this model format is not installed.", "The package that is missing.", "Install the extra that is named (for instance `pip install 'inferplane[xgboost]'`); the endpoint starts by itself afterwards.", to_mend="Install the extra that is named (for instance `pip install 'inferplane[xgboost]'`)."),
     Reason(ReasonCode.MODEL_FILE_MISSING, "The storage URI holds no file with an ending of this format.", "The endings looked for and the files found.", "Store the model with one of the format's endings, or correct the format (modelName, --format)."),
     Reason(ReasonCode.MODEL_FILE_AMBIGUOUS, "The storage URI holds more than one model file.", "The files found.", "Point the storage URI at one file, or leave one in the folder."),
     Reason(ReasonCode.MODEL_LOAD_FAILED, "The model server could not load the model.", "The error and the server's last log lines.", "Check that the file is a model of this format, saved with a compatible library version."),
     Reason(ReasonCode.OUT_OF_MEMORY, "The model server used more memory than its limit.", "The limit and the use.", "Raise resources.memory or use a smaller model."),
     Reason(ReasonCode.OUT_OF_GPU_MEMORY, "The model does not fit into the GPU's memory.", "The GPU's memory and what was asked for.", "Use a larger GPU or a smaller model."),
-    Reason(ReasonCode.CRASH_LOOP, "The model server keeps ending.", "Exit code and last log lines of the last end, how often, next try.", "Read `inferplane logs NAME --previous`, mend the cause; it is still retried slowly."),
-    Reason(ReasonCode.SERVER_EXITED, "The model server ended and will be started again.", "Exit code and last log lines.", "Nothing to do; if it repeats, read `inferplane logs NAME --previous`.", True),
-    Reason(ReasonCode.UNRESPONSIVE, "The model server runs but no longer answers its health check.", "How long it has not answered.", "Nothing to do; it is replaced. If it repeats, the model may need more time or memory.", True),
+    Reason(ReasonCode.CRASH_LOOP, "The model server keeps ending.", "Exit code and last log lines of the last end, how often, next try.", "Read `inferplane logs NAME --previous`, mend the cause; it is still retried slowly.", to_mend="Read `inferplane logs NAME --previous`, and mend the cause."),
+    Reason(ReasonCode.SERVER_EXITED, "The model server ended and will be started again.", "Exit code and last log lines.", "Nothing to do; if it repeats, read `inferplane logs NAME --previous`.", True, to_mend="Read `inferplane logs NAME --previous`, and mend the cause."),
+    Reason(ReasonCode.UNRESPONSIVE, "The model server runs but no longer answers its health check.", "How long it has not answered.", "Nothing to do; it is replaced. If it repeats, the model may need more time or memory.", True, to_mend="Find out from `inferplane logs NAME --previous` why it did not answer; the model may need more time or memory."),
     Reason(ReasonCode.START_TIMEOUT, "The model server did not become ready within the start timeout, or not for as long as its GPUs were held for it.", "The timeout and the server's last log lines.", "Raise the start timeout (or exitDuration, where that was shorter), or find out from the logs what takes so long.", True),
-    Reason(ReasonCode.PORT_UNAVAILABLE, "The model server's address could not be opened.", "The address and the error.", "Free the address; the server is started again by itself.", True),
+    Reason(ReasonCode.PORT_UNAVAILABLE, "The model server's address could not be opened.", "The address and the error.", "Free the address; the server is started again by itself.", True, to_mend="Free the address."),
     Reason(ReasonCode.IMAGE_PULL_BACK_OFF, "The cluster cannot pull the server's container image.", "The image and the registry's answer.", "Correct the image name or give the cluster access to the registry.", True),
-    Reason(ReasonCode.ENGINE_ERROR, "The engine failed to carry out a step.", "The error.", "Nothing to do; the step is tried again. If it repeats, report it with the platform's log.", True),
+    Reason(ReasonCode.ENGINE_ERROR, "The engine failed to carry out a step.", "The error.", "Nothing to do; the step is tried again. If it repeats, report it with the platform's log.", True, to_mend="Read the platform's log for the error."),
     Reason(ReasonCode.GPU_RELEASED, "The GPUs under the endpoint were released.", "Which request ended, when and why.", "Start the endpoint again to ask for GPUs anew."),
     Reason(ReasonCode.EVICTED, "The endpoint's GPUs went to a request of higher priority.", "Who took them and when.", "Wait to be requeued, or raise the priority.", True),
     Reason(ReasonCode.IDLE_TIMEOUT, "The endpoint was idle for its idle timeout and its GPUs were released.", "The timeout and the last request.", "Start the endpoint again."),
