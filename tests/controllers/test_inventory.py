@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
+
+from sqlalchemy import text
 
 from inferplane.controllers.inventory import (
     REFRESH_SECONDS,
@@ -16,7 +19,7 @@ from inferplane.domain.gpu_request import GpuRequest, Grant, ProvisioningStatus,
 from inferplane.domain.inventory import Gpu, Node, NodeHealth, node_uses
 from inferplane.domain.workspace import Workspace
 from inferplane.engines.nvml import Device, nodes_of
-from inferplane.store.sql import Change, Store
+from inferplane.store.sql import Change, Store, Tx
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 REAL = Node("local", "host", "local", "NVIDIA-A100", 1, 80, gpus=(Gpu(0, "GPU-aa"),))
@@ -180,3 +183,30 @@ async def test_a_held_node_goes_once_it_is_given_back(store: Store) -> None:
         await tx.save_gpu_request(gpr.ended(replace(ending, version=version), NOW))
     assert await controller.reconcile("local") is None
     assert await stored(store) == {}
+
+
+async def test_a_node_that_is_granted_while_it_goes_stays(postgres_url: str) -> None:
+    """The grant comes between the look and the writing. SQLite would make it wait; PostgreSQL does not."""
+    store, other = await Store.open(postgres_url), await Store.open(postgres_url)
+    try:
+        await InventoryController(store, {"local": Machine(*BOX)}, lambda: NOW).refresh()
+        async with store.transaction() as tx:
+            await tx.add_workspace(Workspace("default", ("local",), NOW))
+        async with other.transaction() as tx:
+            await tx.advance_generation(await tx.generation())
+            await tx.insert_gpu_request(holder(A100, 0))
+            going = asyncio.create_task(InventoryController(store, {}, lambda: NOW).reconcile("local"))
+            while not await waits_for_a_lock(tx):
+                assert not going.done(), "it did not wait for the grant"
+                await asyncio.sleep(0.01)
+        await going
+        assert [node.name for node in (await stored(store))["local"]] == [A100]
+    finally:
+        await store.close()
+        await other.close()
+
+
+async def waits_for_a_lock(tx: Tx) -> bool:
+    """Whether any session waits for another. (`pg_stat_activity` would say the same thing all transaction long.)"""
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    return bool((await tx._connection.execute(waiting)).scalar_one())

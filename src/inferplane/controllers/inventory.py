@@ -71,23 +71,28 @@ class InventoryController:
         """Save the cluster's nodes if they differ from what is stored; return when to look again."""
         source = self._sources.get(key)
         seen, problem = ((), "") if source is None else await source.nodes()
-        async with self._store.read() as tx:
-            stored = tuple(await tx.list_nodes(key))
-            held = await _held_nodes(tx, key) if _differ(stored, seen) else frozenset()
-        wanted = nodes_to_keep(stored, seen, problem, held)
         if problem and problem != self._problems.get(key):
             log.info("no GPUs are found", cluster=key, why=problem)
         self._problems[key] = problem
+        async with self._store.read() as tx:
+            stored, wanted = await _stored_and_wanted(tx, key, seen, problem)
         if _differ(stored, wanted):
-            await self._save(key, wanted)
+            wanted = await self._save(key, seen, problem)
         return REFRESH_SECONDS if source is not None or wanted else None
 
-    async def _save(self, cluster: str, nodes: tuple[Node, ...]) -> None:
-        message = inventory_sentence(cluster, nodes)
+    async def _save(self, cluster: str, seen: tuple[Node, ...], problem: str) -> tuple[Node, ...]:
+        """Save what is to be kept, with what is held now; returns it."""
         async with self._store.transaction() as tx:
-            await tx.save_nodes(cluster, nodes)
+            # First, so that no grant of a node that is about to go is saved between the look and the end.
+            await tx.advance_generation()
+            stored, wanted = await _stored_and_wanted(tx, cluster, seen, problem)
+            if not _differ(stored, wanted):
+                return wanted
+            await tx.save_nodes(cluster, wanted)
+            message = inventory_sentence(cluster, wanted)
             await tx.append_event(Event(self._clock(), "InventoryChanged", message, ACTOR))
-        log.info("inventory changed", cluster=cluster, nodes=len(nodes))
+        log.info("inventory changed", cluster=cluster, nodes=len(wanted))
+        return wanted
 
 
 def nodes_to_keep(
@@ -159,6 +164,14 @@ def _with_lost_at_home(stored: tuple[Node, ...], seen: tuple[Node, ...]) -> list
 def _with_gpus(node: Node, gpus: Iterable[Gpu]) -> Node:
     ordered = tuple(sorted(gpus, key=lambda each: each.index))
     return replace(node, gpus=ordered, gpu_count=len(ordered))
+
+
+async def _stored_and_wanted(
+    tx: Tx, cluster: str, seen: tuple[Node, ...], problem: str
+) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    stored = tuple(await tx.list_nodes(cluster))
+    held = await _held_nodes(tx, cluster) if _differ(stored, seen) else frozenset()
+    return stored, nodes_to_keep(stored, seen, problem, held)
 
 
 async def _held_nodes(tx: Tx, cluster: str) -> frozenset[str]:
