@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -340,6 +339,7 @@ def apply(
                 auto_cluster=auto_cluster,
                 cluster_precedence=precedence or (),
                 auto_renew=auto_renew,
+                access=access,
                 dry_run=dry_run,
             )
         except AlreadyExistsError as error:
@@ -350,8 +350,9 @@ def apply(
             if asks is not None:
                 note("warning: the endpoint exists and keeps its GPUs; what was asked of them has no effect")
             known = name or manifest_name(manifest)
+            change: dict[str, Any] = {"manifest": manifest, "access": access or None}
             update_by_manifest(
-                client, known, manifest, where, dry_run=dry_run, wait=wait, timeout=timeout, output=output
+                client, known, change, where, dry_run=dry_run, wait=wait, timeout=timeout, output=output
             )
             return
         limits = _Limits(timeout, queue_timeout)

@@ -88,6 +88,11 @@ def workspace_or_default(workspace: str) -> str:
     return workspace or load_client_settings(os.environ, user_home=Path.home()).workspace
 
 
+def absolute(uri: str) -> str:
+    """A path is meant from where the command is run; the platform runs elsewhere."""
+    return uri if not uri or "://" in uri else str(Path(uri).expanduser().absolute())
+
+
 def read_text(path: str, what: str) -> str:
     """The text of a file, or of standard input for `-`. Raises InvalidError."""
     try:
