@@ -22,7 +22,6 @@ from inferplane.controllers.admission_plan import (
     notes,
     plan,
     says_the_same,
-    usage_now,
 )
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (
@@ -54,7 +53,7 @@ from inferplane.domain.quantity import format_duration
 from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.wait_note import WaitNote
 from inferplane.domain.workspace import WorkspacePolicy
-from inferplane.scheduler import FairShare, Snapshot, Switches
+from inferplane.scheduler import Snapshot
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -556,16 +555,3 @@ def test_an_estimate_that_hardly_moves_is_no_news(moved: timedelta, same: bool) 
     assert says_the_same(before, now) is same
     assert not says_the_same(before, replace(before, position=2))
     assert not says_the_same(before, replace(before, estimated_start=None))
-
-
-# --- use --------------------------------------------------------------------------------------------
-
-
-def test_use_grows_with_what_is_held_and_fades() -> None:
-    switches = Switches(fair_share=FairShare(half_life=HOUR))
-    snapshot = Snapshot(T0 + HOUR, (NODE,), (in_use(make_request()),), switches=switches)
-    assert usage_now(snapshot, {"blue": 100.0, "old": 1.5}, None) == {"blue": 100.0, "old": 1.5}
-    used = usage_now(snapshot, {"blue": 100.0, "old": 1.5}, T0)
-    assert used["blue"] == pytest.approx(50)
-    assert 2000 < used["red"] < 3600
-    assert "old" not in used

@@ -17,6 +17,7 @@ from inferplane.domain.workspace import WorkspacePolicy
 from inferplane.scheduler import Ageing, FairShare, Switches, forecast, renewal, schedule, wait_times
 from inferplane.scheduler.cycle import EVICTIONS_PER_CYCLE_MAX
 from inferplane.scheduler.decisions import Basis, Decisions, GrantReason, Wait, WaitReason
+from inferplane.scheduler.ordering import usage_now
 
 World = Any  # the builder class of conftest.py
 Ids = Callable[..., list[str]]
@@ -507,3 +508,15 @@ def test_a_long_line_is_extrapolated_and_says_so(world: World) -> None:
     assert abs(last.start - world.at(60 + 10 * 599)) < timedelta(hours=12)
     starts = [estimates[each.id].start for each in line]
     assert starts == sorted(starts, key=lambda each: each or world.now)
+
+
+def test_use_grows_with_what_is_held_and_fades(world: World) -> None:
+    switches = Switches(fair_share=FairShare(half_life=timedelta(hours=1)))
+    held = world.holds(1, {"a": (0,)}, workspace="red")
+    snapshot = world.snapshot([world.node("a")], [held, world.waits(2, workspace="blue")], switches)
+    before = {"blue": 100.0, "old": 1.5}
+    assert usage_now(snapshot, before, None) == before
+    used = usage_now(snapshot, before, world.at(-60))
+    assert used["blue"] == pytest.approx(50)
+    assert 2000 < used["red"] < 3600
+    assert "old" not in used

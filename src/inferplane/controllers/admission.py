@@ -28,7 +28,6 @@ from inferplane.controllers.admission_plan import (
     RequestChange,
     notes,
     plan,
-    usage_now,
 )
 from inferplane.controllers.endpoint_news import PlannedEvent
 from inferplane.domain.events import Event
@@ -37,6 +36,7 @@ from inferplane.domain.wait_note import WaitNote
 from inferplane.engines.port import Clock
 from inferplane.observability import get_logger
 from inferplane.scheduler import Snapshot, Switches
+from inferplane.scheduler.ordering import usage_now
 from inferplane.store.sql import Store, Tx
 
 ACTOR = "admission"

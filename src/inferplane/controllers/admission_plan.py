@@ -59,9 +59,8 @@ from inferplane.domain.quantity import format_duration
 from inferplane.domain.reasons import ReasonCode, reason_of
 from inferplane.domain.storage_uri import redacted
 from inferplane.domain.wait_note import WaitNote
-from inferplane.scheduler import Decisions, FairShare, Snapshot, Wait, forecast, renewal, schedule
+from inferplane.scheduler import Decisions, Snapshot, Wait, forecast, renewal, schedule
 from inferplane.scheduler.decisions import NEVER, Estimate, WaitReason
-from inferplane.scheduler.ordering import advance_usage
 
 START_LIMIT = timedelta(hours=1)
 """So long a grant is held before it comes into use: for fetching the model and for tries that fail. The
@@ -85,9 +84,6 @@ IDLE_SLACK = timedelta(seconds=30)
 
 ESTIMATE_SLACK = timedelta(seconds=5)
 """An estimate that moved by less is no news."""
-
-USAGE_LEAST = 1.0
-"""GPU-seconds below which a workspace counts as having used nothing."""
 
 IDLE_LOOK_SECONDS = 5.0
 """How soon to look again at who was busy and is to be released when idle: idleness announces itself to nobody."""
@@ -177,16 +173,6 @@ def is_seen_free(request: GpuRequest, endpoint: InferenceEndpoint | None) -> boo
         and note.since == request.draining_since
         and not any(replica.state in ALIVE for replica in endpoint.status.replicas)
     )
-
-
-def usage_now(snapshot: Snapshot, usage: Mapping[str, float], at: datetime | None) -> dict[str, float]:
-    """The workspaces' use as of the snapshot, given that of `at`, since when nobody's GPUs have changed."""
-    held: dict[str, int] = {}
-    for request in snapshot.requests:
-        held[request.workspace] = held.get(request.workspace, 0) + request.gpus_allocated
-    elapsed = max(timedelta(0), snapshot.now - at) if at is not None else timedelta(0)
-    advanced = advance_usage(usage, held, elapsed, snapshot.switches.fair_share or FairShare())
-    return {name: used for name, used in advanced.items() if used >= USAGE_LEAST}
 
 
 def notes(decided: AdmissionPlan, known: Mapping[str, WaitNote]) -> dict[str, WaitNote]:

@@ -20,7 +20,10 @@ from math import log
 from operator import attrgetter
 
 from inferplane.domain.gpu_request import PRIORITY_HIGHEST, GpuRequest
-from inferplane.scheduler.snapshot import Ageing, FairShare, Switches
+from inferplane.scheduler.snapshot import Ageing, FairShare, Snapshot, Switches
+
+USAGE_LEAST = 1.0
+"""GPU-seconds below which a workspace counts as having used nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,19 @@ def advance_usage(
     grown = (1.0 - left) * half_life / log(2)
     workspaces = sorted(usage.keys() | held_gpus.keys())
     return {each: usage.get(each, 0.0) * left + held_gpus.get(each, 0) * grown for each in workspaces}
+
+
+def usage_now(snapshot: Snapshot, usage: Mapping[str, float], at: datetime | None) -> dict[str, float]:
+    """The workspaces' use as of the snapshot, given that of `at`, since when nobody's GPUs have changed.
+
+    `at` None: that is not known, and nothing is added. Who has used less than USAGE_LEAST is left out.
+    """
+    held: dict[str, int] = {}
+    for request in snapshot.requests:
+        held[request.workspace] = held.get(request.workspace, 0) + request.gpus_allocated
+    elapsed = max(timedelta(0), snapshot.now - at) if at is not None else timedelta(0)
+    advanced = advance_usage(usage, held, elapsed, snapshot.switches.fair_share or FairShare())
+    return {name: used for name, used in advanced.items() if used >= USAGE_LEAST}
 
 
 def _take_turns(level: list[GpuRequest], counted: dict[str, float], share: FairShare) -> list[GpuRequest]:

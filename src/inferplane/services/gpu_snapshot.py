@@ -5,26 +5,28 @@ Grants are the admission controller's. Services only ask how long something woul
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from inferplane.domain.gpu_request import GpuRequest
 from inferplane.scheduler import Snapshot, Switches, wait_times
 from inferplane.scheduler.decisions import Candidate
+from inferplane.scheduler.ordering import usage_now
 from inferplane.services.context import Platform
 from inferplane.store.sql import Tx
 
 
 async def read_snapshot(tx: Tx, now: datetime, switches: Switches) -> Snapshot:
     """Everything a forecast needs, from one read."""
-    return Snapshot(
+    snapshot = Snapshot(
         now=now,
         nodes=tuple(await tx.list_nodes()),
         requests=tuple(await tx.list_gpu_requests(live_only=True)),
         policies={each.workspace: each for each in await tx.list_policies()},
         usable_clusters={each.name: frozenset(each.clusters) for each in await tx.list_workspaces()},
-        usage=await tx.load_usage(),
         switches=switches,
     )
+    return replace(snapshot, usage=usage_now(snapshot, await tx.load_usage(), await tx.usage_at()))
 
 
 async def candidates_for(platform: Platform, request: GpuRequest) -> tuple[Candidate, ...]:
