@@ -69,7 +69,7 @@ def test_a_requests_life(client: Client, workspace: str) -> None:
         client.describe_gpr(gpr_id)
 
 
-def test_a_request_is_found_by_its_name(client: Client, workspace: str) -> None:
+def test_a_request_is_found_by_its_name(client: Client, workspace: str, world: GpuWorld) -> None:
     first = client.create_gpr("train", A100, workspace=workspace, cluster="worker-1")
     assert client.find_gpr("train", workspace=workspace) == client.find_gpr(first) == first
     with pytest.raises(NotFoundError, match="no GPU request named 'test'"):
@@ -80,6 +80,18 @@ def test_a_request_is_found_by_its_name(client: Client, workspace: str) -> None:
     assert caught.value.reason == "AmbiguousName"
     assert first in caught.value.message
     assert second in caught.value.message
+    world.grant(first)
+    world.drain(first, ProvisioningStatus.COMPLETE)
+    with pytest.raises(InvalidError):  # it still holds its GPUs
+        client.find_gpr("train", workspace=workspace)
+    world.end(first)
+    assert client.find_gpr("train", workspace=workspace) == second
+    world.grant(second)
+    world.drain(second, ProvisioningStatus.COMPLETE)
+    world.end(second)
+    with pytest.raises(InvalidError) as caught:
+        client.find_gpr("train", workspace=workspace)
+    assert f"{first} (Complete)" in caught.value.message
 
 
 def test_waiting_for_a_requests_gpus(client: Client, workspace: str, world: GpuWorld) -> None:

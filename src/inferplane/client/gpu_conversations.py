@@ -112,7 +112,8 @@ def describe_gpr(session: Session, gpr_id: str) -> Flow[GprItem]:
 def find_gpr(session: Session, id_or_name: str, *, workspace: str = "default") -> Flow[str]:
     """The id of a request that is named by its id, or by its name in a workspace.
 
-    Raises NotFoundError, and InvalidError naming the ids when several have that name.
+    Where a name was used more than once, it means the only request that has not ended. Raises NotFoundError,
+    and InvalidError naming the ids when that does not tell either.
     """
     if _ID.fullmatch(id_or_name):
         return id_or_name
@@ -126,6 +127,8 @@ def find_gpr(session: Session, id_or_name: str, *, workspace: str = "default") -
             field="gprName",
             next_action="See `inferplane gpr list`; another workspace is named with --workspace.",
         )
+    alive = [each for each in named if each.status.provisioning_status in _HOLDING | _ON_ITS_WAY]
+    named = alive or named
     if len(named) > 1:
         ids = ", ".join(f"{each.gpr_id} ({each.status.provisioning_status})" for each in named)
         raise errors.InvalidError(
