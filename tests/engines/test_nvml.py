@@ -348,6 +348,15 @@ async def test_what_cannot_be_read_is_no_memory(tmp_path: Path, content: str) ->
     assert meter.idle_since((0,)) == BEGAN
 
 
+async def test_a_clock_that_was_put_back_leaves_nothing_in_the_future() -> None:
+    times = iter([BEGAN + timedelta(hours=1), BEGAN])
+    uses = iter([5, 0])
+    meter = DeviceMeter(lambda: next(times), read=lambda: Reading((replace(A100, busy_percent=next(uses)),)))
+    await meter.look()
+    await meter.look()
+    assert (meter.idle_since((0,)), meter.busy_at((0,))) == (BEGAN, BEGAN)
+
+
 async def test_a_meter_that_cannot_keep_what_it_saw_goes_on(tmp_path: Path) -> None:
     meter = DeviceMeter(lambda: BEGAN, file=tmp_path / "missing" / "gpus.json", read=lambda: Reading((A100,)))
     await meter.start()

@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -286,7 +286,12 @@ def observe(
             after[each.index] = Use(each.uuid, now, now, now)
             continue
         unseen = timedelta(0) if each.index in counted else max(timedelta(0), now - known.counted_at)
-        after[each.index] = replace(known, counted_at=now, idle_since=min(now, known.idle_since + unseen))
+        after[each.index] = Use(
+            each.uuid,
+            now,
+            min(now, known.idle_since + unseen),  # a clock that was put back makes nothing future
+            None if known.busy_at is None else min(now, known.busy_at),
+        )
     return after
 
 
