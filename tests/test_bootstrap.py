@@ -9,6 +9,7 @@ import pytest
 
 from inferplane.bootstrap import RunningPlatform
 from inferplane.settings import Settings, load_settings
+from inferplane.store.dialect import Claim
 from inferplane.store.sql import Store
 
 
@@ -28,5 +29,5 @@ async def test_the_line_of_readiness_names_addresses_that_can_be_opened(
     settings: Settings = replace(
         load_settings({}, {}, user_home=tmp_path).settings, api_host=api_host, advertised_host=advertised
     )
-    running = RunningPlatform(settings, 7070, 7080, store, {})
+    running = RunningPlatform(settings, 7070, 7080, store, {}, Claim())
     assert running.ready_line == f"inferplane is ready: api {api} gateway {gateway} home {settings.home}"

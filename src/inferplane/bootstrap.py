@@ -59,6 +59,7 @@ from inferplane.scheduler import Switches
 from inferplane.services.bootstrap import ensure_installation
 from inferplane.services.context import GatewayAddress, Platform
 from inferplane.settings import LOCAL_CLUSTER, ClusterSettings, EngineKind, LoadedSettings, Settings
+from inferplane.store.dialect import Claim
 from inferplane.store.sql import Change, Store
 from inferplane.version import VERSION
 
@@ -124,10 +125,23 @@ async def _serve_until_signal(settings: Settings) -> int:
     async with run_platform(settings) as running:
         print(running.ready_line, flush=True)  # noqa: T201 - the one line that scripts wait for
         gc.freeze()  # what is loaded stays: looking through it again and again would stop everything meanwhile
-        await stop.wait()
+        taken_over = await _first_of(stop, running.claim)
         log.info("stopping")
+        if taken_over is not None:
+            raise taken_over
     print("inferplane has stopped; nothing of it is left running", flush=True)  # noqa: T201
     return 0
+
+
+async def _first_of(stop: asyncio.Event, claim: Claim) -> Unavailable | None:
+    """Wait for either; what to say if the database now belongs to another platform."""
+    stopped, broken = asyncio.create_task(stop.wait()), asyncio.create_task(claim.broken())
+    try:
+        await asyncio.wait((stopped, broken), return_when=asyncio.FIRST_COMPLETED)
+        return broken.result() if broken.done() else None
+    finally:
+        stopped.cancel()
+        broken.cancel()
 
 
 def now() -> datetime:
@@ -149,6 +163,7 @@ class RunningPlatform:
     gateway_port: int
     store: Store
     engines: Mapping[str, Engine]
+    claim: Claim
 
     @property
     def ready_line(self) -> str:
@@ -181,7 +196,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
 
         store = await Store.open(settings.effective_database_url)
         stack.push_async_callback(store.close)
-        await stack.enter_async_context(store.claim())
+        claim = await stack.enter_async_context(store.claim())
         await ensure_installation(store, settings.owner_key_path, clock, new_id, cluster=LOCAL_CLUSTER)
 
         models = ModelStore(
@@ -310,7 +325,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
         )
         await stack.enter_async_context(_serve_api(app, api_socket))
         stack.enter_context(_address_told(settings, api_port))
-        yield RunningPlatform(settings, api_port, publisher.port, store, engines)
+        yield RunningPlatform(settings, api_port, publisher.port, store, engines, claim)
 
 
 def clock_at(speed: float) -> Clock:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 from sqlalchemy import exc, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from inferplane.domain.errors import Invalid, StaleVersion, Unavailable
 from inferplane.store.sql import Store
@@ -146,6 +148,72 @@ async def test_a_database_has_one_control_plane_and_is_free_when_it_has_gone(dat
                     pytest.fail("claimed twice")
         async with second.claim():
             pass
+    finally:
+        await first.close()
+        await second.close()
+
+
+_HOLDERS = (
+    "pid FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database WHERE locktype = 'advisory'"
+)
+
+
+async def test_a_claim_survives_the_end_of_its_session(
+    postgres_url: str, postgres_server: PostgresServer, until: Any
+) -> None:
+    """As when PostgreSQL is started anew: nobody else wanted the database meanwhile."""
+    name = postgres_url.split("/")[3].split("?")[0]
+    engine = create_async_engine(postgres_url.replace("postgresql:", "postgresql+asyncpg:"))
+
+    async def holder() -> int | None:
+        async with engine.connect() as connection:
+            found = await connection.execute(text(f"SELECT {_HOLDERS} AND datname = '{name}'"))
+            return found.scalar_one_or_none()
+
+    first, second = await Store.open(postgres_url), await Store.open(postgres_url)
+    try:
+        async with first.claim() as claim:
+            before = await holder()
+            assert before is not None
+            await asyncio.to_thread(postgres_server.sql, f"SELECT pg_terminate_backend({before})")
+            async with asyncio.timeout(30), engine.connect() as look:
+                while await holder() in (None, before):
+                    await look.execute(text("SELECT pg_sleep(0.05)"))
+            with pytest.raises(Unavailable, match="another platform already works on this database"):
+                async with second.claim():
+                    pytest.fail("claimed twice")
+            broken = asyncio.create_task(claim.broken())
+            await asyncio.sleep(0)
+            assert not broken.done()
+            broken.cancel()
+        async with second.claim():
+            pass
+    finally:
+        await first.close()
+        await second.close()
+        await engine.dispose()
+
+
+async def test_whoever_lost_its_claim_to_another_is_told(
+    postgres_url: str, postgres_server: PostgresServer
+) -> None:
+    name = postgres_url.split("/")[3].split("?")[0]
+    kill = f"SELECT pg_terminate_backend(pid) FROM (SELECT {_HOLDERS} AND datname = '{name}') AS holders"
+    first, second = await Store.open(postgres_url), await Store.open(postgres_url)
+
+    async def until_taken(claims: AsyncExitStack) -> None:
+        while True:  # the first may be quicker
+            claiming = asyncio.create_task(claims.enter_async_context(second.claim()))
+            await asyncio.to_thread(postgres_server.sql, kill)
+            with suppress(Unavailable):
+                await claiming
+                return
+
+    try:
+        async with first.claim() as claim, AsyncExitStack() as claims, asyncio.timeout(60):
+            await until_taken(claims)
+            said = await claim.broken()
+        assert said.message.startswith("another platform has taken over this database")
     finally:
         await first.close()
         await second.close()

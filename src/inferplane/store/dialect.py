@@ -44,6 +44,7 @@ from inferplane.domain.errors import (
     StaleVersion,
     Unavailable,
 )
+from inferplane.observability import get_logger
 
 SQLITE_READERS_MAX = 4
 SQLITE_LOCK_WAIT_SECONDS = 15.0
@@ -60,14 +61,37 @@ POSTGRES_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "ver
 POOL_WAIT_SECONDS = 30.0
 CLAIM_SECONDS = 3.0
 CLAIM_POLL_SECONDS = 0.05
+CLAIM_WATCH_SECONDS = 1.0
+CLAIM_ANSWER_SECONDS = 10.0  # a session that is silent for longer is given up
 
 # Names of advisory locks: arbitrary, but the same in every process that shares a database.
 _LOCK_UPGRADE = 0x1F_E2_0001
 _LOCK_EVENTS = 0x1F_E2_0002
 _LOCK_CONTROL_PLANE = 0x1F_E2_0003
 
+_log = get_logger("store")
+
 _RETRYABLE = frozenset({"40001", "40P01"})  # serialization failure, deadlock
 _UNIQUE, _FOREIGN_KEY = "23505", "23503"
+
+
+class Claim:
+    """That this is the only control plane on a database; see `Database.claim`."""
+
+    def __init__(self) -> None:
+        self._broken: asyncio.Future[Unavailable] = asyncio.get_running_loop().create_future()
+
+    async def broken(self) -> Unavailable:
+        """Wait until another control plane has the database, if that ever happens; returns what to say then.
+
+        Whoever claimed it has to stop.
+        """
+        return await asyncio.shield(self._broken)
+
+    def give_up(self, error: Unavailable) -> None:
+        """It belongs to another one now."""
+        if not self._broken.done():
+            self._broken.set_result(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +152,15 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def claim(self) -> AsyncIterator[None]:
+    async def claim(self) -> AsyncIterator[Claim]:
         """Be the only control plane on this database until the block ends, however this process ends.
 
         Raises Unavailable when another process is. A killed one counts until the system has noticed,
         so the question is asked for a moment.
         """
-        claim = _claim_file(self) if self.is_sqlite else _claim_session(self.writer)
-        async with claim:
-            yield
+        claiming = _claim_file(self) if self.is_sqlite else _claim_session(self.writer)
+        async with claiming as claim:
+            yield claim
 
     async def close(self) -> None:
         """Close every connection."""
@@ -371,7 +395,7 @@ def _seconds(name: str, text: str) -> float:
 
 
 @asynccontextmanager
-async def _claim_file(database: Database) -> AsyncIterator[None]:
+async def _claim_file(database: Database) -> AsyncIterator[Claim]:
     """A lock file beside the database; the kernel gives it back."""
     path = Path(f"{database.writer.url.database}.claim")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -385,29 +409,91 @@ async def _claim_file(database: Database) -> AsyncIterator[None]:
                 await asyncio.sleep(CLAIM_POLL_SECONDS)
             else:
                 break
-        yield
+        yield Claim()
     finally:
         os.close(descriptor)
 
 
 @asynccontextmanager
-async def _claim_session(engine: AsyncEngine) -> AsyncIterator[None]:
+async def _claim_session(engine: AsyncEngine) -> AsyncIterator[Claim]:
     """An advisory lock of a session that does nothing else; PostgreSQL gives it back with the session."""
-    with translated():
-        async with engine.connect() as plain:
-            session = await plain.execution_options(isolation_level="AUTOCOMMIT")
+    claim, session = Claim(), _LockSession(engine)
+    try:
+        await session.take()
+        watching = asyncio.create_task(_keep(session, claim), name="store: the claim")
+        try:
+            yield claim
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+    finally:
+        await session.drop()
+
+
+class _LockSession:
+    """The session that holds the lock, if there is one."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._connection: AsyncConnection | None = None
+
+    async def take(self) -> None:
+        """Take the lock. Raises Unavailable, of reason DatabaseInUse where another session has it."""
+        with translated():
+            self._connection = await self._engine.connect()
+            session = await self._connection.execution_options(isolation_level="AUTOCOMMIT")
             for last in _tries():
                 taken = await session.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK_CONTROL_PLANE})")
                 if taken.scalar_one():
-                    break
+                    return
                 if last:
                     raise _in_use()
                 await asyncio.sleep(CLAIM_POLL_SECONDS)
-            try:
-                yield
-            finally:
-                # The session must not go back into the pool with the lock.
-                await plain.invalidate()
+
+    async def check(self) -> None:
+        """Raises Unavailable when the session is not there any more."""
+        if self._connection is None:
+            raise Unavailable("there is no session")
+        with translated():
+            async with asyncio.timeout(CLAIM_ANSWER_SECONDS):
+                await self._connection.exec_driver_sql("SELECT 1")
+
+    async def drop(self) -> None:
+        """End the session: it must not go back into the pool with the lock."""
+        if (connection := self._connection) is None:
+            return
+        self._connection = None
+        with suppress(exc.DBAPIError, OSError):  # it is gone already
+            await connection.invalidate()
+        with suppress(exc.DBAPIError, OSError):
+            await connection.close()
+
+
+async def _keep(session: _LockSession, claim: Claim) -> None:
+    """Take the lock again when its session ends, as it does when PostgreSQL is started anew.
+
+    As long as PostgreSQL does not answer nobody else can take it either. Somebody who was quicker keeps it.
+    """
+    while True:
+        await asyncio.sleep(CLAIM_WATCH_SECONDS)
+        try:
+            await session.check()
+            continue
+        except Exception as error:  # noqa: BLE001 - whatever it was, this session is not known to hold the lock
+            _log.warning("the session that claims the database was lost", error=str(error))
+        await session.drop()
+        try:
+            await session.take()
+        except Unavailable as error:
+            await session.drop()
+            if error.reason == _IN_USE:
+                claim.give_up(_taken_over())
+                return
+        except Exception:  # noqa: BLE001 - a watch that ends silently would leave two at work
+            await session.drop()
+            _log.exception("the database cannot be claimed again")
+        else:
+            _log.info("the database is claimed again")
 
 
 def _tries() -> Iterator[bool]:
@@ -416,10 +502,22 @@ def _tries() -> Iterator[bool]:
     yield from (number == count for number in range(count + 1))
 
 
+_IN_USE = "DatabaseInUse"
+
+
+def _taken_over() -> Unavailable:
+    return Unavailable(
+        "another platform has taken over this database, after PostgreSQL ended the session that kept it for this one",
+        reason=_IN_USE,
+        field="database_url",
+        next_action="Let one platform work on a database. Stop the other one before this one is started again.",
+    )
+
+
 def _in_use() -> Unavailable:
     return Unavailable(
         "another platform already works on this database",
-        reason="DatabaseInUse",
+        reason=_IN_USE,
         field="database_url",
         next_action="Stop it first, or name another database with --database-url or INFERPLANE_DATABASE_URL.",
     )

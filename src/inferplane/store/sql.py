@@ -30,7 +30,7 @@ from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.observability import get_logger
 from inferplane.store import codec
 from inferplane.store.access_rows import AccessRows
-from inferplane.store.dialect import Database, connect, translated
+from inferplane.store.dialect import Claim, Database, connect, translated
 from inferplane.store.gpu_rows import GpuRows
 from inferplane.store.remembered import read_all
 from inferplane.store.schema import (
@@ -101,10 +101,11 @@ class Store:
             self._poller = None
         await self._database.close()
 
-    def claim(self) -> AbstractAsyncContextManager[None]:
+    def claim(self) -> AbstractAsyncContextManager[Claim]:
         """Be the only control plane on this database while the block lasts.
 
         Two of them would start every server twice and clear each other's away. Raises Unavailable.
+        It can be lost to another one (`Claim.broken`): then this one has to stop.
         """
         return self._database.claim()
 
