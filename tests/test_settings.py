@@ -99,6 +99,14 @@ def test_words_for_yes_and_no(word: str, value: bool) -> None:
         ("domain", "bad domain"),
         ("domain", "a..b"),
         ("domain", "*"),
+        ("otlp_endpoint", "localhost:4318"),
+        ("otlp_endpoint", "https://collector:4318"),
+        ("otlp_endpoint", "http://me:secret@collector:4318"),
+        ("otlp_endpoint", "http://collector:99999"),
+        ("trace_sample_percent", "-1"),
+        ("trace_sample_percent", "100.5"),
+        ("trace_sample_percent", "nan"),
+        ("trace_sample_percent", "some"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_its_name_and_source(name: str, value: str) -> None:
@@ -107,8 +115,16 @@ def test_what_cannot_be_meant_is_refused_with_its_name_and_source(name: str, val
         load(environment={variable: value})
     assert caught.value.field == name
     assert variable in caught.value.message
-    # A database URL may hold a password, so it is never repeated.
-    assert (value in caught.value.message) is (name != "database_url")
+    # A URL may hold a password, so it is never repeated.
+    assert (value in caught.value.message) is (name not in {"database_url", "otlp_endpoint"})
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:4318", "http://[::1]:4318/otlp", "http://collector"])
+def test_where_traces_go(endpoint: str) -> None:
+    settings = load(
+        environment={"INFERPLANE_OTLP_ENDPOINT": endpoint, "INFERPLANE_TRACE_SAMPLE_PERCENT": "0.5"}
+    ).settings
+    assert (settings.otlp_endpoint, settings.trace_sample_percent) == (endpoint, 0.5)
 
 
 @pytest.mark.parametrize(

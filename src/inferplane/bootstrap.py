@@ -236,6 +236,8 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
                 api_address=f"{_loopback(settings.api_host)}:{api_port}",
                 activator_address=f"unix:{activator_socket}",
                 key_set=key_set(signing),
+                otlp_endpoint=settings.otlp_endpoint,
+                trace_sample_percent=settings.trace_sample_percent,
             ),
             on_confirmed=wake,
         )
@@ -355,6 +357,7 @@ def _engine(
         clock=now,
         fork_servers=settings.fork_servers,
         custom_servers=settings.allows_custom_servers,
+        otlp_endpoint=settings.otlp_endpoint,
     )
 
 

@@ -36,6 +36,7 @@ from inferplane.domain.errors import Invalid
 from inferplane.domain.gpu_request import GPUS_PER_NODE_MAX, MEMORY_GB_MAX
 from inferplane.domain.inventory import Node
 from inferplane.domain.names import check_name
+from inferplane.domain.traces import parse_collector
 
 ENVIRONMENT_PREFIX = "INFERPLANE_"
 DEFAULT_API_PORT = 7070
@@ -122,7 +123,8 @@ class Settings:
     `api_host` and `gateway_host` default to loopback: a stranger's laptop opens nothing to the
     network unless asked. `advertised_host` is the address put into URLs and DNS records. `clusters` are
     those of the file; `every_cluster` has the embedded one too. `custom_servers` is auto, yes or no.
-    `default_access` is auto, open or key.
+    `default_access` is auto, open or key. Traces go to the collector at `otlp_endpoint` ("" for none);
+    `trace_sample_percent` of the requests whose callers did not decide are traced.
     """
 
     home: Path
@@ -138,6 +140,8 @@ class Settings:
     fork_servers: bool = True
     custom_servers: str = "auto"
     default_access: str = "auto"
+    otlp_endpoint: str = ""
+    trace_sample_percent: float = 100.0
     clusters: tuple[ClusterSettings, ...] = ()
 
     @property
@@ -184,7 +188,9 @@ class Settings:
 
 
 CLUSTER_TABLE = "cluster"
-SECRET_SETTINGS = frozenset({"database_url"})  # may hold a password: never repeated in an error
+SECRET_SETTINGS = frozenset(
+    {"database_url", "otlp_endpoint"}
+)  # may hold a password: never repeated in an error
 DOMAIN_CHARACTERS_MAX = 120  # leaves room in a DNS name for endpoint and workspace
 _DOMAIN = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 PLAIN_SETTINGS: tuple[Field[Any], ...] = tuple(each for each in fields(Settings) if each.name != "clusters")
@@ -514,6 +520,22 @@ def _default_access(raw: Any) -> str:
     return word
 
 
+def _otlp_endpoint(raw: Any) -> str:
+    endpoint = str(raw).strip()
+    if endpoint:
+        try:
+            parse_collector(endpoint)
+        except Invalid as error:
+            raise ValueError("must be like http://127.0.0.1:4318, without credentials or query") from error
+    return endpoint
+
+
+def _percent(raw: Any) -> float:
+    if isinstance(raw, bool) or not 0 <= (percent := float(raw)) <= 100:
+        raise ValueError("must be a number from 0 to 100")
+    return percent
+
+
 def _log_level(raw: Any) -> str:
     level = str(raw).lower()
     if level not in {"debug", "info", "warning", "error"}:
@@ -552,6 +574,8 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "fork_servers": _boolean,
     "custom_servers": _custom_servers,
     "default_access": _default_access,
+    "otlp_endpoint": _otlp_endpoint,
+    "trace_sample_percent": _percent,
 }
 
 

@@ -52,6 +52,14 @@ DefaultAccess = Annotated[
     _option("--default-access", "auto, open or key: who may send requests to endpoints where nobody says."),
 ]
 
+OtlpEndpoint = Annotated[
+    str | None, _option("--otlp-endpoint", "Collector of traces, such as http://127.0.0.1:4318.")
+]
+TraceSamplePercent = Annotated[
+    float | None,
+    _option("--trace-sample-percent", "How many of 100 requests are traced whose callers do not say."),
+]
+
 
 def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
     """Add the commands to `app`; `run` is what `up` starts."""
@@ -72,6 +80,8 @@ def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
         fork_servers: ForkServers = None,
         custom_servers: CustomServers = None,
         default_access: DefaultAccess = None,
+        otlp_endpoint: OtlpEndpoint = None,
+        trace_sample_percent: TraceSamplePercent = None,
     ) -> None:
         """Run the platform in the foreground, until Ctrl-C."""
         raise typer.Exit(run(_loaded(locals())))
@@ -118,6 +128,8 @@ def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
         fork_servers: ForkServers = None,
         custom_servers: CustomServers = None,
         default_access: DefaultAccess = None,
+        otlp_endpoint: OtlpEndpoint = None,
+        trace_sample_percent: TraceSamplePercent = None,
         output: Output = Format.TABLE,
     ) -> None:
         """Print what is in force for `up`, and where each value came from."""

@@ -131,7 +131,12 @@ def test_the_servers_configuration_is_the_contract() -> None:
         resources=Resources(memory_bytes=MEMORY),
     )
     config = server_config(
-        one, "/m/model.joblib", paths, threads=2, notify_socket=Path("/home/s/notify.sock")
+        one,
+        "/m/model.joblib",
+        paths,
+        threads=2,
+        notify_socket=Path("/home/s/notify.sock"),
+        otlp_endpoint="http://127.0.0.1:4318",
     )
     assert config == {
         "name": "e-0123456789ab",
@@ -151,4 +156,5 @@ def test_the_servers_configuration_is_the_contract() -> None:
         "args": ["--flag"],
         "command": [],
         "ready_path": "",
+        "otlp_endpoint": "http://127.0.0.1:4318",
     }

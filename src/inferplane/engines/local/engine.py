@@ -109,7 +109,8 @@ class LocalEngine:
     `home` holds everything. `environment` is what of the control plane's environment is sifted for
     model servers (the process's own by default). `launcher` starts servers; by default a fork
     server does, with a new interpreter as the way out, or only the latter without `fork_servers`.
-    `custom_servers` lets manifests bring commands of their own.
+    `custom_servers` lets manifests bring commands of their own. Servers that it starts send their spans to
+    the collector at `otlp_endpoint`, "" for none.
     """
 
     def __init__(
@@ -123,8 +124,10 @@ class LocalEngine:
         limits: Limits | None = None,
         environment: Mapping[str, str] | None = None,
         custom_servers: bool = False,
+        otlp_endpoint: str = "",
     ) -> None:
         self._home = home
+        self._otlp_endpoint = otlp_endpoint
         self._custom_servers = custom_servers
         self._sockets = socket_directory(home)
         self._models = models
@@ -501,7 +504,14 @@ class LocalEngine:
         write_record(paths.intent, intent.to_json())
         write_record(
             paths.config,
-            server_config(endpoint, model_path, paths, threads=threads, notify_socket=self._hints.path),
+            server_config(
+                endpoint,
+                model_path,
+                paths,
+                threads=threads,
+                notify_socket=self._hints.path,
+                otlp_endpoint=self._otlp_endpoint,
+            ),
         )
         request = LaunchRequest(
             config_path=paths.config,

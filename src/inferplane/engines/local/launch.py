@@ -299,7 +299,13 @@ def needs_new_interpreter(wanted: Mapping[str, str], warm_parent: Mapping[str, s
 
 
 def server_config(
-    endpoint: InferenceEndpoint, model_path: str, paths: ReplicaPaths, *, threads: int, notify_socket: Path
+    endpoint: InferenceEndpoint,
+    model_path: str,
+    paths: ReplicaPaths,
+    *,
+    threads: int,
+    notify_socket: Path,
+    otlp_endpoint: str = "",
 ) -> dict[str, Any]:
     """The model server's configuration file, as a mapping."""
     model, limits = endpoint.spec.model, endpoint.spec.limits
@@ -324,6 +330,7 @@ def server_config(
         "args": list(args),
         "command": list(command),
         "ready_path": model.ready_path,
+        "otlp_endpoint": otlp_endpoint,
     }
 
 
