@@ -125,11 +125,57 @@ async def test_a_row_is_read_once_until_it_says_something_else() -> None:
     assert read == [0, 1, 2, 1, 3]
 
 
-async def test_what_is_remembered_is_bounded_and_still_right() -> None:
-    remembered = Remembered(lambda row: row["body"], kept_max=10)
-    for size in (3, 40, 7, 25):
-        assert await remembered.all(numbers(*range(size))) == list(range(size))
-        assert len(remembered) <= 10
+async def test_however_many_rows_there_are_each_is_read_once_and_the_gone_are_forgotten() -> None:
+    reads = 0
+
+    def to_value(row: Any) -> int:
+        nonlocal reads
+        reads += 1
+        return int(row["body"])
+
+    remembered = Remembered(to_value)
+    many = numbers(*range(60_000))
+    for _ in range(3):
+        assert len(await remembered.all(many)) == 60_000
+    assert reads == 60_000
+    assert await remembered.all(many[:7]) == list(range(7))
+    assert (len(remembered), reads) == (7, 60_000)
+
+
+async def test_reading_some_rows_changes_nothing_of_what_is_remembered() -> None:
+    read: list[int] = []
+
+    def to_value(row: Any) -> int:
+        read.append(row["id"])
+        return int(row["body"])
+
+    remembered = Remembered(to_value)
+    rows = numbers(*range(5))
+    await remembered.all(rows[:4])
+    read.clear()
+    for _ in range(2):
+        assert await remembered.some(rows[3:]) == [3, 4]
+    assert read == [4, 4], "what was never read with all others is read each time"
+    assert await remembered.all(rows[:4]) == [0, 1, 2, 3]
+    assert read == [4, 4]
+
+
+async def test_lists_of_a_part_leave_the_others_remembered(store: Store, make: Any) -> None:
+    async with store.transaction() as tx:
+        for name in ("default", "other"):
+            await tx.add_workspace(make.workspace(name))
+            await tx.insert_gpu_request(make.gpu_request(f"gpr-{name}", workspace=name, endpoint=name))
+            await tx.save_nodes(name, [Node(name, "gpu-0", "a2", "A100", 1, 80)])
+    async with store.read() as tx:
+        before: list[Any] = [*await tx.list_gpu_requests(live_only=True), *await tx.list_nodes()]
+        await tx.list_gpu_requests(live_only=True, workspace="other")
+        await tx.list_gpu_requests(live_only=True, endpoint_uid=before[0].endpoint_uid)
+        await tx.list_gpu_requests(live_only=True, limit=1)
+        await tx.list_gpu_requests(live_only=True, newest=1)
+        await tx.list_gpu_requests(live_only=True, after_id="gpr-default")
+        await tx.list_nodes("other")
+        after = [*await tx.list_gpu_requests(live_only=True), *await tx.list_nodes()]
+    assert [id(each) for each in after] == [id(each) for each in before]
 
 
 async def test_reading_many_rows_lets_others_have_turns() -> None:

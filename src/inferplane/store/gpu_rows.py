@@ -117,7 +117,9 @@ class GpuRows(Statements):
         if backwards:
             rows.reverse()
         if live_only:
-            return await self._memory.gpu_requests.all(rows)
+            remembered = self._memory.gpu_requests
+            whole = workspace is None and endpoint_uid is None and not after_id and most is None
+            return await (remembered.all(rows) if whole else remembered.some(rows))
         return await read_all(rows, codec.gpu_request_from_row)  # what has ended is seldom read again
 
     async def save_gpu_request(self, request: GpuRequest) -> int:
@@ -252,7 +254,8 @@ class GpuRows(Statements):
         statement = select(nodes).order_by(nodes.c.cluster, nodes.c.name)
         if cluster is not None:
             statement = statement.where(nodes.c.cluster == cluster)
-        return await self._memory.nodes.all(await self._all(statement))
+        rows = await self._all(statement)
+        return await (self._memory.nodes.all(rows) if cluster is None else self._memory.nodes.some(rows))
 
     async def load_usage(self) -> dict[str, float]:
         """Faded GPU-seconds by workspace, as of `usage_at`; empty before the first `save_usage`."""
