@@ -46,7 +46,14 @@ def side(name: str, model: Path, request_rows: int) -> Iterator[harness.Server]:
     rows = harness.ROWS * (request_rows // len(harness.ROWS))
     with contextlib.ExitStack() as stack:
         if name == "gateway":
-            server = stack.enter_context(harness.inferplane_platform()).deploy("iris", model)
+            platform = stack.enter_context(harness.inferplane_platform())
+            server = platform.deploy("iris", model)
+            # Through the gateway, a caller's patience is the endpoint's limit of time: nobody can send it along.
+            limits = {"timeoutSeconds": PATIENCE_MS / 1000}
+            change = {"workspace": "default", "endpoint": "iris", "limits": limits}
+            status, content = platform.call("PATCH", "inference-endpoint", change)
+            if status != 200:
+                raise SystemExit(f"not accepted: {content}")
         elif name == "inferplane":
             server = stack.enter_context(harness.model_server(model))
         else:

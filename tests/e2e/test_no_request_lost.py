@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from platform_stack import Stack, wait_for
 
@@ -192,6 +193,43 @@ def test_a_killed_control_plane_and_many_changes_of_other_routes_cost_no_request
             wait_for(partial(gone, stack, names), "the others to be gone")
             running.goes_on()
         assert ready(stack, 2)
+
+
+def test_replicas_that_come_and_go_cost_no_request(stack: Stack, iris_model: Path) -> None:
+    deploy(stack, iris_model, replicas=1)
+    with load(stack) as running:
+        for replicas in (3, 1, 2, 1):
+            body = {
+                "workspace": "default",
+                "endpoint": "iris",
+                "autoscaling": {"minReplicas": replicas, "maxReplicas": replicas},
+            }
+            status, answer = stack.request("PATCH", "inference-endpoint", body)
+            assert status == 200, answer
+            wait_for(partial(ready, stack, replicas), f"{replicas} replicas: {stack.describe('iris')}")
+            running.goes_on()
+
+
+@pytest.mark.slow  # the old one lives for a minute
+def test_an_envoy_that_must_be_replaced_costs_no_request(stack: Stack, iris_model: Path) -> None:
+    deploy(stack, iris_model, replicas=2)
+    running_note = stack.home / "gateway" / "running.json"
+    with load(stack) as running:
+        former = envoys(stack)
+        assert len(former) == 1
+        stack.kill()
+        # As after an upgrade: what runs was started otherwise than it would be now.
+        note = json.loads(running_note.read_text())
+        running_note.write_text(json.dumps({**note, "identity": "of an earlier version"}))
+        stack.restart()
+        assert len(envoys(stack)) == 2, "the old one finishes what it has, beside the new one"
+        running.goes_on()
+        wait_for(lambda: len(envoys(stack) - former) == 1 == len(envoys(stack)), "the old one to end", 90)
+        running.goes_on()
+
+
+def envoys(stack: Stack) -> set[int]:
+    return {each.pid for each in stack.processes() if Path(each.exe()).name == "envoy"}
 
 
 def gone(stack: Stack, names: Sequence[str]) -> bool:

@@ -307,6 +307,24 @@ async def test_what_would_wait_longer_than_its_caller_is_refused_at_once() -> No
     batcher.close()
 
 
+async def test_slow_small_requests_do_not_make_large_ones_look_endless() -> None:
+    gate = Gate()
+    async with batching(gate) as batcher:
+        slow = await first_is_computing(batcher, gate)
+        await asyncio.sleep(0.5)  # so long for one row
+        gate.open.set()
+        await slow
+        gate.open.clear()
+        gate.started.clear()
+        large = asyncio.create_task(batcher.submit(work(*range(100))))
+        await asyncio.to_thread(gate.started.wait)
+        behind = asyncio.create_task(batcher.submit(work(1), asyncio.get_running_loop().time() + 5))
+        await asyncio.sleep(0)
+        gate.open.set()
+        assert (await behind)["y"].tolist() == [2]
+        await large
+
+
 async def test_a_queue_is_bounded_in_bytes_too() -> None:
     gate = Gate()
     limits = BatchLimits(max_batch_rows=100, queue_rows_max=1000, queue_bytes_max=100)

@@ -139,6 +139,7 @@ class Batcher:
         self._waiting_rows = 0
         self._waiting_bytes = 0
         self._row_seconds = 0.0
+        self._batch_seconds = 0.0
         self._computing_rows = 0
         self._finished_at: float | None = None
         self._busy_since: float | None = None
@@ -241,7 +242,14 @@ class Batcher:
             raise NotProcessed(QUEUE_FULL, retry_after=self.retry_after)
 
     def _wait(self) -> float:
-        return (self._waiting_rows + self._computing_rows) * self._row_seconds
+        """Seconds until what is here is computed: by its rows, and no more than by its requests one by one.
+
+        What a row takes was seen on other batches, and most of a small one is not the rows.
+        """
+        batches = len(self._waiting) + bool(self._computing_rows)
+        return min(
+            (self._waiting_rows + self._computing_rows) * self._row_seconds, batches * self._batch_seconds
+        )
 
     def _stand_back(self) -> None:
         if not self._yielding and not self._idle.is_set():
@@ -334,8 +342,9 @@ class Batcher:
         self._pace.saw(rows, own_seconds)
         # From end to end where batches follow one another, so that what lies between them counts.
         now = self._now()
-        per_row = (now - (began if self._finished_at is None else self._finished_at)) / rows
-        self._row_seconds += (per_row - self._row_seconds) * LATEST
+        taken = now - (began if self._finished_at is None else self._finished_at)
+        self._row_seconds += (taken / rows - self._row_seconds) * LATEST
+        self._batch_seconds += (taken - self._batch_seconds) * LATEST
         self._finished_at = now if self._waiting else None
         waits = [began - entry.arrived for entry in batch]
         told = Batch(len(batch), rows, seconds, waits, began)
