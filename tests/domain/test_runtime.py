@@ -12,12 +12,13 @@ from inferplane.domain.runtime import (
     FORMATS,
     FORMATS_ELSEWHERE,
     LOCAL_RUNTIMES,
+    WORKERS_ARG,
     canonical_format,
     known_formats,
     select_runtime,
     warn_of_args,
 )
-from inferplane.modelserver.config import PROBABILITY_FLAGS
+from inferplane.modelserver.config import PROBABILITY_FLAGS, WORKERS_FLAG
 
 
 def _model(format: str = "sklearn", **rest: str) -> ModelSpec:
@@ -122,6 +123,7 @@ def test_the_tables_agree_with_each_other() -> None:
 
 def test_the_arguments_with_an_effect_are_the_model_servers() -> None:
     assert ARGS_WITH_EFFECT == PROBABILITY_FLAGS
+    assert WORKERS_ARG == WORKERS_FLAG
 
 
 def test_what_a_format_knows_is_not_called_idle() -> None:
@@ -130,5 +132,9 @@ def test_what_a_format_knows_is_not_called_idle() -> None:
     assert "--backend has no effect" in warning
     assert "--task" in warning
     (warning,) = warn_of_args(["--task=ner"], "args", "sklearn")
-    assert "--predict_proba only" in warning
+    assert "knows --predict_proba, --workers" in warning
+    assert warn_of_args(["--workers=2"], "args", "sklearn") == ()
+    assert warn_of_args(["--workers", "2"], "args", "sklearn") == ()
+    (warning,) = warn_of_args(["--workers", "2", "extra"], "args", "sklearn")
+    assert "extra has no effect" in warning
     assert warn_of_args(["--anything"], "args", "vllm") == ()

@@ -30,6 +30,9 @@ ARGS_WITH_EFFECT = frozenset(
     {"--predict_proba", "--predict-proba", "--predict_proba=true", "--predict-proba=true"}
 )
 
+# How many processes serve one replica; the model server takes it for every format of its own.
+WORKERS_ARG = "--workers"
+
 # Those that models of a format know beyond that; `frameworks.huggingface` of the model server reads them.
 ARGS_OF_FORMAT: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -124,20 +127,26 @@ def warn_of_args(args: Iterable[str], path: str, model_format: str = "") -> tupl
     """A sentence when some of `args` have no effect on the local engine, else nothing."""
     if model_format in (VLLM_FORMAT, CUSTOM_FORMAT):
         return ()
-    known = ARGS_OF_FORMAT.get(model_format, ())
-    idle = [arg for arg in args if arg not in ARGS_WITH_EFFECT and arg.partition("=")[0] not in known]
-    flags = [arg for arg in idle if arg.startswith("-")]
-    if not idle or (known and not flags):  # what is no flag may be the value of one that is known
+    known = (WORKERS_ARG, *ARGS_OF_FORMAT.get(model_format, ()))
+    given = list(args)
+    idle = [
+        arg
+        for before, arg in zip(["", *given], given, strict=False)
+        if arg not in ARGS_WITH_EFFECT
+        and arg.partition("=")[0] not in known
+        and (arg.startswith("-") or before not in known)  # the value of one that is known
+    ]
+    if not idle:
         return ()
-    flags = flags or idle
+    flags = [arg for arg in idle if arg.startswith("-")] or idle
     shown = flags[0].partition("=")[0][:ARG_CHARACTERS_SHOWN_MAX]  # not its value, which may be a secret
     said = f"{shown} has" if len(flags) == 1 else f"{shown} and {len(flags) - 1} more have"
     return (f"{path}: {said} no effect on the local engine, which knows {_listed_args(known)}",)
 
 
 def _listed_args(known: tuple[str, ...]) -> str:
-    own = ", ".join(arg for arg in known if "_" in arg or "-" not in arg.lstrip("-"))
-    return f"--predict_proba, {own}" if own else "--predict_proba only"
+    own = [arg for arg in known if "_" in arg or "-" not in arg.lstrip("-")]
+    return ", ".join(["--predict_proba", *own])
 
 
 @dataclass(frozen=True, slots=True)
