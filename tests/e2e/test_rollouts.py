@@ -115,7 +115,11 @@ def until_phase(stack: Stack, wanted: str) -> None:
 def let_come(seen: Seen, count: int) -> None:
     """Until so many more requests were answered."""
     before = seen.predictions.total()
-    wait_for(lambda: seen.predictions.total() >= before + count, f"{count} more answers after {seen.failures[:3]}", seconds=90)
+    wait_for(
+        lambda: seen.predictions.total() >= before + count,
+        f"{count} more answers after {seen.failures[:3]}",
+        seconds=90,
+    )
 
 
 def test_an_update_loses_no_request_and_ends_with_the_new_model_alone(

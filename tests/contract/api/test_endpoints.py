@@ -25,7 +25,16 @@ LISTED_OURS = {
 DESCRIBED = (LISTED) | {"predictStatus", "ingressStatus", "tryCommand", "dnsRecords", "gpuRequests"}
 DESCRIBED_OURS = {
     *("workspace", "uid", "reason", "message", "nextAction", "nextRetryAt", "evidence", "conditions"),
-    *("replicas", "replicaCount", "revisions", "traffic", "rollout", "pathEndpoint", "tryPathCommand", "tryNote"),
+    *(
+        "replicas",
+        "replicaCount",
+        "revisions",
+        "traffic",
+        "rollout",
+        "pathEndpoint",
+        "tryPathCommand",
+        "tryNote",
+    ),
     *("protocols", "model", "limits", "autoscaling", "download", "generation", "observedGeneration"),
     *("stopped", "createdAt", "createdBy", "since", "timeline", "gpu", "access"),
 }
