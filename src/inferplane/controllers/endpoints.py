@@ -121,7 +121,6 @@ class EndpointController:
         """Take the next step for one endpoint; return when to look again."""
         async with self._store.read() as tx:
             endpoint = await tx.get_endpoint_by_uid(key)
-            secret = await tx.endpoint_secret(key) if endpoint is not None else {}
             gpus = await _read_gpus(tx, endpoint) if endpoint is not None else NO_GPUS
         if endpoint is None:
             self._routes.remove(key)
@@ -137,12 +136,11 @@ class EndpointController:
         # After the store was read: what is seen is newer than what is known of the GPUs, never older.
         observation = Observation() if engine is None else await engine.observe(key)
         next_step = decide(endpoint, observation, self._routes.confirmed(key), now, gpus)
-        return await self._perform(endpoint, Target(endpoint, secret), engine, next_step, now)
+        return await self._perform(endpoint, engine, next_step, now)
 
     async def _perform(
         self,
         endpoint: InferenceEndpoint,
-        target: Target,
         engine: Engine | None,
         next_step: Plan,
         now: datetime,
@@ -159,7 +157,7 @@ class EndpointController:
         if engine is None:
             assert not next_step.actions, "of what is not there nothing is left to do"
             return next_step.look_again_seconds
-        return await self._apply(endpoint, target, engine, next_step)
+        return await self._apply(endpoint, engine, next_step)
 
     async def _keys_of(self, endpoint: InferenceEndpoint) -> list[EndpointKey]:
         """Read last: a key that was revoked meanwhile is refused by the routes of this very step."""
@@ -168,9 +166,11 @@ class EndpointController:
         async with self._store.read() as tx:
             return await tx.keys_that_matter(endpoint, self._clock())
 
-    async def _apply(
-        self, endpoint: InferenceEndpoint, target: Target, engine: Engine, next_step: Plan
-    ) -> float | None:
+    async def _apply(self, endpoint: InferenceEndpoint, engine: Engine, next_step: Plan) -> float | None:
+        if not next_step.actions:  # as most passes have it: then nobody needs the secret either
+            return next_step.look_again_seconds
+        async with self._store.read() as tx:
+            target = Target(endpoint, await tx.endpoint_secret(endpoint.uid))
         try:
             for action in next_step.actions:
                 await engine.apply(_at_revision(target, action), action)
