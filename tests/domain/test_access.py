@@ -22,6 +22,9 @@ TABLE = {
     Verb.MANAGE_GPUS: {O},
     Verb.MANAGE_CLUSTERS: {O},
     Verb.READ_AUDIT: {O},
+    Verb.READ_ENDPOINT_KEYS: {O, E, V},
+    Verb.WRITE_ENDPOINT_KEYS: {O, E},
+    Verb.READ_USAGE: {O, E, V},
 }
 
 

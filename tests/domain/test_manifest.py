@@ -196,7 +196,7 @@ def test_what_has_no_effect_is_said() -> None:
                 "canaryTrafficPercent": 10,
                 "colour": "red",
                 "model": {
-                    "args": ["--workers=2", "--predict_proba"],
+                    "args": ["--threads=2", "--predict_proba"],
                     "modelFormat": "sklearn",
                     "storageURI": _URI,
                     "image": "mine",
@@ -212,7 +212,7 @@ def test_what_has_no_effect_is_said() -> None:
         "image has no effect",
         "scaleMetric memory has no effect",
         "canaryTrafficPercent has no effect",
-        "args: --workers has no effect",
+        "args: --threads has no effect",
         "T comes from the cluster",
     ):
         assert words in text
