@@ -174,6 +174,14 @@ def ask(address: str) -> dict[str, Any]:
     return content
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is over: one that is dying has lost its memory and its files, but still counts."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def processes_of(home: Path) -> list[int]:
     """Every process whose command line, environment or open files name this home, except ours."""
     found = []

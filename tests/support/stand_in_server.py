@@ -75,13 +75,18 @@ def say(config: dict[str, Any], state: str, **more: object) -> None:
 
 
 def answer(listener: socket.socket, name: str) -> None:
+    """A thread for each connection: one that was opened and says nothing yet must not hold up the next."""
     while True:
         connection, _ = listener.accept()
-        with connection, contextlib.suppress(OSError):
-            connection.recv(65536)
-            body = json.dumps({"server": name, "pid": os.getpid()}).encode()
-            head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            connection.sendall(head.encode() + body)
+        threading.Thread(target=converse, args=(connection, name), daemon=True).start()
+
+
+def converse(connection: socket.socket, name: str) -> None:
+    with connection, contextlib.suppress(OSError):
+        connection.recv(65536)
+        body = json.dumps({"server": name, "pid": os.getpid()}).encode()
+        head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        connection.sendall(head.encode() + body)
 
 
 if __name__ == "__main__":

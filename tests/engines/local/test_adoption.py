@@ -17,6 +17,7 @@ from engine_world import (
     ask,
     endpoint,
     first_replica,
+    has_ended,
     processes_of,
     see,
     target,
@@ -93,7 +94,7 @@ async def test_an_end_between_two_control_planes_is_told_once(home: Path, after:
     await run_and_kill(home, "a1")
     (pid,) = processes_of(home)
     os.kill(pid, signal.SIGKILL)
-    await wait_until(lambda: _true(processes_of(home) == []), "the server to end")
+    await wait_until(lambda: _true(has_ended(pid)), "the server to end")
     await after.start(lambda _uid: None)
     ended = await see(after, first_replica(endpoint("a1")))
     assert ended is not None
@@ -126,7 +127,7 @@ async def test_a_stranger_with_the_noted_number_is_left_alone(home: Path, after:
     await run_and_kill(home, "a1")
     (pid,) = processes_of(home)
     os.kill(pid, signal.SIGKILL)
-    await wait_until(lambda: _true(processes_of(home) == []), "the server to end")
+    await wait_until(lambda: _true(has_ended(pid)), "the server to end")
     stranger = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
     write_process(home / "replicas/a1/r1-0/pid", ProcessRecord(stranger.pid, start_ticks=1))
     await after.start(lambda _uid: None)
