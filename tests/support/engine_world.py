@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import socket
 import sys
 import time
@@ -175,11 +176,19 @@ def ask(address: str) -> dict[str, Any]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is over: one that is dying has lost its memory and its files, but still counts."""
+    """Whether a process is over, the last of its threads included.
+
+    One that is dying has lost its memory, so that `processes_of` cannot place it, but may still hold its
+    locks: to its engine it is there.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
         return True
+    try:
+        return bool(select.select([descriptor], [], [], 0)[0])
+    finally:
+        os.close(descriptor)
 
 
 def processes_of(home: Path) -> list[int]:
