@@ -317,9 +317,13 @@ def test_events(shell: Any) -> None:
 
 def test_explain(shell: Any) -> None:
     shell.platform.endpoints["iris"] = [waiting("iris", "Failed", "ModelLoadFailed", "it is no model")]
+    shell.platform.events.append(
+        EventItem(3, AT, "ScaledUp", "from 1 to 2 replicas: 40 requests at once", "controller")
+    )
     text = shell.run("explain", "iris").out
     for said in ("Meaning:", "What it means.", "Exit code:  3", "  ValueError: no", "Mend ModelLoadFailed."):
         assert said in text
+    assert "ScaledUp  2026-01-31 12:00:00 UTC  from 1 to 2 replicas: 40 requests at once" in text
     assert shell.run("explain", "iris", "-o", "json").json["reason"] == "ModelLoadFailed"
 
 

@@ -39,6 +39,7 @@ from inferplane.domain.endpoint import (
     ReplicaState,
 )
 from inferplane.domain.endpoint_access import Access
+from inferplane.domain.events import Event
 from inferplane.domain.preflight import Check
 from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.engines.port import Action, EngineError, LogLine, Observation, Target
@@ -413,14 +414,16 @@ class World:
 
         return self.do(get())
 
-    def become(self, endpoint: InferenceEndpoint, status: EndpointStatus) -> None:
-        """What a controller would write."""
+    def become(self, endpoint: InferenceEndpoint, status: EndpointStatus, *news: Event) -> None:
+        """What a controller would write, and tell."""
 
         async def save() -> None:
             async with self.store.transaction() as tx:
                 present = await tx.get_endpoint_by_uid(endpoint.uid)
                 assert present is not None
                 await tx.save_endpoint_status(present.uid, present.version, status)
+                for each in news:
+                    await tx.append_event(each)
 
         self.do(save())
 

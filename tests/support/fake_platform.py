@@ -304,6 +304,7 @@ class FakePlatform:
             evidence,
             found.next_action,
             timeline=found.timeline,
+            scaling_decisions=tuple(each for each in self.events if each.kind.startswith("Scaled")),
         )
         return Told(200, success(explanation))
 

@@ -589,10 +589,10 @@ async def _log_lines(call: Call, *, follow: bool) -> AsyncIterator[LogLine]:
 
 async def explain_endpoint(call: Call) -> Explanation:
     """What the endpoint is waiting for or why it failed, with evidence and what to do."""
-    found = await endpoints.describe(
+    found, decided = await endpoints.explain(
         call.platform, call.caller, call.workspace(), call.needed("endpoint"), call.text("cluster")
     )
-    return views.explanation(found.endpoint)
+    return views.explanation(found, decided)
 
 
 async def endpoint_metrics(call: Call) -> EndpointMetrics:

@@ -184,8 +184,11 @@ def endpoint_description(
     )
 
 
-def explanation(endpoint: InferenceEndpoint) -> Explanation:
-    """What it is waiting for or why it failed, with proof, and what to do."""
+def explanation(endpoint: InferenceEndpoint, decided: Sequence[Event] = ()) -> Explanation:
+    """What it is waiting for or why it failed, with proof, and what to do.
+
+    `decided`: the newest decisions about its number of replicas, oldest first.
+    """
     state = public_state(endpoint)
     meaning = (
         reason_of(state.reason).meaning if state.reason is not None else "The endpoint answers requests."
@@ -201,6 +204,8 @@ def explanation(endpoint: InferenceEndpoint) -> Explanation:
         next_retry_at=state.next_retry_at,
         waiting_for=_waiting_for(state),
         timeline=timeline(endpoint),
+        autoscaling=_scaling(endpoint),
+        scaling_decisions=tuple(event_item(each) for each in decided),
     )
 
 

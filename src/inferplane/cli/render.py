@@ -204,12 +204,21 @@ def explanation(found: Explanation) -> str:
                 ("Waiting for", "" if found.waiting_for == found.message else found.waiting_for),
                 ("Next action", found.next_action),
                 ("Next retry", moment(found.next_retry_at)),
+                ("Scaling", _scaling(found.autoscaling)),
             ]
         ),
         evidence(found.evidence),
         timeline(found.timeline) if found.timeline else "",
+        _decisions(found.scaling_decisions),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _decisions(decided: Sequence[EventItem]) -> str:
+    """How the number of replicas has changed, and why."""
+    if not decided:
+        return ""
+    return table(("SCALED", "AT", "WHY"), [(each.kind, moment(each.at), each.message) for each in decided])
 
 
 def evidence(found: EvidenceItem) -> str:

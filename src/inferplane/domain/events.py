@@ -9,6 +9,9 @@ from typing import Any
 
 from inferplane.domain.reasons import ReasonCode
 
+SCALING_KINDS = ("ScaledUp", "ScaledDown", "ScaledToZero", "Woken")
+"""Another number of replicas was decided; the message says from what."""
+
 
 @dataclass(frozen=True, slots=True)
 class Event:

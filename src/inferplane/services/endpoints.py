@@ -24,7 +24,7 @@ from inferplane.domain.errors import (
     StaleVersion,
     Unavailable,
 )
-from inferplane.domain.events import Event
+from inferplane.domain.events import SCALING_KINDS, Event
 from inferplane.domain.gpu_request import GpuRequest
 from inferplane.domain.names import NAMESPACE_SUFFIX_CHARACTERS, check_name, namespace_for
 from inferplane.domain.reasons import ReasonCode, reason_of
@@ -43,6 +43,8 @@ from inferplane.store.sql import Tx
 UID_DIGITS = 12
 UPDATE_ATTEMPTS_MAX = 8
 """Compare-and-set lost to a controller's status write: read again, so many times."""
+DECISIONS_SHOWN_MAX = 10
+"""Of the decisions about the number of replicas; `list_events` has all."""
 
 T = TypeVar("T")
 Also = Callable[[Tx, InferenceEndpoint], Awaitable[bool]]
@@ -503,6 +505,22 @@ async def describe(
             sorted(await tx.endpoint_secret(endpoint.uid)),
             await tx.list_gpu_requests(endpoint_uid=endpoint.uid),
         )
+
+
+async def explain(
+    platform: Platform, caller: Caller, workspace: str, name: str, cluster: str = ""
+) -> tuple[InferenceEndpoint, list[Event]]:
+    """One endpoint, and the newest decisions about its number of replicas, oldest first.
+
+    Raises NotFound, Conflict when ambiguous.
+    """
+    caller.require(Verb.READ_ENDPOINT, workspace)
+    async with platform.store.read() as tx:
+        endpoint = await find(tx, workspace, name, cluster)
+        decided = await tx.list_events(
+            endpoint_uid=endpoint.uid, limit=DECISIONS_SHOWN_MAX, newest_first=True, kinds=SCALING_KINDS
+        )
+    return endpoint, decided[::-1]
 
 
 async def by_uid(platform: Platform, uid: str) -> InferenceEndpoint | None:

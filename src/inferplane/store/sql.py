@@ -548,7 +548,7 @@ class Tx(GpuRows, AccessRows):
         limit: int = EVENTS_PAGE_MAX,
         newest_first: bool = False,
     ) -> list[Event]:
-        """By number, at most `EVENTS_PAGE_MAX`; None (or "") does not filter."""
+        """By number, at most `EVENTS_PAGE_MAX`; None (or "", or no kinds) does not filter."""
         columns = events.c
         order = columns.seq.desc() if newest_first else columns.seq
         statement = select(events).where(columns.seq > after_seq).order_by(order)
@@ -565,6 +565,7 @@ class Tx(GpuRows, AccessRows):
         self,
         *,
         actor: str = "",
+        kinds: tuple[str, ...] = (),
         workspace: str | None = None,
         kind: str = "",
         since: datetime | None = None,
@@ -576,6 +577,8 @@ class Tx(GpuRows, AccessRows):
         """By number, at most `EVENTS_PAGE_MAX`; what is None or "" does not filter.
 
         `since` is the first moment that counts, `until` the first that does not.
+        if kinds:
+            statement = statement.where(columns.kind.in_(kinds))
         """
         columns = events.c
         order = columns.seq.desc() if newest_first else columns.seq

@@ -549,24 +549,6 @@ class EndpointEnvelope(msgspec.Struct, frozen=True, rename="camel"):
     endpoint: EndpointDescription
 
 
-class Explanation(msgspec.Struct, frozen=True, rename="camel"):
-    """`GET /inference-endpoint/explain`: what it waits for or why it failed, and what to do.
-
-    `waiting_for` is "" unless time alone may help.
-    """
-
-    endpoint_name: str
-    status: str
-    reason: str
-    meaning: str
-    message: str
-    evidence: EvidenceItem
-    next_action: str
-    next_retry_at: datetime | None = None
-    waiting_for: str = ""
-    timeline: tuple[MilestoneItem, ...] = ()
-
-
 class EventItem(msgspec.Struct, frozen=True, rename="camel"):
     """Something that happened. `seq` grows."""
 
@@ -579,6 +561,27 @@ class EventItem(msgspec.Struct, frozen=True, rename="camel"):
     endpoint: str = ""
     reason: str = ""
     data: dict[str, Any] = {}
+
+
+class Explanation(msgspec.Struct, frozen=True, rename="camel"):
+    """`GET /inference-endpoint/explain`: what it waits for or why it failed, and what to do.
+
+    `waiting_for` is "" unless time alone may help. `autoscaling` has the number of replicas that was last
+    decided and why, `scaling_decisions` the newest decisions as events, oldest first.
+    """
+
+    endpoint_name: str
+    status: str
+    reason: str
+    meaning: str
+    message: str
+    evidence: EvidenceItem
+    next_action: str
+    next_retry_at: datetime | None = None
+    waiting_for: str = ""
+    timeline: tuple[MilestoneItem, ...] = ()
+    autoscaling: AutoscalingItem = AutoscalingItem()
+    scaling_decisions: tuple[EventItem, ...] = ()
 
 
 class EventList(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

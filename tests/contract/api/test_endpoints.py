@@ -12,7 +12,15 @@ import pytest
 
 from api_world import Client, World
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
-from inferplane.domain.endpoint import EndpointStatus, Exit, Replica, ReplicaId, ReplicaState, RestartRecord
+from inferplane.domain.endpoint import (
+    EndpointStatus,
+    Exit,
+    Replica,
+    ReplicaId,
+    ReplicaState,
+    RestartRecord,
+    ScaleNote,
+)
 from inferplane.domain.events import Event
 from inferplane.domain.reasons import REASONS, ReasonCode
 
@@ -52,7 +60,7 @@ def explained(owner: Client, team: str, name: str) -> dict[str, Any]:
     data: dict[str, Any] = owner("GET", f"{ENDPOINT}/explain?workspace={team}&endpoint={name}").data
     assert set(data) == {
         *("endpointName", "status", "reason", "meaning", "message", "evidence"),
-        *("nextAction", "nextRetryAt", "waitingFor", "timeline"),
+        *("nextAction", "nextRetryAt", "waitingFor", "timeline", "autoscaling", "scalingDecisions"),
     }
     return data
 
@@ -211,6 +219,33 @@ def test_a_running_endpoint_explains_itself_too(world: World, owner: Client, tea
     assert (answer["status"], answer["reason"], answer["waitingFor"]) == ("Running", "", "")
     assert answer["meaning"]
     assert answer["nextAction"]
+
+
+def test_explain_tells_how_the_number_of_replicas_was_decided(world: World, owner: Client, team: str) -> None:
+    name = world.create(team, autoscaling={"minReplicas": 0, "maxReplicas": 4})
+    world.run(team, name)
+    endpoint = world.stored(team, name)
+    why = "the last 6 s had 80 requests at once, 32 for each replica"
+    since = endpoint.created_at + timedelta(minutes=1)
+    note = ScaleNote(3, why, since=since)
+    about: dict[str, Any] = {"workspace": team, "endpoint": name, "endpoint_uid": endpoint.uid}
+    news = [
+        Event(
+            since - timedelta(seconds=9), "ScaledToZero", "scaled to zero: no request for 5m", "c", **about
+        ),
+        Event(since - timedelta(seconds=5), "ReplicaExited", "replica r1-0 ended", "c", **about),
+        Event(since - timedelta(seconds=3), "Woken", "woken: a request waits", "c", **about),
+        Event(since, "ScaledUp", f"from 1 to 3 replicas: {why}", "c", **about),
+    ]
+    world.become(endpoint, replace(endpoint.status, scale=note), *news)
+    answer = explained(owner, team, name)
+    assert (answer["autoscaling"]["replicas"], answer["autoscaling"]["message"]) == (3, why)
+    told = [(each["kind"], each["message"]) for each in answer["scalingDecisions"]]
+    assert told == [
+        ("ScaledToZero", "scaled to zero: no request for 5m"),
+        ("Woken", "woken: a request waits"),
+        ("ScaledUp", f"from 1 to 3 replicas: {why}"),
+    ]
 
 
 def test_a_degraded_endpoint_stays_reachable(world: World, owner: Client, team: str) -> None:
