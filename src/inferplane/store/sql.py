@@ -547,6 +547,7 @@ class Tx(GpuRows, AccessRows):
         after_seq: int = 0,
         limit: int = EVENTS_PAGE_MAX,
         newest_first: bool = False,
+        kinds: tuple[str, ...] = (),
     ) -> list[Event]:
         """By number, at most `EVENTS_PAGE_MAX`; None (or "", or no kinds) does not filter."""
         columns = events.c
@@ -558,6 +559,8 @@ class Tx(GpuRows, AccessRows):
             statement = statement.where(columns.endpoint == endpoint)
         if endpoint_uid:
             statement = statement.where(columns.endpoint_uid == endpoint_uid)
+        if kinds:
+            statement = statement.where(columns.kind.in_(kinds))
         rows = await self._all(statement.limit(max(0, min(limit, EVENTS_PAGE_MAX))))
         return [codec.event_from_row(row._mapping) for row in rows]
 
@@ -565,7 +568,6 @@ class Tx(GpuRows, AccessRows):
         self,
         *,
         actor: str = "",
-        kinds: tuple[str, ...] = (),
         workspace: str | None = None,
         kind: str = "",
         since: datetime | None = None,
@@ -577,8 +579,6 @@ class Tx(GpuRows, AccessRows):
         """By number, at most `EVENTS_PAGE_MAX`; what is None or "" does not filter.
 
         `since` is the first moment that counts, `until` the first that does not.
-        if kinds:
-            statement = statement.where(columns.kind.in_(kinds))
         """
         columns = events.c
         order = columns.seq.desc() if newest_first else columns.seq
