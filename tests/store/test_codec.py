@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from inferplane.domain.access import ApiKey, Role
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
+from inferplane.domain.cluster import ClusterConnection, ClusterReport, Drift
 from inferplane.domain.endpoint import (
     EndpointSpec,
     EndpointStatus,
@@ -38,6 +39,7 @@ from inferplane.domain.events import Event
 from inferplane.domain.gpr_template import BoundCluster, GprTemplate, GprTemplateBinding
 from inferplane.domain.gpu_request import GpuRequest, Grant, ProvisioningStatus, Selection
 from inferplane.domain.inventory import Gpu, Node, NodeHealth
+from inferplane.domain.preflight import Check
 from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.rollout import Guard, Rollout, RolloutNote, RolloutPhase, Strategy
 from inferplane.domain.wait_note import WaitNote
@@ -425,7 +427,38 @@ def test_other_values_come_back(data: st.DataObject) -> None:
         )
     )
     assert codec.workspace_from_row(codec.workspace_to_row(workspace)) == workspace
-    cluster = data.draw(st.builds(Cluster, name=texts, engine=texts, created_at=moments, domain=texts))
+    connection = st.builds(
+        ClusterConnection,
+        kubeconfig=texts,
+        context=texts,
+        in_cluster=st.booleans(),
+        drift=st.sampled_from(Drift),
+        declared=st.booleans(),
+    )
+    check = st.builds(Check, check=texts, ok=st.booleans(), reason=maybe(reasons), message=texts)
+    report = st.builds(
+        ClusterReport,
+        at=moments,
+        reachable=st.booleans(),
+        since=moments,
+        message=texts,
+        version=texts,
+        kserve_mode=texts,
+        runtimes=lines,
+        checks=st.lists(check, max_size=2).map(tuple),
+    )
+    cluster = data.draw(
+        st.builds(
+            Cluster,
+            name=texts,
+            engine=texts,
+            created_at=moments,
+            domain=texts,
+            ingress_address=texts,
+            connection=maybe(connection),
+            report=maybe(report),
+        )
+    )
     assert codec.cluster_from_row(codec.cluster_to_row(cluster)) == cluster
     key = data.draw(
         st.builds(

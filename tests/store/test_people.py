@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from inferplane.domain.cluster import ClusterConnection, ClusterReport
 from inferplane.domain.errors import AlreadyExists, Conflict, NotFound
 from inferplane.domain.workspace import Cluster
 from inferplane.store.sql import INSTALLATION_SECRET_BYTES, Store
@@ -56,6 +57,29 @@ async def test_clusters(store: Store, make: Any) -> None:
         assert await tx.get_cluster("local") == replace(local, engine="simulated", domain="example.com")
         with pytest.raises(NotFound, match="cluster none is not registered"):
             await tx.get_cluster("none")
+
+
+async def test_a_cluster_s_kubeconfig_lies_apart_and_goes_with_it(store: Store, make: Any) -> None:
+    far = Cluster(
+        "far", "kserve", make.now, ingress_address="192.0.2.1", connection=ClusterConnection(context="c")
+    )
+    report = ClusterReport(make.now, reachable=True, since=make.now, version="v1.36.2")
+    async with store.transaction() as tx:
+        await tx.put_cluster(far)
+        await tx.put_cluster_kubeconfig("far", "users: []")
+        await tx.save_cluster_report("far", report)
+        await tx.save_cluster_report("gone", report)
+        await tx.put_cluster(replace(far, domain="example.com"))
+    async with store.read() as tx:
+        assert await tx.get_cluster("far") == replace(far, domain="example.com", report=report)
+        assert await tx.cluster_kubeconfig("far") == "users: []"
+        assert await tx.cluster_kubeconfig("gone") == ""
+    async with store.transaction() as tx:
+        await tx.delete_cluster("far")
+    async with store.transaction() as tx:
+        await tx.put_cluster(far)
+        assert await tx.cluster_kubeconfig("far") == ""
+        assert (await tx.get_cluster("far")).report is None
 
 
 async def test_api_keys(store: Store, make: Any) -> None:

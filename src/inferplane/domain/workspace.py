@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from inferplane.domain.cluster import ClusterConnection, ClusterReport
+
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
@@ -20,12 +22,19 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Where model servers run. `engine` is `local`, `kserve` or `simulated`."""
+    """Where model servers run. `engine` is `local`, `kserve` or `simulated`.
+
+    `connection` is None for what is no Kubernetes. `ingress_address` is where requests to its endpoints go, ""
+    where the cluster itself says so. `report` is what was found when it was last looked at.
+    """
 
     name: str
     engine: str
     created_at: datetime
     domain: str = ""
+    ingress_address: str = ""
+    connection: ClusterConnection | None = None
+    report: ClusterReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

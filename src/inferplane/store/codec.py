@@ -14,6 +14,7 @@ from typing import Any
 
 from inferplane.domain.access import ApiKey, Role
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
+from inferplane.domain.cluster import ClusterConnection, ClusterReport, Drift
 from inferplane.domain.endpoint import (
     DEFAULT_SCALE_TO_ZERO_AFTER,
     REPLICAS_MAX,
@@ -42,6 +43,7 @@ from inferplane.domain.gpu_request import (
     PRIORITY_DEFAULT,
     ProvisioningStatus,
 )
+from inferplane.domain.preflight import Check
 from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.rollout import (
     OBSERVE_DEFAULT,
@@ -190,6 +192,9 @@ def cluster_to_row(cluster: Cluster) -> dict[str, Any]:
         "engine": cluster.engine,
         "domain": cluster.domain,
         "created_at": to_micros(cluster.created_at),
+        "ingress_address": cluster.ingress_address,
+        "connection": None if cluster.connection is None else _connection_to_json(cluster.connection),
+        "report": None if cluster.report is None else report_to_json(cluster.report),
     }
 
 
@@ -200,6 +205,88 @@ def cluster_from_row(row: Row) -> Cluster:
         engine=row["engine"],
         created_at=from_micros(row["created_at"]),
         domain=row["domain"],
+        ingress_address=row["ingress_address"],
+        connection=None if row["connection"] is None else _connection_from_json(row["connection"]),
+        report=None if row["report"] is None else _report_from_json(row["report"]),
+    )
+
+
+def _connection_to_json(connection: ClusterConnection) -> str:
+    return to_json(
+        {
+            "kubeconfig": connection.kubeconfig,
+            "context": connection.context,
+            "in_cluster": connection.in_cluster,
+            "drift": connection.drift.value,
+            "declared": connection.declared,
+        }
+    )
+
+
+def _connection_from_json(text: str) -> ClusterConnection:
+    raw = mapping_of(from_json(text))
+    return ClusterConnection(
+        kubeconfig=text_of(raw, "kubeconfig"),
+        context=text_of(raw, "context"),
+        in_cluster=flag_of(raw, "in_cluster"),
+        drift=enum_of(Drift, raw.get("drift")) or Drift.RESTORE,
+        declared=flag_of(raw, "declared"),
+    )
+
+
+def report_to_json(report: ClusterReport) -> str:
+    """What the column `report` holds."""
+    return to_json(
+        {
+            "at": to_micros(report.at),
+            "reachable": report.reachable,
+            "since": to_micros(report.since),
+            "message": report.message,
+            "server": report.server,
+            "version": report.version,
+            "kserve_version": report.kserve_version,
+            "kserve_mode": report.kserve_mode,
+            "runtimes": report.runtimes,
+            "checks": [
+                {
+                    "check": each.check,
+                    "ok": each.ok,
+                    "reason": None if each.reason is None else each.reason.value,
+                    "message": each.message,
+                    "next_action": each.next_action,
+                }
+                for each in report.checks
+            ],
+        }
+    )
+
+
+def _report_from_json(text: str) -> ClusterReport | None:
+    raw = mapping_of(from_json(text))
+    at = moment_of(raw.get("at"))
+    if at is None:
+        return None
+    return ClusterReport(
+        at=at,
+        reachable=flag_of(raw, "reachable"),
+        since=moment_of(raw.get("since")) or at,
+        message=text_of(raw, "message"),
+        server=text_of(raw, "server"),
+        version=text_of(raw, "version"),
+        kserve_version=text_of(raw, "kserve_version"),
+        kserve_mode=text_of(raw, "kserve_mode"),
+        runtimes=texts_of(raw.get("runtimes")),
+        checks=tuple(_check_from(mapping_of(each)) for each in list_of(raw.get("checks"))),
+    )
+
+
+def _check_from(raw: Raw) -> Check:
+    return Check(
+        check=text_of(raw, "check"),
+        ok=flag_of(raw, "ok"),
+        reason=enum_of(ReasonCode, raw.get("reason")),
+        message=text_of(raw, "message"),
+        next_action=text_of(raw, "next_action"),
     )
 
 

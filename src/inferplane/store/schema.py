@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy import Text as PlainText
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration. Opening compares it with the database before it imports the migration tool."""
 
 NAMING = {
@@ -87,6 +87,18 @@ clusters = Table(
     Column("engine", Text, nullable=False),
     Column("domain", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # Versions before 0004 write clusters without these.
+    Column("ingress_address", Text, nullable=False, server_default=""),
+    Column("connection", Text),
+    # What was found when it was last looked at: derived, so without a version.
+    Column("report", Text),
+)
+
+cluster_secrets = Table(
+    "cluster_secrets",
+    metadata,
+    Column("cluster", Key, ForeignKey("clusters.name", ondelete="CASCADE"), primary_key=True),
+    Column("kubeconfig", Text, nullable=False),
 )
 
 api_keys = Table(

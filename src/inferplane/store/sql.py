@@ -23,6 +23,7 @@ from sqlalchemy import ColumnElement, bindparam, delete, func, insert, or_, sele
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferplane.domain.access import ApiKey
+from inferplane.domain.cluster import ClusterReport
 from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint
 from inferplane.domain.errors import AlreadyExists, Conflict, NotFound, StaleVersion, Unavailable
 from inferplane.domain.events import Event
@@ -36,6 +37,7 @@ from inferplane.store.remembered import read_all
 from inferplane.store.schema import (
     answers,
     api_keys,
+    cluster_secrets,
     clusters,
     endpoint_secrets,
     endpoints,
@@ -304,9 +306,9 @@ class Tx(GpuRows, AccessRows):
             ) from error
 
     async def put_cluster(self, cluster: Cluster) -> None:
-        """Register a cluster, or change what is known of it; its time of creation stays."""
+        """Register a cluster, or change what is known of it; its time of creation and its report stay."""
         values = codec.cluster_to_row(cluster)
-        changes = {key: values[key] for key in ("engine", "domain")}
+        changes = {key: values[key] for key in ("engine", "domain", "ingress_address", "connection")}
         statement = self._database.insert(clusters).values(values)
         await self._run(statement.on_conflict_do_update(index_elements=["name"], set_=changes))
 
@@ -322,8 +324,24 @@ class Tx(GpuRows, AccessRows):
         rows = await self._all(select(clusters).order_by(clusters.c.name))
         return [codec.cluster_from_row(row._mapping) for row in rows]
 
+    async def save_cluster_report(self, name: str, report: ClusterReport) -> None:
+        """Keep what was found when the cluster was looked at; harmless for one that is gone."""
+        statement = update(clusters).where(clusters.c.name == name)
+        await self._run(statement.values(report=codec.report_to_json(report)))
+
+    async def put_cluster_kubeconfig(self, name: str, kubeconfig: str) -> None:
+        """Keep the kubeconfig that was handed over for a registered cluster; "" forgets it."""
+        await self._run(delete(cluster_secrets).where(cluster_secrets.c.cluster == name))
+        if kubeconfig:
+            await self._run(insert(cluster_secrets), {"cluster": name, "kubeconfig": kubeconfig})
+
+    async def cluster_kubeconfig(self, name: str) -> str:
+        """The kubeconfig that was handed over for this cluster, "" where none was."""
+        row = await self._first(select(cluster_secrets.c.kubeconfig).where(cluster_secrets.c.cluster == name))
+        return "" if row is None else str(row.kubeconfig)
+
     async def delete_cluster(self, name: str) -> None:
-        """Deleting what is gone is harmless; takes what was known of its nodes along."""
+        """Deleting what is gone is harmless; takes what was known of its nodes, and its kubeconfig, along."""
         await self.advance_generation()
         await self._run(delete(nodes).where(nodes.c.cluster == name))
         await self._run(delete(clusters).where(clusters.c.name == name))
