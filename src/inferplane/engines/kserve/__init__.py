@@ -1,0 +1,1 @@
+"""Model servers as InferenceServices of a Kubernetes cluster."""
