@@ -29,6 +29,7 @@ from inferplane.gateway.endpoint_keys import (
     whole_workspace,
 )
 from inferplane.gateway.route_table import Access
+from inferplane.gateway.usage_log import count
 
 URL = "/serving/default/iris/v2"
 # Envoy knows the real time.
@@ -224,6 +225,27 @@ async def test_the_log_names_the_key_and_never_shows_it(world: World) -> None:
     assert line["trace"] == headers["traceparent"] == replica.requests[0].headers["traceparent"]
     assert headers["authorization"].removeprefix("Bearer ") not in text
     assert "secret" not in text
+
+
+async def test_what_a_stream_took_is_in_the_log_and_nothing_for_the_caller(world: World) -> None:
+    async def streamed(_: Request) -> AsyncIterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        yield b"6\r\ndata: \r\n"
+        yield b"0\r\nx-inferplane-tokens: 42\r\n\r\n"
+
+    replica = await world.replica()
+    replica.answer = streamed
+    gateway = await world.gateway()
+    await publish(gateway, routes(replica.upstream))
+    async with client(gateway) as http:
+        for _ in range(2):  # the connection to the replica is good for another one
+            answer = await http.post(URL, content=b"{}")
+            assert (answer.text, answer.headers.get("x-inferplane-tokens")) == ("data: ", None)
+    await eventually(lambda: gateway.access_log.read_text().count("\n") == 2, "the log to be written")
+    lines = [json.loads(text) for text in gateway.access_log.read_text().splitlines()]
+    assert [(line["streamTokens"], "tokens" in line) for line in lines] == [("42", False)] * 2
+    (used,) = count(gateway.access_log.read_bytes().splitlines())
+    assert (used.used.requests, used.used.tokens) == (2, 84)
 
 
 def test_the_signing_key_is_made_once_and_is_private(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_lines_become_sums_by_hour_endpoint_and_key() -> None:
         line(status=429, rows=None),
         line(status=0, milliseconds=-5),
         line(keyId=None, tokens="70", milliseconds=2500),
+        line(keyId=None, streamTokens="30"),
         line(time="2026-01-31T11:00:00.000Z", rows="x", tokens=-1),
         line(endpoint="iris.default.edge", uid="u2", rows=4),
         line(uid=None),
@@ -60,7 +61,7 @@ def test_lines_become_sums_by_hour_endpoint_and_key() -> None:
         b'{"status": "200"}\n',
     ]
     assert count(b"".join(lines).splitlines()) == (
-        Usage(TEN, "default", "iris", "u1", "", Used(1, tokens=70, milliseconds=2500)),
+        Usage(TEN, "default", "iris", "u1", "", Used(2, tokens=100, milliseconds=2512)),
         Usage(TEN, "default", "iris", "u1", "k1", Used(3, 2, 3, milliseconds=24)),
         Usage(TEN, "default", "iris", "u2", "k1", Used(1, rows=4, milliseconds=12)),
         Usage(TEN.replace(hour=11), "default", "iris", "u1", "k1", Used(1, milliseconds=12)),

@@ -263,6 +263,19 @@ def test_a_body_over_the_limit_is_413_and_the_caller_gets_to_read_it(
     assert server.predict([SETOSA]).json() == {"predictions": [0]}
 
 
+def test_what_comes_behind_a_body_is_no_header(serving: Serving) -> None:
+    server, body = serving("iris"), v2()
+    head = (
+        b"POST /v2/models/iris/infer HTTP/1.1\r\nhost: m\r\nconnection: close\r\ntransfer-encoding: chunked"
+    )
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(server.config["address"].removeprefix("unix:"))
+        trailer = b"inference-header-content-length: 5"
+        connection.sendall(b"%b\r\n\r\n%x\r\n%b\r\n0\r\n%b\r\n\r\n" % (head, len(body), body, trailer))
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+
+
 def test_a_defect_inside_the_model_is_500_and_the_server_lives_on(serving: Serving) -> None:
     server = serving("sleeper")
     answer = server.predict([[0, 13]])

@@ -344,6 +344,8 @@ def _access_log(path: str) -> dict[str, Any]:
                 "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
                 "rows": "%RESP(X-INFERPLANE-ROWS)%",
                 "tokens": "%RESP(X-INFERPLANE-TOKENS)%",
+                # What a stream took is known at its end only.
+                "streamTokens": "%TRAILER(X-INFERPLANE-TOKENS)%",
             },
         },
     )

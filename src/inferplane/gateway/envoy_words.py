@@ -93,12 +93,14 @@ def target(text: str) -> dict[str, Any]:
 
 
 def upstream_protocol(idle_seconds: float, *, http2: bool = False) -> dict[str, Any]:
-    """HTTP/1.1 or HTTP/2 towards an upstream."""
+    """HTTP/1.1 or HTTP/2 towards an upstream, either with what it says behind an answer."""
     name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     return {
         name: typed(
             name,
             common_http_protocol_options={"idle_timeout": seconds(idle_seconds)},
-            explicit_http_config={"http2_protocol_options" if http2 else "http_protocol_options": {}},
+            explicit_http_config={"http2_protocol_options": {}}
+            if http2
+            else {"http_protocol_options": {"enable_trailers": True}},
         )
     }

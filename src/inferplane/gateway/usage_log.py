@@ -6,7 +6,7 @@ Each line is a JSON object (`envoy_listener`). Counted are those that name an en
      "status": 200, "milliseconds": 12, "rows": "2", "tokens": "30"}
 
 `endpoint` is the endpoint's name, its workspace, and its cluster where that is part of its host. `keyId`,
-`rows` and `tokens` may be absent. Lines that are something else, or too long, are left out.
+`rows`, `tokens` and, of a streamed answer, `streamTokens` may be absent. Lines that are something else, or too long, are left out.
 
 The log is moved aside when it has grown (`access.log.1`, one is kept) and Envoy goes on in a new file. A
 position names the file by its first line, which no other has, so the one that was read is found under
@@ -43,6 +43,7 @@ class _Line(msgspec.Struct):
     milliseconds: int = 0
     rows: str | int | None = None
     tokens: str | int | None = None
+    streamTokens: str | int | None = None  # noqa: N815
 
 
 _DECODER = msgspec.json.Decoder(_Line)
@@ -101,7 +102,7 @@ def count(lines: Iterable[bytes]) -> tuple[Usage, ...]:
         numbers[0] += 1
         numbers[1] += not 0 < line.status < 400
         numbers[2] += _number(line.rows)
-        numbers[3] += _number(line.tokens)
+        numbers[3] += _number(line.tokens) or _number(line.streamTokens)
         numbers[4] += _number(line.milliseconds)
     return tuple(Usage(*key, Used(*numbers)) for key, numbers in sorted(sums.items()))
 

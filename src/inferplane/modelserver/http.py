@@ -280,6 +280,8 @@ class HttpConnection(asyncio.Protocol, Connection):
             raise _Refused(_HEAD_TOO_LARGE)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._head:
+            return  # behind the body: who may set a header has set it before
         self._headers.append((name.lower(), value))
         if len(self._headers) > HEADERS_MAX:
             raise _Refused(error_answer(431, f"the request has more than {HEADERS_MAX} headers"))
@@ -484,6 +486,7 @@ class _Stream:
         self._left = asyncio.Event()
         self._started = False
         self._chunked = False
+        self._trailing = False
         self._whole = False
 
     def leave(self) -> None:
@@ -535,6 +538,7 @@ class _Stream:
             headers = list(message.get("headers", ()))
             self._started = True
             self._chunked = all(name.lower() != b"content-length" for name, _ in headers)
+            self._trailing = self._chunked and bool(message.get("trailers"))
             if self._chunked:
                 headers.append((b"transfer-encoding", b"chunked"))
             self._connection.stream_start(message["status"], headers)
@@ -542,11 +546,15 @@ class _Stream:
             body = message.get("body", b"")
             more = message.get("more_body", False)
             data = b"%x\r\n%b\r\n" % (len(body), body) if self._chunked and body else body
-            if not more:
+            if not more and not self._trailing:
                 self._whole = True
                 data += b"0\r\n\r\n" if self._chunked else b""
             if data:
                 await self._connection.stream_write(data)
+        elif message["type"] == "http.response.trailers" and self._trailing:
+            self._whole = True
+            lines = b"".join([b"%b: %b\r\n" % header for header in message["headers"]])
+            await self._connection.stream_write(b"0\r\n%b\r\n" % lines)
 
 
 class _Refused(Exception):

@@ -58,7 +58,8 @@ MODEL_PATH = re.compile(r"/v1/models/(?P<name>[^/]+)")
 EMBEDDING = "embedding"
 TOKENS = "tokens"
 
-#: How many tokens a request took, prompt and answer together, for whoever counts usage.
+#: How many tokens a request took, prompt and answer together, for whoever counts usage. Behind a stream it
+#: is a trailer: only then is it known.
 TOKENS_HEADER = b"x-inferplane-tokens"
 STREAM_HEADERS: Headers = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -507,12 +508,15 @@ class _Call:
         """Send one event; the first one begins the stream."""
         if not self.begun:
             self.begun, self.status = True, 200
-            await self.send({"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)})
+            start = {"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)}
+            await self.send({**start, "trailers": True})
         await self._more(b"data: %b\n\n" % _encode(value))
 
     async def end(self, last: bytes = b"") -> None:
-        """End the stream."""
+        """End the stream, and say behind it what it took."""
         await self.send({"type": "http.response.body", "body": last, "more_body": False})
+        took = [(TOKENS_HEADER, b"%d" % sum(self.tokens))] if any(self.tokens) else []
+        await self.send({"type": "http.response.trailers", "headers": took})
 
     async def _more(self, data: bytes) -> None:
         await self.send({"type": "http.response.body", "body": data, "more_body": True})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ def client_of(serving_text: ServingText) -> Iterator[Callable[..., Any]]:
     made: list[Any] = []
 
     def get(name: str, prefix: str = "/v1") -> Any:
-        socket = serving_text(name).config["address"].removeprefix("unix:")
-        http = httpx.Client(transport=httpx.HTTPTransport(uds=socket))
+        path = serving_text(name).config["address"].removeprefix("unix:")
+        http = httpx.Client(transport=httpx.HTTPTransport(uds=path))
         made.append(
             openai.OpenAI(base_url=f"http://model{prefix}", api_key="none", http_client=http, max_retries=0)
         )
@@ -166,6 +167,21 @@ def test_the_answer_says_its_tokens_in_a_header_and_metrics_count_them(serving_t
     text = client.get("/metrics").text
     assert 'inferplane_model_tokens_total{model="chat",kind="answer"}' in text
     assert 'inferplane_model_requests_total{model="chat",protocol="openai",code="200"}' in text
+
+
+def test_a_stream_says_behind_it_what_it_took(serving_text: ServingText) -> None:
+    server = serving_text("chat")
+    body = {"messages": MESSAGES, "max_tokens": 4, "temperature": 0}
+    whole = server.client.post("/v1/chat/completions", json=body)
+    text = json.dumps(body | {"stream": True}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: model\r\nconnection: close\r\n"
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(server.config["address"].removeprefix("unix:"))
+        connection.sendall(f"{head}content-length: {len(text)}\r\n\r\n".encode() + text)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    _, _, trailers = answer.rpartition(b"data: [DONE]\n\n\r\n0\r\n")
+    tokens = whole.headers["x-inferplane-tokens"]
+    assert trailers.decode() == f"x-inferplane-tokens: {tokens}\r\n\r\n"
 
 
 CHAT: dict[str, Any] = {"model": "chat", "messages": MESSAGES, "max_tokens": 4}
