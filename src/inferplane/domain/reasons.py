@@ -26,6 +26,10 @@ class ReasonCode(StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     NO_SUCH_SHAPE = "NoSuchShape"
     CLUSTER_UNREACHABLE = "ClusterUnreachable"
+    CLUSTER_UNAUTHORIZED = "ClusterUnauthorized"
+    CLUSTER_FORBIDDEN = "ClusterForbidden"
+    KSERVE_NOT_READY = "KServeNotReady"
+    NODE_NOT_READY = "NodeNotReady"
     UNSCHEDULABLE = "Unschedulable"
     # The model cannot be fetched.
     MODEL_NOT_FOUND = "ModelNotFound"
@@ -114,6 +118,10 @@ REASONS: dict[ReasonCode, Reason] = _table(
     Reason(ReasonCode.QUOTA_EXCEEDED, "A limit of the workspace's policy is reached.", "The limit and what uses it.", "Delete something in the workspace or ask an Owner to raise the limit.", True),
     Reason(ReasonCode.NO_SUCH_SHAPE, "No node of the cluster has the GPU shape that was asked for.", "The shapes the cluster has.", "Ask for one of the shapes in the inventory, or leave gpuSpec out to run on CPU."),
     Reason(ReasonCode.CLUSTER_UNREACHABLE, "The cluster's engine does not answer.", "The last error and when the cluster was last seen.", "Check the cluster, and that the configuration declares it; the endpoint goes on by itself when it is back.", True, to_mend="Check the cluster, and that the configuration declares it."),
+    Reason(ReasonCode.CLUSTER_UNAUTHORIZED, "The cluster does not know the credentials that it was registered with.", "The cluster's answer.", "Register the cluster again with a kubeconfig that works with kubectl; the endpoint goes on by itself.", True, to_mend="Register the cluster again with a kubeconfig that works with kubectl."),
+    Reason(ReasonCode.CLUSTER_FORBIDDEN, "The cluster knows the platform's credentials and refuses what is needed.", "The verb and the resource that are refused.", "Grant what `inferplane cluster check NAME` lists; it is tried again by itself.", True, to_mend="Grant what `inferplane cluster check NAME` lists."),
+    Reason(ReasonCode.KSERVE_NOT_READY, "KServe is not installed in the cluster, or not set up so that it can serve.", "What is missing.", "Install KServe, or set it up as `inferplane cluster check NAME` says.", True),
+    Reason(ReasonCode.NODE_NOT_READY, "The node of its GPUs does not answer, or was taken out of use before the model server ran.", "The node, what it says, since when.", "Nothing to do where GPUs are asked for again by themselves; else mend the node, or ask again for GPUs.", True, to_mend="Mend the node, or ask again for GPUs elsewhere."),
     Reason(ReasonCode.UNSCHEDULABLE, "The cluster has no place for the replica.", "The scheduler's message.", "Ask for fewer resources or add a node.", True),
     Reason(ReasonCode.MODEL_NOT_FOUND, "Nothing is stored at the storage URI.", "The URI and the storage's answer.", "Correct the storage URI and create the endpoint again.", to_mend="Store the model at the storage URI, or correct the URI."),
     Reason(ReasonCode.STORAGE_UNAUTHORIZED, "The storage asks for credentials, or does not know those given.", "The URI and the storage's answer.", "Give credentials in the model's secret (see docs/user-guide.md, Storage)."),
