@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
 
-from gateway_world import Request, World, client, eventually, publish, response, routes
+from gateway_world import Replica, Request, World, client, eventually, publish, response, routes
 from inferplane.domain.errors import Unavailable
 from inferplane.gateway.endpoint_keys import (
     ALL_ENDPOINTS,
@@ -206,6 +207,47 @@ async def test_more_than_the_endpoints_concurrency_is_429(world: World) -> None:
         release.set()
         assert Counter([(await each).status_code for each in taken]) == {200: 2}
         assert (await http.post(URL, content=b"{}")).status_code == 200
+
+
+async def test_each_key_has_so_many_in_flight_and_those_unknown_together(world: World) -> None:
+    replica = await world.replica()
+    release = asyncio.Event()
+
+    async def answer(_: Request) -> AsyncIterator[bytes]:
+        await release.wait()
+        yield response(200, b"{}")
+
+    replica.answer = answer
+    gateway = await world.gateway(key_set=key_set(SIGNING))
+    limited = routes(
+        replica.upstream, access=Access.KEY, concurrency_max_per_key=2, keys=("a", "b"), burst=None
+    )
+    await publish(gateway, limited)
+    async with client(gateway) as http:
+        held: list[asyncio.Task[Any]] = []
+
+        def send(key_id: str) -> None:
+            held.append(asyncio.create_task(http.post(URL, content=b"{}", headers=key(key_id))))
+
+        for number, key_id in enumerate(("a", "b", "a", "b", "new", "newer"), start=1):
+            send(key_id)
+            await eventually(partial(_arrived, replica, number), "it to be in flight")
+        for key_id in ("a", "b", "newest"):
+            refused = await http.post(URL, content=b"{}", headers=key(key_id))
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1"), key_id
+            assert refused.json() == {
+                "error": "endpoint iris in workspace default has 2 requests of this key in flight, its limit",
+                "reason": "Overloaded",
+            }
+        assert (await http.post(URL, content=b"{}")).status_code == 401
+        release.set()
+        assert {(await each).status_code for each in held} == {200}
+        again = [(await http.post(URL, content=b"{}", headers=key(each))).status_code for each in ("a", "x")]
+        assert again == [200, 200]
+
+
+def _arrived(replica: Replica, number: int) -> bool:
+    return len(replica.requests) == number
 
 
 async def test_the_log_names_the_key_and_never_shows_it(world: World) -> None:

@@ -43,6 +43,13 @@ def test_what_came_since_and_how_long_it_took() -> None:
     assert Counters().quantile_seconds(0.5) is None
 
 
+def test_requests_of_each_key_are_their_revisions() -> None:
+    apart = TEXT + TEXT.replace("uid-iris/r1", "uid-iris/r1/k1")
+    assert apart.count("/r1/k1") > 0
+    once, twice = counters_of(TEXT)[IRIS], counters_of(apart)[IRIS]
+    assert (twice.requests, twice.active) == (2 * once.requests, 2 * once.active)
+
+
 def test_they_are_told_to_prometheus() -> None:
     text = render(counters_of(TEXT))
     labels = 'workspace="default",endpoint="iris",revision="1"'

@@ -287,6 +287,7 @@ specs = st.builds(
         burst=maybe(wholes),
         requests_per_second_per_key=maybe(numbers),
         concurrency_max=maybe(wholes),
+        concurrency_max_per_key=maybe(wholes),
     ),
     revision=wholes,
     stopped=st.booleans(),

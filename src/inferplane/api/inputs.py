@@ -169,6 +169,7 @@ def _traffic(access: str | None, limits: LimitsBody) -> TrafficDraft:
         limits.burst,
         limits.requests_per_second_per_key,
         limits.concurrency_max,
+        limits.concurrency_max_per_key,
     )
 
 

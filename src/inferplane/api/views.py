@@ -170,6 +170,7 @@ def endpoint_description(
             burst=spec.limits.burst,
             requests_per_second_per_key=spec.limits.requests_per_second_per_key,
             concurrency_max=spec.limits.concurrency_max,
+            concurrency_max_per_key=spec.limits.concurrency_max_per_key,
         ),
         access=spec.access.value,
         autoscaling=_scaling(endpoint),

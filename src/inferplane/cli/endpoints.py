@@ -216,6 +216,15 @@ def deploy(
             "--max-concurrency", metavar="REQUESTS", help="Most requests in flight.", show_default=False
         ),
     ] = None,
+    max_concurrency_per_key: Annotated[
+        int | None,
+        typer.Option(
+            "--max-concurrency-per-key",
+            metavar="REQUESTS",
+            help="Most requests in flight of each key.",
+            show_default=False,
+        ),
+    ] = None,
     gpus: Gpus = None,
     gpu_nodes: GpuNodes = None,
     gpu_shape: GpuShape = "",
@@ -270,6 +279,7 @@ def deploy(
             burst=burst,
             requests_per_second_per_key=rate_per_key,
             concurrency_max=max_concurrency,
+            concurrency_max_per_key=max_concurrency_per_key,
             gpu=asks,
             auto_cluster=auto_cluster,
             cluster_precedence=precedence or (),

@@ -351,6 +351,7 @@ def _rates(limits: LimitsItem) -> str:
         (limits.requests_per_second_per_key, "a second for each key"),
         (limits.burst, "at once"),
         (limits.concurrency_max, "in flight"),
+        (limits.concurrency_max_per_key, "in flight for each key"),
     ]
     return "".join(f", {value:g} {what}" for value, what in said if value is not None)
 

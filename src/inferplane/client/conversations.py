@@ -252,6 +252,7 @@ def deploy(
     burst: int | None = None,
     requests_per_second_per_key: float | None = None,
     concurrency_max: int | None = None,
+    concurrency_max_per_key: int | None = None,
     start_seconds_max: float | None = None,
     gpu: GpuWish | None = None,
     auto_cluster: bool = False,
@@ -269,7 +270,7 @@ def deploy(
     request came for `scale_to_zero_after` (such as `5m`), and the next request wakes it. With `access="key"`
     only requests with an endpoint key are answered, with `"open"` all; without, as the platform is set.
     `requests_per_second` (of which `burst` may come at once), the same for each key, and `concurrency_max`
-    requests in flight are what it takes at most. With `gpu` it waits for GPUs first: on `cluster`,
+    requests in flight, or `concurrency_max_per_key` of each key, are what it takes at most. With `gpu` it waits for GPUs first: on `cluster`,
     on the one of `cluster_precedence` where they come soonest, or with `auto_cluster` on any; unless
     `auto_renew` is False it asks for new ones when their time is over. With `dry_run` nothing is stored and
     `checks` says what a create would run into. Raises InvalidError, AlreadyExistsError, NotFoundError
@@ -309,6 +310,7 @@ def deploy(
                 burst,
                 requests_per_second_per_key,
                 concurrency_max,
+                concurrency_max_per_key,
             )
         ),
         access=access or None,

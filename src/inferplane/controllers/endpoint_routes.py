@@ -14,10 +14,17 @@ from inferplane.gateway.route_table import EndpointRoutes, Upstream
 
 
 def with_keys(routes: EndpointRoutes, keys: Iterable[EndpointKey]) -> EndpointRoutes:
-    """The routes, told of the keys that the gateway cannot judge by themselves: revoked, with own rates."""
+    """The routes, told of the keys that the gateway cannot judge by themselves: revoked, with own rates.
+
+    And of all that may come, oldest first, where the requests of each key are counted.
+    """
     known = sorted(keys, key=lambda key: key.id)
+    oldest = sorted(known, key=lambda key: (key.created_at, key.id))
     return replace(
         routes,
+        keys=()
+        if routes.concurrency_max_per_key is None
+        else tuple(key.id for key in oldest if key.revoked_at is None),
         revoked_keys=tuple(key.id for key in known if key.revoked_at is not None),
         key_rates=tuple(
             (key.id, key.requests_per_second)
@@ -53,6 +60,7 @@ def routes_of(endpoint: InferenceEndpoint) -> EndpointRoutes:
         burst=endpoint.spec.limits.burst,
         requests_per_second_per_key=endpoint.spec.limits.requests_per_second_per_key,
         concurrency_max=endpoint.spec.limits.concurrency_max,
+        concurrency_max_per_key=endpoint.spec.limits.concurrency_max_per_key,
         unavailable_reason=(state.reason or state.status).value,
         asleep=endpoint.spec.scaling.sleeps and not endpoint.spec.stopped and not serving,
         cluster=endpoint.host_cluster,

@@ -106,8 +106,9 @@ class Scaling:
 class TrafficLimits:
     """What the gateway enforces for one endpoint, and describe states. None does not limit.
 
-    `burst` requests may come at once where there is a rate; None: one second's worth. The rate of a key
-    counts with access by key only. `concurrency_max` requests are in flight at most.
+    `burst` requests may come at once where there is a rate; None: one second's worth. The rate and
+    the concurrency of a key count with access by key only. `concurrency_max` requests are in flight at most, or
+    `concurrency_max_per_key` of each key; not both, because the gateway counts either way.
     """
 
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
@@ -116,6 +117,7 @@ class TrafficLimits:
     burst: int | None = None
     requests_per_second_per_key: float | None = None
     concurrency_max: int | None = None
+    concurrency_max_per_key: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ Each endpoint becomes a few resources of its own, and a change of it touches not
     <endpoint>.<workspace>[.<cluster>]               its routes, found by this key     (ROUTES)
     <workspace>/<endpoint>/<uid>/r<revision>         the replicas of one revision      (UPSTREAM)
     <workspace>/<endpoint>/<uid>/r<revision>-grpc    the same, where they speak gRPC   (UPSTREAM)
+    …/r<revision>[-grpc]/<key id or OTHER_KEYS>      the same for one key's requests, where each key is
+                                                     limited in how many may be in flight
 
 and beside them stands what all share (`shared_resources`): the listener, the routes of everything else,
 the API, the activator, and an upstream without members for endpoints without replicas. From that one
@@ -107,6 +109,12 @@ FILL_SECONDS_MIN = 0.1  # Envoy wants at least 0.05
 COUNT_MAX = 2**31 - 1
 # Keys with a bucket of their own at one endpoint; beyond it the least recently used one is forgotten.
 KEYS_COUNTED_MAX = 10_000
+# Keys whose requests in flight are counted one by one at one endpoint: each takes upstreams of its own, some
+# tens of kilobytes, and a route that every request of a later key is compared with. Beyond it, and as long as
+# a new key is not known here, keys are counted together.
+KEYS_IN_FLIGHT_MAX = 100
+OTHER_KEYS = "others"
+ANYBODY = ""
 
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
@@ -125,10 +133,11 @@ def pieces_of(routes: EndpointRoutes, config: GatewayConfig) -> Pieces:
     by_revision = _by_revision(routes)
     upstreams: list[dict[str, Any]] = []
     for revision, members in () if routes.asleep else by_revision.items():
-        upstreams.append(_upstream(routes, revision, members))
-        speaking = [replace(each, address=each.grpc_address) for each in members if each.grpc_address]
-        if speaking:
-            upstreams.append(_upstream(routes, revision, tuple(speaking), http2=True))
+        speaking = tuple(replace(each, address=each.grpc_address) for each in members if each.grpc_address)
+        for caller in _callers(routes):
+            upstreams.append(_upstream(routes, revision, members, caller))
+            if speaking:
+                upstreams.append(_upstream(routes, revision, speaking, caller, http2=True))
     key = route_key(routes)
     content = _scope(key, _endpoint_host(routes, by_revision, config))
     return Pieces(
@@ -179,9 +188,9 @@ def preferred(candidates: Iterable[EndpointRoutes]) -> EndpointRoutes | None:
     return min(candidates, key=lambda r: (not r.upstreams and not r.asleep, r.uid), default=None)
 
 
-def upstream_name(routes: EndpointRoutes, revision: int, *, grpc: bool = False) -> str:
+def upstream_name(routes: EndpointRoutes, revision: int, caller: str = ANYBODY, *, grpc: bool = False) -> str:
     """What Envoy calls a revision's replicas. The uid keeps it unique, the rest is for people."""
-    suffix = "-grpc" if grpc else ""
+    suffix = ("-grpc" if grpc else "") + (f"/{caller}" if caller else "")
     return f"{routes.workspace}/{routes.endpoint}/{routes.uid}/r{revision}{suffix}"
 
 
@@ -201,22 +210,56 @@ def _endpoint_host(
 ) -> dict[str, Any]:
     limits = _limits(routes) | _guard(routes, config)
     awake = bool(by_revision) and not routes.asleep
+    ways = [
+        _ways(routes, by_revision, caller, config) for caller in (_callers(routes) if awake else (ANYBODY,))
+    ]
     host: dict[str, Any] = {
         "name": routes.uid,
         "domains": ["*"],
         "retry_policy": _retry_policy(retriable=routes.retriable),
         "routes": [
             _too_large(routes),
-            *(_grpc_routes(routes, by_revision) if awake else ()),
-            *(_revision_routes(routes, by_revision) if awake else ()),
-            _main_route(routes, by_revision, config),
+            *(route for way in ways for route in way),
         ],
     }
     return {**host, "typed_per_filter_config": limits} if limits else host
 
 
+def _callers(routes: EndpointRoutes) -> tuple[str, ...]:
+    """Whose requests are counted apart: the keys, in order, and last all others."""
+    if routes.access is not Access.KEY or routes.concurrency_max_per_key is None:
+        return (ANYBODY,)
+    return (*routes.keys[:KEYS_IN_FLIGHT_MAX], OTHER_KEYS)
+
+
+def _ways(
+    routes: EndpointRoutes,
+    by_revision: dict[int, tuple[Upstream, ...]],
+    caller: str,
+    config: GatewayConfig,
+) -> list[dict[str, Any]]:
+    """The routes of one caller's requests."""
+    awake = bool(by_revision) and not routes.asleep
+    ways = [
+        *(_grpc_routes(routes, by_revision, caller) if awake else ()),
+        *(_revision_routes(routes, by_revision, caller) if awake else ()),
+        _main_route(routes, by_revision, caller, config),
+    ]
+    if caller in (ANYBODY, OTHER_KEYS):
+        return ways
+    # Known once the key has been verified; then the route is looked for again (`clear_route_cache`).
+    return [{**each, "match": {**each["match"], "dynamic_metadata": [_sent_with(caller)]}} for each in ways]
+
+
+def _sent_with(key_id: str) -> dict[str, Any]:
+    return {"filter": JWT, "path": [{"key": KEY_CLAIMS}, {"key": "sub"}], "value": _is(key_id)}
+
+
 def _main_route(
-    routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]], config: GatewayConfig
+    routes: EndpointRoutes,
+    by_revision: dict[int, tuple[Upstream, ...]],
+    caller: str,
+    config: GatewayConfig,
 ) -> dict[str, Any]:
     if routes.asleep and config.activator_address:
         route = _route(
@@ -225,11 +268,11 @@ def _main_route(
         return {**route, "request_headers_to_add": [overwritten(ENDPOINT_HEADER, routes.uid)]}
     if routes.asleep or not by_revision:
         return _route(routes, {"prefix": "/"}, {"cluster": NOBODY_UPSTREAM})
-    return _route(routes, {"prefix": "/"}, _shared_out(routes, by_revision, grpc=False))
+    return _route(routes, {"prefix": "/"}, _shared_out(routes, by_revision, caller, grpc=False))
 
 
 def _grpc_routes(
-    routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]]
+    routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]], caller: str
 ) -> list[dict[str, Any]]:
     speaking = {
         revision: members
@@ -243,16 +286,16 @@ def _grpc_routes(
         _route(
             routes,
             {**match, "headers": [_revision_is(revision)]},
-            {"cluster": upstream_name(routes, revision, grpc=True)},
+            {"cluster": upstream_name(routes, revision, caller, grpc=True)},
             held=False,
         )
         for revision in (speaking if len(speaking) > 1 else ())
     ]
-    return [*chosen, _route(routes, match, _shared_out(routes, speaking, grpc=True), held=False)]
+    return [*chosen, _route(routes, match, _shared_out(routes, speaking, caller, grpc=True), held=False)]
 
 
 def _revision_routes(
-    routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]]
+    routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]], caller: str
 ) -> list[dict[str, Any]]:
     """A request that names a revision gets that one, or hears that it is not served."""
     several = by_revision if len(by_revision) > 1 else ()
@@ -260,7 +303,7 @@ def _revision_routes(
         _route(
             routes,
             {"prefix": "/", "headers": [_revision_is(revision)]},
-            {"cluster": upstream_name(routes, revision)},
+            {"cluster": upstream_name(routes, revision, caller)},
         )
         for revision in several
     ]
@@ -287,11 +330,11 @@ def _revision_is(revision: int) -> dict[str, Any]:
 
 
 def _shared_out(
-    routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]], *, grpc: bool
+    routes: EndpointRoutes, by_revision: dict[int, tuple[Upstream, ...]], caller: str, *, grpc: bool
 ) -> dict[str, Any]:
     """To one revision, or to several by their shares; and some of it to a mirror as well."""
     weights = _weights(routes, by_revision)
-    names = {revision: upstream_name(routes, revision, grpc=grpc) for revision in by_revision}
+    names = {revision: upstream_name(routes, revision, caller, grpc=grpc) for revision in by_revision}
     action: dict[str, Any]
     if len(weights) == 1:
         action = {"cluster": names[next(iter(weights))]}
@@ -408,7 +451,7 @@ def _words(routes: EndpointRoutes) -> dict[str, str]:
         "reason": routes.unavailable_reason or ReasonCode.ROUTE_NOT_READY.value,
         "bytes_max": str(_body_bytes_max(routes)),
         "seconds_max": f"{_timeout_seconds(routes):.10g}",
-        "concurrency_max": str(_concurrency_max(routes)),
+        "concurrency_max": _concurrency_words(routes),
         **({"rate_max": rates} if rates else {}),
     }
 
@@ -427,8 +470,16 @@ def _timeout_seconds(routes: EndpointRoutes) -> float:
 
 
 def _concurrency_max(routes: EndpointRoutes) -> int:
+    """Of all requests; of one key's where these are limited."""
     wanted = IN_FLIGHT_MAX if routes.concurrency_max is None else routes.concurrency_max
+    if _callers(routes) != (ANYBODY,):
+        wanted = min(wanted, routes.concurrency_max_per_key or wanted)
     return min(max(wanted, 1), COUNT_MAX)
+
+
+def _concurrency_words(routes: EndpointRoutes) -> str:
+    of_whom = " of this key" if _callers(routes) != (ANYBODY,) else ""
+    return f"{_concurrency_max(routes)} requests{of_whom}"
 
 
 def _unmatched_routes() -> list[dict[str, Any]]:
@@ -437,7 +488,7 @@ def _unmatched_routes() -> list[dict[str, Any]]:
         "reason": "Unreachable",
         "bytes_max": str(REFUSED_BODY_BYTES_MAX),
         "seconds_max": str(UNMATCHED_TIMEOUT_SECONDS),
-        "concurrency_max": str(IN_FLIGHT_MAX),
+        "concurrency_max": f"{IN_FLIGHT_MAX} requests",
     }
     return [
         {
@@ -603,7 +654,12 @@ def _always(what: str) -> dict[str, Any]:
 
 
 def _upstream(
-    routes: EndpointRoutes, revision: int, members: tuple[Upstream, ...], *, http2: bool = False
+    routes: EndpointRoutes,
+    revision: int,
+    members: tuple[Upstream, ...],
+    caller: str,
+    *,
+    http2: bool = False,
 ) -> dict[str, Any]:
     replicas = [
         {
@@ -614,7 +670,7 @@ def _upstream(
         for each in members
     ]
     upstream = _cluster(
-        upstream_name(routes, revision, grpc=http2),
+        upstream_name(routes, revision, caller, grpc=http2),
         replicas,
         names=any(_is_name(parse_address(each.address)) for each in members),
         requests_max=_concurrency_max(routes),

@@ -302,6 +302,8 @@ def _key_filter(key_set: str) -> dict[str, Any]:
         "local_jwks": {"inline_string": key_set},
         "from_headers": [{"name": "Authorization", "value_prefix": "Bearer "}],
         "payload_in_metadata": KEY_CLAIMS,
+        # Whose key it is may decide where a request goes; see `envoy._ways`.
+        "clear_route_cache": True,
         # Envoy's clock is ours: without this, a key would be good for a minute longer than it says.
         "clock_skew_seconds": CLOCK_SKEW_SECONDS,
         # Verifying a signature costs more than the rest of a request's way through Envoy.
@@ -396,7 +398,7 @@ def _local_replies() -> dict[str, Any]:
             ),
             _reply(
                 _flagged("UO"),
-                f"{subject} has {fact('concurrency_max')} requests in flight, its limit",
+                f"{subject} has {fact('concurrency_max')} in flight, its limit",
                 "Overloaded",
                 status=429,
                 retry_after=RETRY_AFTER_SECONDS,

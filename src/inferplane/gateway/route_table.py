@@ -61,7 +61,9 @@ class EndpointRoutes:
     Rates are requests a second over all connections; `burst` may come at once (default: one second's
     worth); 429 with `Retry-After` beyond. The rate per key needs access KEY; `key_rates` are
     (key id, rate) of keys with a rate of their own, which counts instead. `concurrency_max` requests
-    are in flight at most, over all revisions; 429 beyond.
+    are in flight at most, over all revisions; 429 beyond. `concurrency_max_per_key` of one key are in flight at
+    most, at each revision; it needs access KEY, and `keys`, the ids of the keys that may come: others are
+    counted together.
     `cluster` is "" unless the endpoint's name was taken on another cluster of the workspace when it was
     made: then it comes into the host and the path, so that both can be reached.
     `retriable`: processing a request twice does no harm, so one whose replica went away before it began to
@@ -87,6 +89,8 @@ class EndpointRoutes:
     burst: int | None = None
     requests_per_second_per_key: float | None = None
     concurrency_max: int | None = None
+    concurrency_max_per_key: int | None = None
+    keys: tuple[str, ...] = ()
     cluster: str = ""
     retriable: bool = False
 

@@ -128,7 +128,7 @@ def _labels(served: Served) -> str:
 
 def _served(upstream: str) -> Served | None:
     parts = upstream.split("/")
-    if len(parts) != 4:
+    if len(parts) not in (4, 5):  # the fifth is whose requests, where keys are counted apart
         return None
     number = parts[3].removeprefix("r").removesuffix("-grpc")
     return Served(parts[0], parts[1], parts[2], int(number)) if number.isdigit() else None

@@ -25,6 +25,7 @@ class TrafficDraft:
     burst: int | None = None
     requests_per_second_per_key: float | None = None
     concurrency_max: int | None = None
+    concurrency_max_per_key: int | None = None
 
 
 def access_of(draft: TrafficDraft) -> Access | None:
@@ -72,7 +73,24 @@ def limited(draft: TrafficDraft, base: TrafficLimits) -> TrafficLimits:
                 _bounded, draft.concurrency_max, base.concurrency_max, "concurrencyMax", 1, CONCURRENCY_MAX
             )
         ),
+        concurrency_max_per_key=_whole(
+            findings.check(
+                _bounded,
+                draft.concurrency_max_per_key,
+                base.concurrency_max_per_key,
+                "concurrencyMaxPerKey",
+                1,
+                CONCURRENCY_MAX,
+            )
+        ),
     )
+    if wanted.concurrency_max is not None and wanted.concurrency_max_per_key is not None:
+        findings.add(
+            "limits.concurrencyMax and limits.concurrencyMaxPerKey cannot both be kept",
+            field="limits.concurrencyMaxPerKey",
+            reason="Contradiction",
+            next_action="Give one of them, and 0 for one that is in force.",
+        )
     findings.raise_any()
     return wanted
 
@@ -90,6 +108,8 @@ def without_effect(draft: TrafficDraft, access: Access, limits: TrafficLimits) -
         rates.append(limits.requests_per_second_per_key)
     elif draft.requests_per_second_per_key:
         said.append("limits.requestsPerSecondPerKey has no effect, because access is open: there are no keys")
+    if draft.concurrency_max_per_key and access is not Access.KEY:
+        said.append("limits.concurrencyMaxPerKey has no effect, because access is open: there are no keys")
     if draft.burst and not any(rates):
         said.append("limits.burst has no effect, because there is no rate that it belongs to")
     return said

@@ -85,8 +85,7 @@ async def _create(platform: Platform, caller: Caller, draft: EndpointKeyDraft, t
                 next_action="Revoke keys that nobody uses; a revoked key counts until it would have expired.",
             )
         await tx.add_endpoint_key(key)
-        if key.requests_per_second is not None:
-            await tx.touch_opened(key)  # the gateway has to know its rate
+        await tx.touch_opened(key)  # the gateway may have to know its rate, or to count its requests
         await remember(tx, caller, ticket, key.id, now)
         await tx.append_event(
             entry(

@@ -89,16 +89,16 @@ class AccessRows(Statements):
     async def keys_that_matter(self, endpoint: InferenceEndpoint, now: datetime) -> list[EndpointKey]:
         """Of the unexpired keys that open (or opened) `endpoint`: revoked ones, and those with own rates.
 
-        By id. Nothing for an endpoint that is open.
+        All, where the requests of each key are counted. By id. Nothing for an endpoint that is open.
         """
         if endpoint.spec.access is not Access.KEY:
             return []
         columns = endpoint_keys.c
         statement = select(endpoint_keys).where(
-            columns.workspace == endpoint.workspace,
-            columns.at_gateway == 1,
-            columns.expires_at > to_micros(now),
+            columns.workspace == endpoint.workspace, columns.expires_at > to_micros(now)
         )
+        if endpoint.spec.limits.concurrency_max_per_key is None:
+            statement = statement.where(columns.at_gateway == 1)
         rows = await self._all(statement.order_by(columns.id))
         return [key for key in (_key_from_row(row._mapping) for row in rows) if key.opens(endpoint.uid)]
 

@@ -76,7 +76,8 @@ class LimitsBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     """What the gateway enforces for one endpoint; 0 takes a rate, a burst or a concurrency away.
 
     `requests_per_second_per_key` counts with access by key. `burst` requests may come at once where there is
-    a rate (else one second's worth). `concurrency_max` are in flight at most.
+    a rate (else one second's worth). `concurrency_max` are in flight at most, or
+    `concurrency_max_per_key` of each key.
     """
 
     max_request_bytes: int | None = None
@@ -85,6 +86,7 @@ class LimitsBody(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     burst: int | None = None
     requests_per_second_per_key: float | None = None
     concurrency_max: int | None = None
+    concurrency_max_per_key: int | None = None
 
 
 class CreateEndpoint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -399,6 +401,7 @@ class LimitsItem(msgspec.Struct, frozen=True, rename="camel"):
     burst: int | None = None
     requests_per_second_per_key: float | None = None
     concurrency_max: int | None = None
+    concurrency_max_per_key: int | None = None
 
 
 class AutoscalingItem(msgspec.Struct, frozen=True, rename="camel"):

@@ -14,8 +14,8 @@ import jwt
 import pytest
 
 from api_world import Client, World, checked
-from inferplane.controllers.endpoint_routes import routes_of
-from inferplane.domain.endpoint_access import Access, LogPosition, Usage, Used
+from inferplane.controllers.endpoint_routes import routes_of, with_keys
+from inferplane.domain.endpoint_access import Access, EndpointKey, LogPosition, Usage, Used
 from inferplane.gateway.endpoint_keys import AUDIENCE, key_set
 from inferplane.services.context import Limits
 from inferplane.store.sql import Change
@@ -77,6 +77,8 @@ def test_access_is_open_here_unless_asked_otherwise(world: World, owner: Client,
         ({"limits": {"requestsPerSecondPerKey": 1e9}}, "limits.requestsPerSecondPerKey"),
         ({"limits": {"burst": 2_000_000}}, "limits.burst"),
         ({"limits": {"concurrencyMax": -5}}, "limits.concurrencyMax"),
+        ({"limits": {"concurrencyMaxPerKey": 10**6}}, "limits.concurrencyMaxPerKey"),
+        ({"limits": {"concurrencyMax": 5, "concurrencyMaxPerKey": 2}}, "limits.concurrencyMaxPerKey"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_its_field(
@@ -129,6 +131,34 @@ def test_a_change_of_access_and_limits_makes_no_revision(world: World, owner: Cl
     owner("PATCH", paths.ENDPOINT, {**place, "limits": {"timeoutSeconds": 5}}).ok()
     spec = world.stored(team, name).spec
     assert (spec.access, spec.limits.concurrency_max) == (Access.KEY, 4), "what is not given stays"
+
+
+def test_where_each_keys_requests_are_counted_the_gateway_hears_of_each_key(
+    world: World, owner: Client, team: str
+) -> None:
+    name = world.create(team)
+    change = {"workspace": team, "endpoint": name, "access": "key", "limits": {"concurrencyMaxPerKey": 2}}
+    owner("PATCH", paths.ENDPOINT, change).ok()
+    shown = owner("GET", f"{paths.ENDPOINT}?workspace={team}&endpoint={name}").data["endpoint"]
+    assert (shown["limits"]["concurrencyMax"], shown["limits"]["concurrencyMaxPerKey"]) == (None, 2)
+    mine = made(owner, team, endpoints=[name])["keyId"]
+    ours = made(owner, team)["keyId"]
+    gone = made(owner, team)["keyId"]
+    owner("DELETE", paths.ENDPOINT_KEY, {"keyId": gone}).ok()
+    world.create(team, "other")
+    made(owner, team, endpoints=["other"])
+    endpoint = world.stored(team, name)
+
+    async def matter() -> list[EndpointKey]:
+        async with world.store.read() as tx:
+            return await tx.keys_that_matter(endpoint, world.now())
+
+    routes = with_keys(routes_of(endpoint), world.do(matter()))
+    assert (routes.concurrency_max_per_key, set(routes.keys)) == (2, {mine, ours})
+    assert routes.revoked_keys == (gone,)
+    both = {"workspace": team, "endpoint": name, "limits": {"concurrencyMax": 4}}
+    error = owner("PATCH", paths.ENDPOINT, both).is_error(422, "INVALID", "Contradiction")
+    assert "0" in error["nextAction"]
 
 
 @pytest.fixture(scope="module")
