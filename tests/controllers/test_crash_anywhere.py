@@ -40,6 +40,7 @@ from inferplane.domain.errors import StaleVersion
 from inferplane.domain.events import Event
 from inferplane.domain.gpu_request import GpuRequest, ProvisioningStatus, Selection
 from inferplane.domain.inventory import Node
+from inferplane.domain.lease import Fence
 from inferplane.domain.preflight import Check
 from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.engines.port import (
@@ -338,9 +339,9 @@ class FusedStore:
         self.read = store.read
 
     @asynccontextmanager
-    async def transaction(self, *, durable: bool = True) -> AsyncIterator[Tx]:
+    async def transaction(self, *, durable: bool = True, fence: Fence | None = None) -> AsyncIterator[Tx]:
         # Our kills are not power cuts: the disk need not be waited for.
-        async with self._store.transaction(durable=False) as tx:
+        async with self._store.transaction(durable=False, fence=fence) as tx:
             yield tx
         self._fuse.step()
 

@@ -154,7 +154,8 @@ async def test_a_database_has_one_control_plane_and_is_free_when_it_has_gone(dat
 
 
 _HOLDERS = (
-    "pid FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database WHERE locktype = 'advisory'"
+    "pid FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database"
+    " WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'"
 )
 
 

@@ -30,8 +30,10 @@ from inferplane.controllers.admission_plan import (
     plan,
 )
 from inferplane.controllers.endpoint_news import PlannedEvent
+from inferplane.controllers.leases import Holding, Sole
 from inferplane.domain.events import Event
 from inferplane.domain.gpu_request import GpuRequest, Grant, ProvisioningStatus
+from inferplane.domain.lease import PLATFORM_LEASE, Fence
 from inferplane.domain.wait_note import WaitNote
 from inferplane.engines.port import Clock
 from inferplane.observability import get_logger
@@ -65,7 +67,8 @@ class AdmissionController:
     `idle_since(endpoint_uid)` is when the endpoint's GPUs were last used; None means that they are in use,
     or that nobody knows. `grant_idle_since` says the same of GPUs that a request without an endpoint holds.
     Without them nobody is ever idle. `switches` are the scheduler's. `speed` is how
-    many seconds of `clock` go by in a real one; the pace is a matter of real ones.
+    many seconds of `clock` go by in a real one; the pace is a matter of real ones. `leases` say whether this
+    control plane is the one that gives out GPUs.
     """
 
     name = "admission"
@@ -80,8 +83,11 @@ class AdmissionController:
         grant_idle_since: GrantIdleSince | None = None,
         speed: float = 1.0,
         pace: Pace | None = None,
+        leases: Holding | None = None,
     ) -> None:
         self._store = store
+        self._leases = leases or Sole()
+        self._epoch: int | None = None  # in which the memory below was made
         self._clock = clock
         self._switches = switches or Switches()
         self._idle_since = idle_since
@@ -103,14 +109,19 @@ class AdmissionController:
         began = time.monotonic()
         if began < self._rest_until:
             return (self._rest_until - began) * self._speed
+        fence = self._leases.fence(PLATFORM_LEASE)
+        if fence is None:  # somebody else gives out GPUs; taking over wakes this again
+            return None
+        if fence.epoch != self._epoch:
+            self._epoch, self._said, self._awake_since = fence.epoch, None, None
         try:
-            return await self._pass()
+            return await self._pass(fence)
         finally:  # a pass that was in vain took as long as another
             took = time.monotonic() - began
             if took > self._pace.short_pass_seconds:
                 self._rest_until = began + 2 * took
 
-    async def _pass(self) -> float | None:
+    async def _pass(self, fence: Fence) -> float | None:
         async with self._store.read() as tx:
             picture = await self._read(tx)
             if self._said is None:
@@ -120,8 +131,8 @@ class AdmissionController:
             return None
         decided = await asyncio.to_thread(plan, picture)
         if decided.changes:
-            await save_changes(self._store, decided.changes, picture)
-        pauses = [decided.look_again_seconds, await self._tell(decided)]
+            await save_changes(self._store, decided.changes, picture, fence)
+        pauses = [decided.look_again_seconds, await self._tell(decided, fence)]
         return min((pause for pause in pauses if pause is not None), default=None)
 
     async def _read(self, tx: Tx) -> Picture | None:
@@ -155,7 +166,7 @@ class AdmissionController:
         endpoints = await tx.endpoints_by_uid(uids)
         return Picture(replace(snapshot, usage=used), endpoints, measured, self._awake_since, generation)
 
-    async def _tell(self, decided: AdmissionPlan) -> float | None:
+    async def _tell(self, decided: AdmissionPlan, fence: Fence) -> float | None:
         """Tell those that wait where they stand, if it is time; returns when it will be, if it is not."""
         assert self._said is not None
         waiting = {each.id for each in decided.snapshot.requests if each.status is ProvisioningStatus.QUEUED}
@@ -168,7 +179,7 @@ class AdmissionController:
             return (self._tell_at - began) * self._speed
         news = await asyncio.to_thread(notes, decided, self._said)
         if news:
-            async with self._store.transaction(durable=False) as tx:
+            async with self._store.transaction(durable=False, fence=fence) as tx:
                 await tx.save_wait_notes(news)
             self._said |= news
         pause = max(self._pace.tell_seconds, time.monotonic() - began)
@@ -176,14 +187,17 @@ class AdmissionController:
         return pause * self._speed if waiting - self._said.keys() else None
 
 
-async def save_changes(store: Store, changes: tuple[RequestChange, ...], picture: Picture) -> None:
-    """All or nothing. Raises StaleVersion where `picture`, from which they were decided, no longer holds.
+async def save_changes(
+    store: Store, changes: tuple[RequestChange, ...], picture: Picture, fence: Fence | None = None
+) -> None:
+    """All or nothing. Raises StaleVersion where `picture`, from which they were decided, no longer holds, and
+    StaleLease where somebody else gives out GPUs now.
 
     What was used up to now is saved along: from here on others may hold GPUs than until here.
     """
     snapshot = picture.snapshot
     relied_on = {change.relies_on.uid: change.relies_on for change in changes if change.relies_on}
-    async with store.transaction() as tx:
+    async with store.transaction(fence=fence) as tx:
         await tx.advance_generation(picture.generation)
         for uid, endpoint in sorted(relied_on.items()):
             # Writes nothing new: it fails if the row was changed, and makes who changes it now try again.

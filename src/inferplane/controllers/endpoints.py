@@ -22,6 +22,7 @@ from inferplane.controllers.endpoint_gpus import NO_GPUS, EndpointGpus, gpus_of
 from inferplane.controllers.endpoint_news import PlannedEvent
 from inferplane.controllers.endpoint_plan import NOBODY_ASKED, Plan, plan, plan_without_engine
 from inferplane.controllers.endpoint_routes import routes_of, with_keys
+from inferplane.controllers.leases import Holding, Sole, check
 from inferplane.domain.endpoint import (
     EndpointStatus,
     InferenceEndpoint,
@@ -30,7 +31,9 @@ from inferplane.domain.endpoint import (
     public_state,
 )
 from inferplane.domain.endpoint_access import Access, EndpointKey
+from inferplane.domain.errors import StaleLease
 from inferplane.domain.events import Event
+from inferplane.domain.lease import Fence, cluster_lease
 from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.rollout import RevisionTraffic
 from inferplane.engines.port import (
@@ -74,7 +77,8 @@ class EndpointController:
 
     `engines` are those of the configured clusters, `retired` those of clusters that were configured once
     and may have something left here. Both by cluster name; one name may be in both, when a cluster was
-    given another engine. `by_revision` tells what the gateway saw of each revision in the last window of so much time.
+    given another engine. `leases` say for which clusters this control plane is the one that acts: of others'
+    endpoints it does nothing at all. `by_revision` tells what the gateway saw of each revision in the last window of so much time.
     """
 
     name = "endpoints"
@@ -89,8 +93,10 @@ class EndpointController:
         retired: Mapping[str, Engine] | None = None,
         demand: Demand | None = None,
         by_revision: Callable[[str, timedelta], Mapping[int, RevisionTraffic]] | None = None,
+        leases: Holding | None = None,
     ) -> None:
         self._store = store
+        self._leases = leases or Sole()
         self._engines = engines
         self._retired = retired or {}
         self._demand = demand or Demand(clock, lambda _: None)
@@ -100,9 +106,20 @@ class EndpointController:
         self._janitor: asyncio.Task[None] | None = None
 
     async def keys(self) -> Iterable[str]:
-        """Every endpoint the store knows."""
+        """Every endpoint the store knows, of clusters that are ours to look after."""
         async with self._store.read() as tx:
-            return await tx.endpoint_uids()
+            clusters = await tx.endpoint_clusters()
+        ours = {each for each in set(clusters.values()) if self._fence(each) is not None}
+        return [uid for uid, cluster in clusters.items() if cluster in ours]
+
+    async def keys_of(self, cluster: str) -> list[str]:
+        """Every endpoint of the cluster."""
+        async with self._store.read() as tx:
+            clusters = await tx.endpoint_clusters()
+        return [uid for uid, each in clusters.items() if each == cluster]
+
+    def _fence(self, cluster: str) -> Fence | None:
+        return self._leases.fence(cluster_lease(cluster))
 
     async def restore_routes(self) -> None:
         """Give the gateway the routes of the last run, before anything is published.
@@ -126,6 +143,9 @@ class EndpointController:
             self._routes.remove(key)
             self._demand.forget(key)
             return None
+        fence = self._fence(endpoint.cluster)
+        if fence is None:  # whoever holds the lease does it; taking it over wakes every key
+            return None
         engine = self._engines.get(endpoint.cluster)
         rollout = endpoint.spec.rollout
         asked = NOBODY_ASKED if rollout is None else self._by_revision(key, rollout.guard.window)
@@ -136,7 +156,7 @@ class EndpointController:
         # After the store was read: what is seen is newer than what is known of the GPUs, never older.
         observation = Observation() if engine is None else await engine.observe(key)
         next_step = decide(endpoint, observation, self._routes.confirmed(key), now, gpus)
-        return await self._perform(endpoint, engine, next_step, now)
+        return await self._perform(endpoint, engine, next_step, now, fence)
 
     async def _perform(
         self,
@@ -144,11 +164,12 @@ class EndpointController:
         engine: Engine | None,
         next_step: Plan,
         now: datetime,
+        fence: Fence,
     ) -> float | None:
         if next_step.finished:
-            await self._finish(endpoint, now)
+            await self._finish(endpoint, now, fence)
             return None
-        endpoint = await self._save(endpoint, next_step.status, next_step.events, now)
+        endpoint = await self._save(endpoint, next_step.status, next_step.events, now, fence)
         if next_step.routes is None:
             self._routes.remove(endpoint.uid)
         else:
@@ -157,7 +178,7 @@ class EndpointController:
         if engine is None:
             assert not next_step.actions, "of what is not there nothing is left to do"
             return next_step.look_again_seconds
-        return await self._apply(endpoint, engine, next_step)
+        return await self._apply(endpoint, engine, next_step, fence)
 
     async def _keys_of(self, endpoint: InferenceEndpoint) -> list[EndpointKey]:
         """Read last: a key that was revoked meanwhile is refused by the routes of this very step."""
@@ -166,19 +187,22 @@ class EndpointController:
         async with self._store.read() as tx:
             return await tx.keys_that_matter(endpoint, self._clock())
 
-    async def _apply(self, endpoint: InferenceEndpoint, engine: Engine, next_step: Plan) -> float | None:
+    async def _apply(
+        self, endpoint: InferenceEndpoint, engine: Engine, next_step: Plan, fence: Fence
+    ) -> float | None:
         if not next_step.actions:  # as most passes have it: then nobody needs the secret either
             return next_step.look_again_seconds
         async with self._store.read() as tx:
             target = Target(endpoint, await tx.endpoint_secret(endpoint.uid))
         try:
             for action in next_step.actions:
+                check(self._leases, fence)
                 await engine.apply(_at_revision(target, action), action)
         except EngineError as error:
             log.warning(
                 "engine refused a step", endpoint=endpoint.name, uid=endpoint.uid, error=error.message
             )
-            await self._save_problem(endpoint, ReasonCode.ENGINE_ERROR, error.message)
+            await self._save_problem(endpoint, ReasonCode.ENGINE_ERROR, error.message, fence)
             return ENGINE_RETRY_SECONDS
         return next_step.look_again_seconds
 
@@ -188,20 +212,23 @@ class EndpointController:
         status: EndpointStatus,
         events: tuple[PlannedEvent, ...],
         now: datetime,
+        fence: Fence,
     ) -> InferenceEndpoint:
-        """Write status and events in one transaction, unless nothing changed. Raises StaleVersion.
+        """Write status and events in one transaction, unless nothing changed. Raises StaleVersion, StaleLease.
 
         Not durable: after a power cut the world is observed anew anyway.
         """
         if status == endpoint.status and not events:
             return endpoint
-        async with self._store.transaction(durable=False) as tx:
+        async with self._store.transaction(durable=False, fence=fence) as tx:
             version = await tx.save_endpoint_status(endpoint.uid, endpoint.version, status)
             for event in events:
                 await tx.append_event(_event(endpoint, event, now))
         return replace(endpoint, status=status, version=version)
 
-    async def _save_problem(self, endpoint: InferenceEndpoint, reason: ReasonCode, message: str) -> None:
+    async def _save_problem(
+        self, endpoint: InferenceEndpoint, reason: ReasonCode, message: str, fence: Fence
+    ) -> None:
         status = replace(
             endpoint.status,
             observed_generation=endpoint.generation,
@@ -210,13 +237,13 @@ class EndpointController:
         )
         changed = status != endpoint.status
         events = (PlannedEvent("EndpointProblem", message, reason),) if changed else ()
-        await self._save(endpoint, status, events, self._clock())
+        await self._save(endpoint, status, events, self._clock(), fence)
 
-    async def _finish(self, endpoint: InferenceEndpoint, now: datetime) -> None:
+    async def _finish(self, endpoint: InferenceEndpoint, now: datetime, fence: Fence) -> None:
         said = "nothing is left of it"
         if endpoint.cluster not in self._engines:
             said += f" here; cluster {endpoint.cluster} is not configured, so it was not asked"
-        async with self._store.transaction() as tx:
+        async with self._store.transaction(fence=fence) as tx:
             await tx.remove_endpoint(endpoint.uid)
             await tx.append_event(_event(endpoint, PlannedEvent("EndpointDeleted", said), now))
         self._routes.remove(endpoint.uid)
@@ -239,13 +266,18 @@ class EndpointController:
     async def sweep_orphans(self) -> None:
         """One sweep. Engines are asked first: an endpoint's row is there before anything of it is."""
         for cluster, engine in (*sorted(self._engines.items()), *sorted(self._retired.items())):
+            fence = self._fence(cluster)
+            if fence is None:
+                continue
             owned = await engine.owned()
-            known = set(await self.keys())
+            async with self._store.read() as tx:
+                known = set(await tx.endpoint_uids())
             if engine is self._retired.get(cluster):
                 known -= await self._served_elsewhere(cluster)
             for uid in sorted(owned - known):
                 log.warning("clearing away what no endpoint owns", cluster=cluster, uid=uid)
                 try:
+                    check(self._leases, fence)
                     await engine.release_orphan(uid)
                 except EngineError as error:  # the others go; the next sweep tries this one again
                     log.warning("an orphan stays for now", cluster=cluster, uid=uid, error=error.message)
@@ -261,6 +293,8 @@ class EndpointController:
         while True:
             try:
                 await self.sweep_orphans()
+            except StaleLease as error:  # whoever has it now sweeps
+                log.info("sweep ended early", why=error.message)
             except Exception:  # one failed sweep must not end the janitor; the next one tries again
                 log.exception("sweep failed")
             await asyncio.sleep(JANITOR_SECONDS)

@@ -15,8 +15,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
+from inferplane.controllers.leases import Holding, Sole
 from inferplane.domain.events import Event
 from inferplane.domain.inventory import Gpu, Node, NodeHealth, held_gpus
+from inferplane.domain.lease import Fence, cluster_lease
 from inferplane.engines.port import Clock
 from inferplane.observability import get_logger
 from inferplane.store.sql import Store, Tx
@@ -50,8 +52,16 @@ class InventoryController:
 
     name = "inventory"
 
-    def __init__(self, store: Store, sources: Mapping[str, NodeSource], clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        sources: Mapping[str, NodeSource],
+        clock: Clock,
+        *,
+        leases: Holding | None = None,
+    ) -> None:
         self._store = store
+        self._leases = leases or Sole()
         self._sources = sources
         self._clock = clock
         self._problems: dict[str, str] = {}  # what was logged last, so that it is logged once
@@ -69,6 +79,9 @@ class InventoryController:
 
     async def reconcile(self, key: str) -> float | None:
         """Save the cluster's nodes if they differ from what is stored; return when to look again."""
+        fence = self._leases.fence(cluster_lease(key))
+        if fence is None:  # whoever looks after the cluster does it
+            return None
         source = self._sources.get(key)
         seen, problem = ((), "") if source is None else await source.nodes()
         if problem and problem != self._problems.get(key):
@@ -77,12 +90,14 @@ class InventoryController:
         async with self._store.read() as tx:
             stored, wanted = await _stored_and_wanted(tx, key, seen, problem)
         if _differ(stored, wanted):
-            wanted = await self._save(key, seen, problem)
+            wanted = await self._save(key, seen, problem, fence)
         return REFRESH_SECONDS if source is not None or wanted else None
 
-    async def _save(self, cluster: str, seen: tuple[Node, ...], problem: str) -> tuple[Node, ...]:
+    async def _save(
+        self, cluster: str, seen: tuple[Node, ...], problem: str, fence: Fence
+    ) -> tuple[Node, ...]:
         """Save what is to be kept, with what is held now; returns it."""
-        async with self._store.transaction() as tx:
+        async with self._store.transaction(fence=fence) as tx:
             # First, so that no grant of a node that is about to go is saved between the look and the end.
             await tx.advance_generation()
             stored, wanted = await _stored_and_wanted(tx, cluster, seen, problem)

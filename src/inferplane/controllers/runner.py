@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Iterable
 from typing import Protocol
 
 from inferplane.controllers.workqueue import WorkQueue
-from inferplane.domain.errors import StaleVersion
+from inferplane.domain.errors import StaleLease, StaleVersion
 from inferplane.observability import get_logger
 
 RESYNC_SECONDS = 30.0
@@ -85,6 +85,9 @@ class Runner:
             again_after = await self._controller.reconcile(key)
         except StaleVersion:
             self._queue.put(key)  # somebody wrote in between: read again, decide again
+        except StaleLease as error:  # another control plane does it now
+            self._queue.forget_failures(key)
+            log.info("stood down", controller=self._controller.name, key=key, why=error.message)
         except Exception:  # whatever one key's pass runs into must not stop the loop for the others
             pause = self._queue.put_backoff(key)
             log.exception("pass failed", controller=self._controller.name, key=key, retry_in_seconds=pause)

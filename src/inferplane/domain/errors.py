@@ -12,7 +12,8 @@
     ├── PayloadTooLarge      more bytes than the stated limit               413
     ├── RateLimited          later, please                                  429
     ├── Unavailable          a part we need does not answer                 503
-    └── StaleVersion         compare-and-set lost; the caller reads again   (never leaves the process)
+    ├── StaleVersion         compare-and-set lost; the caller reads again   (never leaves the process)
+    └── StaleLease           another control plane acts now; stand down     (never leaves the process)
 
 The status table in `api/app.py` is the only place that turns these into HTTP.
 Errors of libraries are translated once, at the edge that called the library, with the cause kept.
@@ -102,3 +103,7 @@ class Unavailable(InferplaneError):
 
 class StaleVersion(InferplaneError):
     """A compare-and-set found a newer row. The loser reads again and decides again."""
+
+
+class StaleLease(InferplaneError):
+    """A write was made under a lease that another control plane has now. Whoever made it stands down."""

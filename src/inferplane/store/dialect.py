@@ -21,12 +21,15 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import secrets
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +65,30 @@ POOL_WAIT_SECONDS = 30.0
 CLAIM_SECONDS = 3.0
 CLAIM_POLL_SECONDS = 0.05
 CLAIM_WATCH_SECONDS = 1.0
+LISTEN_AGAIN_SECONDS = 1.0
 CLAIM_ANSWER_SECONDS = 10.0  # a session that is silent for longer is given up
 
 # Names of advisory locks: arbitrary, but the same in every process that shares a database.
 _LOCK_UPGRADE = 0x1F_E2_0001
 _LOCK_EVENTS = 0x1F_E2_0002
-_LOCK_CONTROL_PLANE = 0x1F_E2_0003
+_LOCK_CONTROL_PLANE = 0x1F_E2_0003  # shared by all; versions before leases take it alone
+_LOCK_OWN_CLUSTERS = 0x1F_E2_0004  # of the one that keeps clusters on its own machine
+
+_CHANNEL = "inferplane"
+_SQLITE_NOW = "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000"
+_POSTGRES_NOW = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
 
 _log = get_logger("store")
 
 _RETRYABLE = frozenset({"40001", "40P01"})  # serialization failure, deadlock
 _UNIQUE, _FOREIGN_KEY = "23505", "23503"
+
+
+class Hint(StrEnum):
+    """What a process that shares a PostgreSQL tells the others it has committed."""
+
+    CHANGES = "changes"  # something with an event
+    LEASES = "leases"  # it gave some back
 
 
 class Claim:
@@ -99,7 +115,7 @@ class Database:
     """An opened database: where to read, where to write, and how many may write at once.
 
     `one_writer` is None where the database itself lets writers in side by side. `throwaway` is a folder
-    that goes with the database.
+    that goes with the database. `token` tells our own notifications from those of others.
     """
 
     name: str
@@ -107,6 +123,7 @@ class Database:
     reader: AsyncEngine
     one_writer: asyncio.Lock | None = None
     throwaway: Path | None = None
+    token: str = field(default_factory=partial(secrets.token_hex, 8))
 
     @property
     def is_sqlite(self) -> bool:
@@ -136,6 +153,27 @@ class Database:
         # On SQLite there is only one writer at a time anyway.
         return statement if self.is_sqlite else statement.with_for_update(key_share=True)
 
+    def taking(self, statement: Select[Any]) -> Select[Any]:
+        """The statement, such that its rows are nobody else's until the write transaction ends.
+
+        Rows that somebody else has locked are passed by.
+        """
+        return statement if self.is_sqlite else statement.with_for_update(skip_locked=True)
+
+    def sharing(self, statement: Select[Any]) -> Select[Any]:
+        """The statement, such that nobody is `taking` its rows until the write transaction ends."""
+        return statement if self.is_sqlite else statement.with_for_update(read=True, key_share=True)
+
+    async def now_micros(self, connection: AsyncConnection) -> int:
+        """The database's time, in microseconds since 1970: one clock for all who use it."""
+        found = await connection.exec_driver_sql(_SQLITE_NOW if self.is_sqlite else _POSTGRES_NOW)
+        return int(found.scalar_one())
+
+    async def notify(self, connection: AsyncConnection, hint: Hint) -> None:
+        """Within a write transaction: once it is committed, tell the other processes that `listen`."""
+        if not self.is_sqlite:
+            await connection.exec_driver_sql(f"NOTIFY {_CHANNEL}, '{hint} {self.token}'")
+
     def write_turn(self) -> AbstractAsyncContextManager[object]:
         """Wait for one's turn to write, within this process."""
         return nullcontext() if self.one_writer is None else self.one_writer
@@ -152,15 +190,30 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def claim(self) -> AsyncIterator[Claim]:
+    async def claim(self, *, shared: bool = False) -> AsyncIterator[Claim]:
         """Be the only control plane on this database until the block ends, however this process ends.
 
+        With `shared` be one of several, on PostgreSQL; beside those there may be one that is not shared.
         Raises Unavailable when another process is. A killed one counts until the system has noticed,
         so the question is asked for a moment.
         """
-        claiming = _claim_file(self) if self.is_sqlite else _claim_session(self.writer)
+        claiming = _claim_file(self) if self.is_sqlite else _claim_session(self.writer, shared)
         async with claiming as claim:
             yield claim
+
+    async def listen(self, hear: Callable[[Hint], None]) -> None:
+        """Call `hear` whenever another process has notified, until cancelled; on SQLite nobody can.
+
+        What is said while there is no connection is not heard: this is a hint, nothing to rely on.
+        """
+        if self.is_sqlite:
+            return
+        while True:
+            try:
+                await _hear_session(self.writer, self.token, hear)
+            except Exception as error:  # noqa: BLE001 - whatever ended it: looking now and then goes on without it
+                _log.debug("hints of other processes are not heard", error=str(error))
+            await asyncio.sleep(LISTEN_AGAIN_SECONDS)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -415,9 +468,14 @@ async def _claim_file(database: Database) -> AsyncIterator[Claim]:
 
 
 @asynccontextmanager
-async def _claim_session(engine: AsyncEngine) -> AsyncIterator[Claim]:
-    """An advisory lock of a session that does nothing else; PostgreSQL gives it back with the session."""
-    claim, session = Claim(), _LockSession(engine)
+async def _claim_session(engine: AsyncEngine, shared: bool) -> AsyncIterator[Claim]:
+    """Advisory locks of a session that does nothing else; PostgreSQL gives them back with the session.
+
+    Versions before leases took the first lock for themselves alone: sharing it keeps them apart from us.
+    """
+    first = f"pg_try_advisory_lock_shared({_LOCK_CONTROL_PLANE})"
+    alone = f"CASE WHEN {first} THEN pg_try_advisory_lock({_LOCK_OWN_CLUSTERS}) ELSE false END"
+    claim, session = Claim(), _LockSession(engine, first if shared else alone)
     try:
         await session.take()
         watching = asyncio.create_task(_keep(session, claim), name="store: the claim")
@@ -431,10 +489,11 @@ async def _claim_session(engine: AsyncEngine) -> AsyncIterator[Claim]:
 
 
 class _LockSession:
-    """The session that holds the lock, if there is one."""
+    """The session that holds the locks that the condition `lock` takes, if there is one."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, lock: str) -> None:
         self._engine = engine
+        self._lock = lock
         self._connection: AsyncConnection | None = None
 
     async def take(self) -> None:
@@ -443,7 +502,7 @@ class _LockSession:
             self._connection = await self._engine.connect()
             session = await self._connection.execution_options(isolation_level="AUTOCOMMIT")
             for last in _tries():
-                taken = await session.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK_CONTROL_PLANE})")
+                taken = await session.exec_driver_sql(f"SELECT {self._lock}")  # ours, no user's text
                 if taken.scalar_one():
                     return
                 if last:
@@ -496,6 +555,26 @@ async def _keep(session: _LockSession, claim: Claim) -> None:
             _log.info("the database is claimed again")
 
 
+async def _hear_session(engine: AsyncEngine, own: str, hear: Callable[[Hint], None]) -> None:
+    """Listen on a connection of its own for as long as it lasts, to all but what is our `own`."""
+
+    def heard(_connection: object, _pid: int, _channel: str, said: str) -> None:
+        word, _, token = said.partition(" ")
+        if token != own and word in tuple(Hint):  # others may know more words
+            hear(Hint(word))
+
+    async with engine.connect() as connection:
+        raw = (await connection.get_raw_connection()).driver_connection
+        assert raw is not None
+        over = asyncio.Event()
+        raw.add_termination_listener(lambda _: over.set())
+        await raw.add_listener(_CHANNEL, heard)
+        try:
+            await over.wait()
+        finally:
+            await connection.invalidate()  # it must not go back into the pool with a listener
+
+
 def _tries() -> Iterator[bool]:
     """Once for each try; True with the last."""
     count = int(CLAIM_SECONDS / CLAIM_POLL_SECONDS)
@@ -519,7 +598,8 @@ def _in_use() -> Unavailable:
         "another platform already works on this database",
         reason=_IN_USE,
         field="database_url",
-        next_action="Stop it first, or name another database with --database-url or INFERPLANE_DATABASE_URL.",
+        next_action="Stop it first, or name another database with --database-url or INFERPLANE_DATABASE_URL. Several"
+        " can share a database of PostgreSQL if they keep no cluster on their own machines (--no-local).",
     )
 
 

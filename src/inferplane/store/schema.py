@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy import Text as PlainText
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration. Opening compares it with the database before it imports the migration tool."""
 
 NAMING = {
@@ -288,4 +288,13 @@ installation_secrets = Table(
     metadata,
     Column("name", Key, primary_key=True),
     Column("value", LargeBinary, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Key, primary_key=True),
+    Column("holder", Key, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
 )

@@ -27,12 +27,14 @@ from inferplane.domain.cluster import ClusterReport
 from inferplane.domain.endpoint import EndpointStatus, InferenceEndpoint
 from inferplane.domain.errors import AlreadyExists, Conflict, NotFound, StaleVersion, Unavailable
 from inferplane.domain.events import Event
+from inferplane.domain.lease import Fence
 from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.observability import get_logger
 from inferplane.store import codec
 from inferplane.store.access_rows import AccessRows
-from inferplane.store.dialect import Claim, Database, connect, translated
+from inferplane.store.dialect import Claim, Database, Hint, connect, translated
 from inferplane.store.gpu_rows import GpuRows
+from inferplane.store.lease_rows import LeaseRows
 from inferplane.store.remembered import read_all
 from inferplane.store.schema import (
     answers,
@@ -74,6 +76,9 @@ class Store:
         self._seen_seq = 0  # every event up to here has been announced
         self._own_seqs: set[int] = set()  # announced at commit, to be skipped when the poll meets them
         self._poller: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._hint = asyncio.Event()  # another process may have written something
+        self._hinted: dict[object, Callable[[Hint], None]] = {}
 
     @classmethod
     async def open(cls, url: str) -> Store:
@@ -92,42 +97,57 @@ class Store:
             await store._database.close()
             raise
         store._poller = asyncio.create_task(store._look_after(), name="store: changes by others")
+        store._listener = asyncio.create_task(store._database.listen(store._on_hint), name="store: hints")
         return store
 
     async def close(self) -> None:
         """Stop looking and close every connection."""
-        if self._poller is not None:
-            self._poller.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._poller
-            self._poller = None
+        for task in (self._poller, self._listener):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        self._poller = self._listener = None
         await self._database.close()
 
-    def claim(self) -> AbstractAsyncContextManager[Claim]:
-        """Be the only control plane on this database while the block lasts.
+    @property
+    def may_be_shared(self) -> bool:
+        """Whether several control planes can work on this database, under leases: it is PostgreSQL."""
+        return not self._database.is_sqlite
 
-        Two of them would start every server twice and clear each other's away. Raises Unavailable.
+    def claim(self, *, shared: bool = False) -> AbstractAsyncContextManager[Claim]:
+        """Be the only control plane on this database while the block lasts, or, `shared`, one of several.
+
+        Of those that keep a cluster on their own machine there is one: two would start every server twice and
+        clear each other's away. The others act under leases. Raises Unavailable.
         It can be lost to another one (`Claim.broken`): then this one has to stop.
         """
-        return self._database.claim()
+        return self._database.claim(shared=shared)
 
-    def transaction(self, *, durable: bool = True) -> AbstractAsyncContextManager[Tx]:
+    def transaction(
+        self, *, durable: bool = True, fence: Fence | None = None
+    ) -> AbstractAsyncContextManager[Tx]:
         """One transaction that may write: committed when the block ends, undone when it raises.
 
         Subscribers hear of it after the commit. With `durable=False` the commit does not wait for the
         disk: for facts that are observed again anyway. Only a power cut can tell the difference.
+        With a `fence` it is made under that lease, which stays its holder's until the end, or raises StaleLease.
         """
-        return self._transaction(durable)
+        return self._transaction(durable, fence)
 
     @asynccontextmanager
-    async def _transaction(self, durable: bool) -> AsyncIterator[Tx]:
+    async def _transaction(self, durable: bool, fence: Fence | None) -> AsyncIterator[Tx]:
         # Only what the database does is translated: an OSError of the caller's own block stays his.
         async with self._database.write_turn(), AsyncExitStack() as stack:
             with translated():
                 connection = await stack.enter_async_context(self._database.begin_write(durable=durable))
             tx = Tx(self._database, connection, self._memory)
+            if fence is not None:
+                await tx.hold_fence(fence)
             yield tx
             with translated():
+                if tx.touched:
+                    await self._database.notify(connection, Hint.CHANGES)
                 await stack.aclose()
         self._announce(tx)
 
@@ -156,6 +176,25 @@ class Store:
             self._subscribers.pop(token, None)
 
         return unsubscribe
+
+    def on_hint(self, callback: Callable[[Hint], None]) -> Callable[[], None]:
+        """Call `callback` when another process has committed something of that kind; returns how to stop.
+
+        A hint that may be lost, or come for nothing.
+        """
+        token = object()
+        self._hinted[token] = callback
+
+        def stop() -> None:
+            self._hinted.pop(token, None)
+
+        return stop
+
+    def _on_hint(self, hint: Hint) -> None:
+        if hint is Hint.CHANGES:
+            self._hint.set()
+        for callback in tuple(self._hinted.values()):
+            callback(hint)
 
     async def prune_events(
         self, *, events_max: int = EVENTS_KEPT_MAX, answers_max: int = ANSWERS_KEPT_MAX
@@ -188,7 +227,9 @@ class Store:
         prune_at = loop.time() + PRUNE_INTERVAL_SECONDS
         answering = True
         while True:
-            await asyncio.sleep(POLL_INTERVAL_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hint.wait(), POLL_INTERVAL_SECONDS)
+            self._hint.clear()
             try:
                 while await self._look():
                     pass
@@ -210,17 +251,13 @@ class Store:
         if not rows:
             return False
         self._seen_seq = rows[-1][0]
-        others = {
-            change: None
-            for seq, change in rows
-            if seq not in self._own_seqs and (change.endpoint_uid or change.gpu_request_id)
-        }
+        others = {change: None for seq, change in rows if seq not in self._own_seqs}
         self._own_seqs = {seq for seq in self._own_seqs if seq > self._seen_seq}
         self._tell(others)
         return len(rows) == POLL_EVENTS_MAX
 
 
-class Tx(GpuRows, AccessRows):
+class Tx(GpuRows, AccessRows, LeaseRows):
     """What can be done within one transaction. Made by `Store.transaction` and `Store.read` only.
 
     Write rows before appending events: on PostgreSQL the first event makes other writers of events wait.
@@ -472,6 +509,11 @@ class Tx(GpuRows, AccessRows):
         if limit is not None:
             statement = statement.limit(limit)
         return await read_all(await self._all(statement), codec.endpoint_from_row)
+
+    async def endpoint_clusters(self) -> dict[str, str]:
+        """The cluster of every endpoint, by uid, in the order of uids."""
+        rows = await self._all(select(endpoints.c.uid, endpoints.c.cluster).order_by(endpoints.c.uid))
+        return {row.uid: row.cluster for row in rows}
 
     async def endpoint_uids(self) -> list[str]:
         """Every uid, in order."""
