@@ -48,10 +48,12 @@ from inferplane.engines.nvml import DeviceMeter, NvmlNodes
 from inferplane.engines.port import Clock, Engine
 from inferplane.engines.simulated import NOTE, Script, SimulatedEngine
 from inferplane.gateway.activator import Activator
+from inferplane.gateway.batches import BatchMeter
 from inferplane.gateway.demand import Demand
 from inferplane.gateway.endpoint_keys import key_set, signing_key
 from inferplane.gateway.history import TrafficHistory
 from inferplane.gateway.publisher import GatewayConfig, RoutePublisher
+from inferplane.gateway.route_table import Upstream
 from inferplane.gateway.traffic import TrafficMeter
 from inferplane.modelstore.store import ModelStore
 from inferplane.observability import configure_logging, get_logger
@@ -259,7 +261,14 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
         )
         stack.push_async_callback(traffic.close)
         await traffic.start()
-        history = TrafficHistory(traffic.counters, clock)
+
+        def replicas(uid: str) -> tuple[Upstream, ...]:
+            routes = publisher.confirmed(uid)
+            return () if routes is None else routes.upstreams
+
+        history = TrafficHistory(
+            traffic.counters, clock, replicas=replicas, batch_rows=BatchMeter(replicas).since_last
+        )
         stack.push_async_callback(history.close)
         await history.start()
         devices = await _device_meter(settings, clock, stack)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from inferplane.domain.rollout import RevisionTraffic
 from inferplane.gateway.history import POINTS_MAX, SERIES_MAX, TrafficHistory
+from inferplane.gateway.route_table import Upstream
 from inferplane.gateway.series import Counters, Served
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,6 +60,24 @@ async def test_points_tell_what_happened_between_two_looks() -> None:
     assert round(point.concurrency, 3) == 0.5
     assert point.p95_seconds is not None
     assert 0.01 < point.p95_seconds <= 0.1
+
+
+async def test_points_tell_how_many_replicas_there_were_and_the_size_of_batches() -> None:
+    envoy, asked = Envoy(), list[list[str]]()
+
+    async def rows(uids: Iterable[str]) -> Mapping[tuple[str, int], float]:
+        asked.append(list(uids))
+        return {(UID, 1): 7.5, (UID, 2): 1.0}
+
+    there = [Upstream("r1-0", "unix:/a"), Upstream("r1-1", "unix:/b"), Upstream("r2-0", "unix:/c")]
+    history = TrafficHistory(envoy.read, envoy.clock, replicas=lambda _uid: there, batch_rows=rows)
+    for requests in (1, 5, 0):
+        envoy.serve(1, requests)
+        await history.sample()
+        envoy.now += timedelta(seconds=10)
+    told = [(point.replicas, point.batch_rows) for point in history.points(UID)[1]]
+    assert told == [(2, 7.5), (2, None)]
+    assert asked == [[UID]], "only who had requests is asked"
 
 
 async def test_an_hour_is_kept_of_who_had_requests_and_nothing_of_who_had_none() -> None:

@@ -29,10 +29,11 @@ def test_counters_are_read_by_endpoint() -> None:
         {
             "cluster.team/iris/u1/r1.upstream_rq_total": 3,
             "cluster.team/iris/u1/r1.upstream_rq_active": 1,
+            "cluster.team/iris/u1/r1/ek-one.upstream_rq_total": 2,
             "cluster.team/other/u2/r3.upstream_rq_total": 0,
             "cluster.inferplane-api.upstream_rq_total": 9,
         }
-    ) == {"u1": Count(3, 1), "u2": Count(0, 0)}
+    ) == {"u1": Count(5, 1), "u2": Count(0, 0)}
 
 
 def test_an_endpoint_is_idle_from_when_it_was_first_seen() -> None:

@@ -34,6 +34,8 @@ def _point(point: Point) -> TrafficPoint:
         p50_ms=_milliseconds(point.p50_seconds),
         p95_ms=_milliseconds(point.p95_seconds),
         p99_ms=_milliseconds(point.p99_seconds),
+        replicas=point.replicas,
+        batch_rows=None if point.batch_rows is None else round(point.batch_rows, DIGITS),
     )
 
 

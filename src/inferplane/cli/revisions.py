@@ -216,7 +216,18 @@ def metrics(
     if not rows:
         note(f"{name} had no requests in the last {minutes} minutes.")
         return
-    header = ("TIME", "REVISION", "REQUESTS/S", "ERRORS/S", "P50 MS", "P95 MS", "P99 MS", "AT ONCE")
+    header = (
+        "TIME",
+        "REVISION",
+        "REQUESTS/S",
+        "ERRORS/S",
+        "P50 MS",
+        "P95 MS",
+        "P99 MS",
+        "AT ONCE",
+        "REPLICAS",
+        "BATCH ROWS",
+    )
     print_result(render.table(header, rows))
 
 
@@ -244,6 +255,8 @@ def _metric_rows(found: EndpointMetrics) -> list[tuple[str, ...]]:
             f"{point.errors_per_second:g}",
             *("-" if each is None else f"{each:g}" for each in (point.p50_ms, point.p95_ms, point.p99_ms)),
             f"{point.concurrency:g}",
+            str(point.replicas),
+            "-" if point.batch_rows is None else f"{point.batch_rows:g}",
         )
         for series in found.series
         for point in series.points

@@ -6,6 +6,8 @@ Two looks at Envoy's counters, both regular:
 * every WATCH_SECONDS at the endpoints of which a rollout is under way (`by_revision`), kept as counters,
   so that any window can be asked for.
 
+Whoever had requests between two looks is also asked for the size of its batches (`gateway.batches`).
+
 All of it is lost with the process. A rollout is then judged by what comes, and charts begin anew.
 """
 
@@ -13,12 +15,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from inferplane.domain.rollout import RevisionTraffic
 from inferplane.gateway.admin import AdminUnreachable
+from inferplane.gateway.route_table import Upstream
 from inferplane.gateway.series import Counters, Served, render
 from inferplane.observability import get_logger
 
@@ -38,13 +41,17 @@ log = get_logger("gateway.history")
 
 Clock = Callable[[], datetime]
 Read = Callable[[str], Awaitable[Mapping[Served, Counters]]]
+Replicas = Callable[[str], Iterable[Upstream]]
+BatchRows = Callable[[Iterable[str]], Awaitable[Mapping[tuple[str, int], float]]]
+"""Rows in one call of the model since the last time, by uid and revision, of the endpoints that are named."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
     """One revision over `seconds` up to `at`. `errors` are answers with 5xx. Times are None without answers.
 
-    `concurrency` is how many requests were with its replicas on average.
+    `concurrency` is how many requests were with its replicas on average. `replicas` got requests at `at`;
+    `batch_rows` is how many rows one call of the model had, None where nobody counts that.
     """
 
     at: datetime
@@ -55,6 +62,8 @@ class Point:
     p50_seconds: float | None
     p95_seconds: float | None
     p99_seconds: float | None
+    replicas: int = 0
+    batch_rows: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +74,20 @@ class _Look:
 
 class TrafficHistory:
     """`read(uid)` asks Envoy for the counters of one endpoint, of everybody for ""; it may raise
-    AdminUnreachable."""
+    AdminUnreachable. `replicas(uid)` are those that may get requests now."""
 
-    def __init__(self, read: Read, clock: Clock) -> None:
+    def __init__(
+        self,
+        read: Read,
+        clock: Clock,
+        *,
+        replicas: Replicas = lambda _uid: (),
+        batch_rows: BatchRows | None = None,
+    ) -> None:
         self._read = read
         self._clock = clock
+        self._replicas = replicas
+        self._batch_rows = batch_rows
         self._last: dict[Served, _Look] = {}
         self._points: OrderedDict[Served, deque[Point]] = OrderedDict()
         self._watched: dict[str, datetime] = {}
@@ -113,15 +131,21 @@ class TrafficHistory:
         """One look at everybody."""
         counters = await self._read("")
         now = self._clock()
+        made: dict[Served, Point] = {}
         for served, present in counters.items():
             before = self._last.get(served)
             self._last[served] = _Look(now, present)
-            if before is None:
-                continue
-            point = point_between(before.counters, before.at, present, now)
+            if before is not None:
+                made[served] = point_between(before.counters, before.at, present, now)
+        busy = dict.fromkeys(served.uid for served, point in made.items() if point.requests)
+        sizes = await self._batch_rows(busy) if self._batch_rows is not None and busy else {}
+        for served, point in made.items():
             kept = self._points.get(served)
             if kept is None and not point.requests:
                 continue
+            serving = sum(each.revision == served.revision for each in self._replicas(served.uid))
+            rows = sizes.get((served.uid, served.revision)) if point.requests else None
+            point = replace(point, replicas=serving, batch_rows=rows)
             if kept is None:
                 kept = self._points[served] = deque(maxlen=POINTS_MAX)
             kept.append(point)

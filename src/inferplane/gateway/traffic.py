@@ -52,13 +52,13 @@ class Seen:
 def counts_of(statistics: Mapping[str, int]) -> dict[str, Count]:
     """Requests by endpoint uid, from Envoy's statistics, over all its revisions.
 
-    An upstream is `<workspace>/<endpoint>/<uid>/r<revision>`.
+    An upstream is `<workspace>/<endpoint>/<uid>/r<revision>`, and `…/<key id>` where keys are counted apart.
     """
     counts: dict[str, Count] = {}
     for name, value in statistics.items():
         upstream, _, counter = name.removeprefix("cluster.").rpartition(".")
         parts = upstream.split("/")
-        if len(parts) != 4:
+        if len(parts) not in (4, 5):
             continue
         count = counts.get(parts[2], Count())
         counts[parts[2]] = (

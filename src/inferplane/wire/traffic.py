@@ -10,7 +10,9 @@ import msgspec
 class TrafficPoint(msgspec.Struct, frozen=True, rename="camel"):
     """The time up to `at`. `errors_per_second` are answers with 5xx; times are null without answers.
 
-    `concurrency` is how many requests were with the replicas on average.
+    `concurrency` is how many requests were with the replicas on average, `replicas` how many of them there were
+    at `at`. `batch_rows` is how many rows one call of the model had on average; null without a call, and for
+    servers that do not count that.
     """
 
     at: datetime
@@ -20,6 +22,8 @@ class TrafficPoint(msgspec.Struct, frozen=True, rename="camel"):
     p50_ms: float | None = None
     p95_ms: float | None = None
     p99_ms: float | None = None
+    replicas: int = 0
+    batch_rows: float | None = None
 
 
 class RevisionSeries(msgspec.Struct, frozen=True, rename="camel"):
