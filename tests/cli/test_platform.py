@@ -148,6 +148,11 @@ def test_workspaces_and_clusters(shell: Any) -> None:
         "local",
         "yes",
         "-",
+        "0",
+        "0",
+        "of",
+        "0",
+        "-",
         "-",
         "-",
     ]

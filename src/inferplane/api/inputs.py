@@ -34,7 +34,7 @@ from inferplane.wire.endpoints import (
 )
 from inferplane.wire.gpus import BindingBody, CreateGpr, TemplateBody, UpdateGpr
 from inferplane.wire.policies import GpuConstraintsBody, PolicyBody
-from inferplane.wire.workspaces import UpdateWorkspace, WriteCluster, WriteWorkspace
+from inferplane.wire.workspaces import UpdateCluster, UpdateWorkspace, WriteCluster, WriteWorkspace
 
 NO_GPU_WORDS = frozenset({"", "none", "null"})
 
@@ -51,13 +51,19 @@ def key_draft(body: CreateApiKey) -> KeyDraft:
     )
 
 
-def cluster_draft(body: WriteCluster) -> ClusterDraft:
+def cluster_draft(body: WriteCluster | UpdateCluster) -> ClusterDraft:
     """What a cluster is asked to be."""
     return ClusterDraft(
-        body.name,
-        body.engine.strip().lower(),
-        body.domain or "",
-        body.kubeconfig_ref or "",
+        name=body.name,
+        engine=body.engine.strip().lower() if isinstance(body, WriteCluster) else "",
+        domain=body.domain,
+        ingress_address=body.ingress_address,
+        kubeconfig=body.kubeconfig,
+        kubeconfig_ref=body.kubeconfig_ref,
+        context=body.context,
+        in_cluster=body.in_cluster,
+        drift=body.drift,
+        force=bool(body.force),
     )
 
 

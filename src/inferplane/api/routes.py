@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from inferplane.api import access_views, gpu_views, inputs, traffic_views, views
+from inferplane.api import access_views, cluster_views, gpu_views, inputs, traffic_views, views
 from inferplane.api.answers import Answer, EventStream
 from inferplane.api.call import Call
 from inferplane.api.metrics import CONTENT_TYPE
@@ -39,6 +39,7 @@ from inferplane.services import (
     endpoints,
     gpu_requests,
     inventory,
+    kube_configs,
     policies,
     templates,
     traffic,
@@ -107,8 +108,11 @@ from inferplane.wire.usage import UsageList
 from inferplane.wire.workspaces import (
     ClusterList,
     ClusterRef,
+    ClusterRegistered,
     DeleteWorkspace,
+    KubeConfig,
     KubeConfigRequest,
+    UpdateCluster,
     UpdateWorkspace,
     WorkspaceList,
     WorkspaceName,
@@ -213,24 +217,42 @@ async def list_workspaces(call: Call) -> WorkspaceList:
     return WorkspaceList(tuple(views.workspace_item(each) for each in found))
 
 
-async def kube_config(call: Call) -> Nothing:
+async def kube_config(call: Call) -> KubeConfig:
     """A kubeconfig, on clusters that are Kubernetes."""
     body = call.read(KubeConfigRequest)
-    await workspaces.kube_config(call.platform, call.caller, body.workspace_name, body.cluster_name or "")
-    return Nothing()
+    return KubeConfig(
+        await kube_configs.kube_config(
+            call.platform, call.caller, body.workspace_name, body.cluster_name or ""
+        )
+    )
 
 
 async def list_clusters(call: Call) -> ClusterList:
     """Clusters that the caller may use."""
     found = await clusters.list_clusters(call.platform, call.caller)
     gateway, version = call.platform.gateway, call.tools.version
-    return ClusterList(tuple(views.cluster_item(each, gateway, version) for each in found))
+    return ClusterList(tuple(cluster_views.cluster_item(each, gateway, version) for each in found))
 
 
-async def register_cluster(call: Call) -> ClusterRef:
-    """Make a cluster known; it works once an engine runs for it."""
+async def register_cluster(call: Call) -> ClusterRegistered:
+    """Make a cluster known. One of Kubernetes is looked at first, and works at once."""
     draft = inputs.cluster_draft(call.read(WriteCluster))
-    return ClusterRef(await clusters.register(call.platform, call.caller, draft))
+    report = await clusters.register(call.platform, call.caller, draft, dry_run=call.flag("dryRun"))
+    return ClusterRegistered(draft.name, cluster_views.report_item(report))
+
+
+async def change_cluster(call: Call) -> ClusterRegistered:
+    """Other credentials, domain, ingress or drift for a cluster of Kubernetes."""
+    draft = inputs.cluster_draft(call.read(UpdateCluster))
+    report = await clusters.change(call.platform, call.caller, draft)
+    return ClusterRegistered(draft.name, cluster_views.report_item(report))
+
+
+async def check_cluster(call: Call) -> ClusterRegistered:
+    """Look at a cluster of Kubernetes now."""
+    name = call.read(ClusterRef).name
+    report = await clusters.check(call.platform, call.caller, name)
+    return ClusterRegistered(name, cluster_views.report_item(report))
 
 
 async def delete_cluster(call: Call) -> Nothing:
@@ -754,8 +776,10 @@ ROUTES: tuple[Route, ...] = (
     Route(("PUT",), paths.WORKSPACE, update_workspace, "Change a workspace", UpdateWorkspace, WorkspaceName),
     Route(("DELETE",), paths.WORKSPACE, delete_workspace, "Delete a workspace", DeleteWorkspace, Nothing),
     Route(("GET",), paths.WORKSPACE_LIST, list_workspaces, "List workspaces", data=WorkspaceList),
-    Route(("POST",), paths.WORKSPACE_KUBE_CONFIG, kube_config, "Get a kubeconfig", KubeConfigRequest, Nothing),
-    Route(("POST",), paths.CLUSTER, register_cluster, "Register a cluster", WriteCluster, ClusterRef),
+    Route(("POST",), paths.WORKSPACE_KUBE_CONFIG, kube_config, "Get a kubeconfig", KubeConfigRequest, KubeConfig),
+    Route(("POST",), paths.CLUSTER, register_cluster, "Register a cluster", WriteCluster, ClusterRegistered, {"dryRun": "true: only look at it, store nothing"}),
+    Route(("PUT",), paths.CLUSTER, change_cluster, "Change a cluster of Kubernetes", UpdateCluster, ClusterRegistered),
+    Route(("POST",), paths.CLUSTER_CHECK, check_cluster, "Check a cluster of Kubernetes", ClusterRef, ClusterRegistered),
     Route(("DELETE",), paths.CLUSTER, delete_cluster, "Forget a cluster", ClusterRef, Nothing),
     Route(("GET",), paths.CLUSTER_LIST, list_clusters, "List clusters", data=ClusterList),
     Route(("GET",), paths.POLICIES, list_policies, "List workspace policies", data=PolicyList),

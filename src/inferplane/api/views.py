@@ -34,7 +34,6 @@ from inferplane.domain.quantity import format_duration
 from inferplane.domain.reasons import ReasonCode, reason_of
 from inferplane.domain.storage_uri import redacted
 from inferplane.domain.workspace import Workspace
-from inferplane.services.clusters import ClusterSeen
 from inferplane.services.context import GatewayAddress
 from inferplane.services.endpoints import Finding
 from inferplane.services.trail import AFTER, BEFORE, KEY_ID
@@ -58,7 +57,7 @@ from inferplane.wire.endpoints import (
     ReplicaCount,
     ReplicaItem,
 )
-from inferplane.wire.workspaces import ClusterCapacity, ClusterItem, NamespaceItem, WorkspaceItem
+from inferplane.wire.workspaces import NamespaceItem, WorkspaceItem
 
 READY = "Ready"
 PLACEHOLDER_BODY = '{"instances": []}'
@@ -529,7 +528,7 @@ def _millis(start: datetime, end: datetime) -> int:
     return max(0, round((end - start).total_seconds() * 1000))
 
 
-# Keys, workspaces, clusters
+# Keys, workspaces
 
 
 def api_key_item(key: ApiKey) -> ApiKeyItem:
@@ -556,20 +555,4 @@ def workspace_item(workspace: Workspace) -> WorkspaceItem:
         max_clusters=len(workspace.clusters),
         clusters=workspace.clusters,
         namespaces=tuple(NamespaceItem(name, workspace.clusters) for name in workspace.namespaces),
-    )
-
-
-def cluster_item(seen: ClusterSeen, gateway: GatewayAddress, version: str) -> ClusterItem:
-    """A cluster as listed; without a domain of its own it has the platform's. Engines are of our version."""
-    cluster, capacity = seen.cluster, seen.capacity
-    return ClusterItem(
-        name=cluster.name,
-        engine=cluster.engine,
-        domain=cluster.domain or gateway.domain,
-        ingress_address=gateway.advertised_host,
-        reachable=not seen.problem,
-        message=seen.problem,
-        engine_version="" if seen.problem else version,
-        capacity=ClusterCapacity(capacity.nodes, capacity.gpus, capacity.free),
-        created_at=cluster.created_at,
     )

@@ -1,4 +1,4 @@
-"""The verbs on keys, workspaces and clusters: `inferplane key …`, `workspace …`, `cluster …`."""
+"""The verbs on keys and workspaces: `inferplane key …`, `workspace …`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ DEFAULT = "default"
 
 keys = typer.Typer(no_args_is_help=True, help="API keys.")
 workspaces = typer.Typer(no_args_is_help=True, help="Workspaces.")
-clusters = typer.Typer(no_args_is_help=True, help="Clusters.")
 
 
 def register(app: typer.Typer) -> None:
     """Add the groups to `app`."""
     app.add_typer(keys, name="key")
     app.add_typer(workspaces, name="workspace")
-    app.add_typer(clusters, name="cluster")
 
 
 @keys.command("create")
@@ -173,49 +171,23 @@ def delete_workspace(
         note(f"warning: commands that name no workspace mean {DEFAULT}; INFERPLANE_WORKSPACE names another.")
 
 
-@clusters.command("list")
-def list_clusters(context: typer.Context, output: Output = Format.TABLE) -> None:
-    """List the clusters."""
-    with connected(context) as client:
-        found = client.list_clusters()
-    if output is Format.JSON:
-        print_json({"items": found})
-    else:
-        print_result(render.cluster_list(found))
-
-
-@clusters.command("add")
-def add_cluster(
+@workspaces.command("kubeconfig")
+def workspace_kubeconfig(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the cluster.", show_default=False)],
-    engine: Annotated[
-        str, typer.Option("--engine", help="What runs its model servers: local or simulated.")
-    ] = "local",
-    domain: Annotated[
-        str, typer.Option("--domain", help="What its endpoints' names end in.", show_default=False)
+    name: Annotated[str, typer.Argument(help="Name of the workspace.", show_default=False)],
+    cluster: Annotated[
+        str,
+        typer.Option(
+            "--cluster", "-c", help="The cluster; else its first of Kubernetes.", show_default=False
+        ),
     ] = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Make a cluster known, so that workspaces can be given it before the platform runs it."""
+    """Print a kubeconfig for the workspace's namespaces; it ends by itself after some hours."""
     with connected(context) as client:
-        made = client.register_cluster(name, engine=engine, domain=domain)
+        text = client.kube_config(workspace=name, cluster=cluster)
     if output is Format.JSON:
-        print_json({"name": made})
+        print_json({"kubeConfig": text})
     else:
-        print_result(f"cluster {made} is known")
-        note("It runs nothing until it is declared as [[cluster]] in the configuration file of `up`.")
-
-
-@clusters.command("remove")
-def remove_cluster(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the cluster.", show_default=False)],
-    output: Output = Format.TABLE,
-) -> None:
-    """Forget a cluster that no workspace has and that the configuration file does not declare."""
-    with connected(context) as client:
-        client.delete_cluster(name)
-    if output is Format.JSON:
-        print_json({})
-    else:
-        print_result(f"cluster {name} is forgotten")
+        print_result(text.rstrip("\n"))
+        note("Keep it to yourself: whoever has it may do in those namespaces what you may.")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from inferplane.cli import access, endpoint_keys, endpoints, gpu_rules, gpus, platform, revisions
+from inferplane.cli import access, clusters, endpoint_keys, endpoints, gpu_rules, gpus, platform, revisions
 from inferplane.cli.exits import ExitCode, exit_code_of
 from inferplane.cli.options import Target
 from inferplane.cli.output import note, print_error, print_result
@@ -62,6 +62,7 @@ def build_cli(up: Callable[[LoadedSettings], int]) -> typer.Typer:
     revisions.register(app)
     gpus.register(app)
     access.register(app)
+    clusters.register(app)
     endpoint_keys.register(app)
     gpu_rules.register(app)
     return app

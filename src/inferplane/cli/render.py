@@ -27,7 +27,7 @@ from inferplane.wire.endpoints import (
     MilestoneItem,
 )
 from inferplane.wire.usage import UsageItem, UsageList, UsageTotal
-from inferplane.wire.workspaces import ClusterItem, WorkspaceItem
+from inferplane.wire.workspaces import ClusterItem, ClusterReportItem, WorkspaceItem
 
 INDENT = "  "
 
@@ -376,13 +376,37 @@ def cluster_list(items: Sequence[ClusterItem]) -> str:
             item.name,
             item.engine,
             "yes" if item.reachable else "no",
+            item.engine_version,
+            str(item.capacity.nodes),
+            f"{item.capacity.free} of {item.capacity.gpus}",
             item.domain,
             item.ingress_address,
             item.message,
         )
         for item in items
     ]
-    return table(("NAME", "ENGINE", "REACHABLE", "DOMAIN", "INGRESS", "MESSAGE"), rows)
+    heads = (
+        "NAME",
+        "ENGINE",
+        "REACHABLE",
+        "VERSION",
+        "GPU NODES",
+        "GPUS FREE",
+        "DOMAIN",
+        "INGRESS",
+        "MESSAGE",
+    )
+    return table(heads, rows)
+
+
+def cluster_report(report: ClusterReportItem) -> str:
+    """What was found in a cluster: one line a check, and what to do below those that did not pass."""
+    lines = []
+    for each in report.checks:
+        lines.append(f"{'ok ' if each.ok else 'NO '} {each.check}: {each.message}")
+        if not each.ok:
+            lines += [f"      {text}" for text in (each.reason, each.next_action) if text]
+    return "\n".join(lines) or report.message
 
 
 def settings_table(sources: Sequence[Sourced]) -> str:

@@ -38,6 +38,9 @@ from inferplane.wire.gpus import GprItem
 from inferplane.wire.platform import Readiness
 from inferplane.wire.workspaces import (
     ClusterItem,
+    ClusterRegistered,
+    ClusterReportItem,
+    UpdateCluster,
     UpdateWorkspace,
     WorkspaceItem,
     WriteCluster,
@@ -53,6 +56,8 @@ FAILED_PATIENCE_SECONDS = 20.0
 EVENTS_POLL_SECONDS = 1.0
 QUEUED = "Queued"
 """What waits for GPUs is called so, an endpoint as well as a request."""
+KSERVE = "kserve"
+"""The engine of clusters of Kubernetes."""
 PAGES_MAX = 10_000
 MANIFEST_CHARACTERS_MAX = 1024 * 1024
 
@@ -928,8 +933,100 @@ def register_cluster(session: Session, name: str, *, engine: str, domain: str = 
     return answer.name
 
 
+def connect_cluster(
+    session: Session,
+    name: str,
+    *,
+    kubeconfig: str = "",
+    kubeconfig_ref: str = "",
+    context: str = "",
+    in_cluster: bool = False,
+    domain: str = "",
+    ingress_address: str = "",
+    drift: str = "",
+    force: bool = False,
+    dry_run: bool = False,
+) -> Flow[ClusterReportItem]:
+    """Register a cluster of Kubernetes with KServe, which works at once; returns what was found there.
+
+    It is reached by the text of a `kubeconfig` that stands alone, by the path of one on the platform's machine,
+    or `in_cluster` by the platform's own service account. It is refused while it does not answer, unless
+    `force`. With `dry_run` it is only looked at. Raises AlreadyExistsError, InvalidError.
+    """
+    body = WriteCluster(
+        name,
+        KSERVE,
+        domain=domain or None,
+        ingress_address=ingress_address or None,
+        kubeconfig=kubeconfig or None,
+        kubeconfig_ref=kubeconfig_ref or None,
+        context=context or None,
+        in_cluster=in_cluster or None,
+        drift=drift or None,
+        force=force or None,
+    )
+    answer = yield from ask(session, requests.register_cluster(body, dry_run=dry_run))
+    return _found(answer)
+
+
+def change_cluster(
+    session: Session,
+    name: str,
+    *,
+    domain: str | None = None,
+    ingress_address: str | None = None,
+    kubeconfig: str = "",
+    kubeconfig_ref: str = "",
+    context: str = "",
+    in_cluster: bool = False,
+    drift: str = "",
+    force: bool = False,
+) -> Flow[ClusterReportItem]:
+    """Change a registered cluster of Kubernetes; what is not given stays. Returns what was found there.
+
+    Raises NotFoundError, InvalidError, ConflictError for one that the configuration file declares.
+    """
+    body = UpdateCluster(
+        name,
+        domain=domain,
+        ingress_address=ingress_address,
+        kubeconfig=kubeconfig or None,
+        kubeconfig_ref=kubeconfig_ref or None,
+        context=context or None,
+        in_cluster=in_cluster or None,
+        drift=drift or None,
+        force=force or None,
+    )
+    answer = yield from ask(session, requests.change_cluster(body))
+    return _found(answer)
+
+
+def check_cluster(session: Session, name: str) -> Flow[ClusterReportItem]:
+    """Look at a registered cluster of Kubernetes now. Raises NotFoundError, InvalidError."""
+    answer = yield from ask(session, requests.check_cluster(name))
+    return _found(answer)
+
+
+def _found(answer: ClusterRegistered) -> ClusterReportItem:
+    """Of a cluster of Kubernetes something is always found."""
+    assert answer.report is not None, "the platform looks at every cluster of Kubernetes"
+    return answer.report
+
+
+def kube_config(session: Session, *, workspace: str = "default", cluster: str = "") -> Flow[str]:
+    """A kubeconfig (YAML) for the workspace's namespaces on a cluster of Kubernetes; it expires by itself.
+
+    Raises InvalidError for a cluster that is no Kubernetes, ForbiddenError, UnavailableError.
+    """
+    answer = yield from ask(session, requests.kube_config(workspace, cluster))
+    return answer.kube_config
+
+
 def delete_cluster(session: Session, name: str) -> Flow[None]:
-    """Forget a cluster. Raises ConflictError while the configuration file declares it, or a workspace has it."""
+    """Forget a cluster; what runs on it runs on.
+
+    Raises ConflictError while the configuration file declares it, or a workspace has it.
+    """
     yield from ask(session, requests.delete_cluster(name))
 
 

@@ -176,10 +176,34 @@ def list_clusters() -> Request[workspaces.ClusterList]:
     return _read(paths.CLUSTER_LIST, workspaces.ClusterList)
 
 
-def register_cluster(body: workspaces.WriteCluster) -> Request[workspaces.ClusterRef]:
-    """Make a cluster known."""
+def kube_config(workspace: str, cluster: str = "") -> Request[workspaces.KubeConfig]:
+    """A kubeconfig for the workspace."""
+    body = workspaces.KubeConfigRequest(workspace, cluster or None)
     return replace(
-        _write("POST", paths.CLUSTER, body, workspaces.ClusterRef, ""), resend=Resend.ONLY_IF_UNSENT
+        _write("POST", paths.WORKSPACE_KUBE_CONFIG, body, workspaces.KubeConfig, ""), resend=Resend.SAFE
+    )
+
+
+def register_cluster(
+    body: workspaces.WriteCluster, *, dry_run: bool = False
+) -> Request[workspaces.ClusterRegistered]:
+    """Make a cluster known, or only look at it."""
+    request = _write("POST", paths.CLUSTER, body, workspaces.ClusterRegistered, "")
+    resend = Resend.SAFE if dry_run else Resend.ONLY_IF_UNSENT
+    return replace(request, query=_query({"dryRun": "true"}) if dry_run else request.query, resend=resend)
+
+
+def change_cluster(body: workspaces.UpdateCluster) -> Request[workspaces.ClusterRegistered]:
+    """Other credentials or settings for a cluster of Kubernetes."""
+    request = _write("PUT", paths.CLUSTER, body, workspaces.ClusterRegistered, "")
+    return replace(request, resend=Resend.SAFE)
+
+
+def check_cluster(name: str) -> Request[workspaces.ClusterRegistered]:
+    """Look at a cluster of Kubernetes now."""
+    body = workspaces.ClusterRef(name)
+    return replace(
+        _write("POST", paths.CLUSTER_CHECK, body, workspaces.ClusterRegistered, ""), resend=Resend.SAFE
     )
 
 

@@ -7,14 +7,42 @@ logged as they are.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
+from inferplane.domain.errors import Invalid
 from inferplane.domain.preflight import Check
 
 KUBECONFIG_BYTES_MAX = 256 * 1024
 """A kubeconfig of one context is a few KiB; one with many is still far below."""
+
+
+INGRESS_CHARACTERS_MAX = 253
+PORT_MAX = 65_535
+_INGRESS = re.compile(
+    r"(\[([0-9a-fA-F:.]+)\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:(?P<port>[0-9]{1,5}))?", re.ASCII
+)
+
+
+def check_ingress(text: str, field: str) -> str:
+    """An address or name of a cluster's ingress, maybe with a port; may be empty. Raises Invalid.
+
+    An IPv6 address stands in brackets, as in URLs.
+    """
+    text = text.strip()
+    if not text:
+        return ""
+    match = _INGRESS.fullmatch(text) if len(text) <= INGRESS_CHARACTERS_MAX else None
+    if match is None or not 0 < int(match["port"] or 80) <= PORT_MAX:
+        raise Invalid(
+            f"{field} must be the address or name of the cluster's ingress",
+            reason="InvalidIngress",
+            field=field,
+            next_action="Give it like 192.0.2.10, [2001:db8::1], ingress.example.com or 192.0.2.10:8080.",
+        )
+    return text
 
 
 class Drift(StrEnum):

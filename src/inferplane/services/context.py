@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from inferplane.domain.endpoint_access import Access
 from inferplane.domain.gpu_request import Grant
+from inferplane.engines.clusters import ClusterLinks, NoLinks
 from inferplane.engines.port import Clock, Engine
 from inferplane.gateway.history import TrafficHistory
 from inferplane.scheduler import Switches
@@ -92,6 +93,8 @@ class Limits:
 class Platform:
     """Everything a verb may reach. `engines` is keyed by cluster name; `new_id(n)` gives n of a-z0-9.
 
+    Engines come and go as clusters are registered and forgotten; `links` reaches those of Kubernetes.
+
     `scheduling` holds the switches that the admission controller runs with, so that estimates agree.
     `keys` holds API keys that were read a moment ago; whoever deletes a key tells it.
     `grant_measured` says whether anybody can tell if granted GPUs are used.
@@ -113,3 +116,4 @@ class Platform:
     default_access: Access = Access.OPEN
     signing_key: str = field(default="", repr=False)
     traffic: TrafficHistory | None = None
+    links: ClusterLinks = field(default_factory=NoLinks)

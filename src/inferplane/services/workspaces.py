@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from inferplane.domain.access import Caller, Verb
 from inferplane.domain.endpoint import InferenceEndpoint, public_state
-from inferplane.domain.errors import Conflict, Invalid, NotFound, Problem, QuotaExceeded, StaleVersion
+from inferplane.domain.errors import Conflict, NotFound, Problem, QuotaExceeded, StaleVersion
 from inferplane.domain.gpu_request import GpuRequest
 from inferplane.domain.names import check_name
 from inferplane.domain.workspace import Cluster, Workspace
@@ -173,31 +173,6 @@ async def _delete_empty(platform: Platform, caller: Caller, name: str) -> None:
                 before=facts(present),
             )
         )
-
-
-async def kube_config(platform: Platform, caller: Caller, name: str, cluster: str = "") -> str:
-    """A kubeconfig for the workspace on one of its clusters.
-
-    Raises Invalid (NotKubernetes) for a cluster that is no Kubernetes, as every one of engine `local`.
-    """
-    caller.require(Verb.READ_WORKSPACE, name)
-    async with platform.store.read() as tx:
-        workspace = await tx.get_workspace(name)
-        clusters = {each.name: each for each in await tx.list_clusters()}
-    chosen = cluster or next(iter(workspace.clusters), "")
-    if chosen not in workspace.clusters or chosen not in clusters:
-        raise Invalid(
-            f"workspace {name} does not use a cluster named “{chosen[:80]}”",
-            reason="ClusterNotInWorkspace",
-            field="clusterName",
-            next_action=f"Its clusters are: {', '.join(workspace.clusters)}.",
-        )
-    raise Invalid(
-        f"cluster {chosen} is no Kubernetes cluster (its engine is {clusters[chosen].engine}), so there is no kubeconfig",
-        reason="NotKubernetes",
-        field="clusterName",
-        next_action="Use this API or the command line; nothing on this cluster needs a kubeconfig.",
-    )
 
 
 async def _until_empty(platform: Platform, name: str) -> None:

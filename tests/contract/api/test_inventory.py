@@ -139,8 +139,8 @@ def test_a_cluster_is_registered_used_and_forgotten(gpus: GpuWorld) -> None:
 def test_clusters_that_cannot_be(gpus: GpuWorld) -> None:
     for body, field, reason in (
         ({"name": "Not A Name", "engine": "local"}, "name", "InvalidName"),
-        ({"name": "c", "engine": "kserve"}, "engine", "NotAvailableYet"),
-        ({"name": "c", "engine": "simulated", "kubeconfigRef": "x"}, "kubeconfigRef", "NotAvailableYet"),
+        ({"name": "c", "engine": "kserve"}, "kubeconfig", "Missing"),
+        ({"name": "c", "engine": "simulated", "kubeconfigRef": "x"}, "kubeconfigRef", "NotKubernetes"),
         ({"name": "c", "engine": "magic"}, "engine", "UnknownEngine"),
         ({"name": "c", "engine": "local", "domain": "d" * 300}, "domain", "TooLong"),
     ):

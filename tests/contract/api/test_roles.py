@@ -72,6 +72,8 @@ WALK = (
     Step("GET", paths.WORKSPACE_LIST, Verb.READ_WORKSPACE, names_workspace=False),
     Step("POST", paths.WORKSPACE_KUBE_CONFIG, Verb.READ_WORKSPACE, body=lambda team: {"workspaceName": team}),
     Step("POST", paths.CLUSTER, Verb.MANAGE_CLUSTERS, body=lambda team: {"name": "local", "engine": "local"}, names_workspace=False),
+    Step("PUT", paths.CLUSTER, Verb.MANAGE_CLUSTERS, body=lambda team: {"name": "local"}, names_workspace=False),
+    Step("POST", paths.CLUSTER_CHECK, Verb.MANAGE_CLUSTERS, body=lambda team: {"name": "local"}, names_workspace=False),
     Step("DELETE", paths.CLUSTER, Verb.MANAGE_CLUSTERS, body=lambda team: {"name": "local"}, names_workspace=False),
     Step("GET", paths.CLUSTER_LIST, Verb.READ_CLUSTERS, names_workspace=False),
     Step("GET", paths.POLICIES, Verb.READ_WORKSPACE, names_workspace=False),
