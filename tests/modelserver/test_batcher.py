@@ -325,6 +325,21 @@ async def test_slow_small_requests_do_not_make_large_ones_look_endless() -> None
         await large
 
 
+@pytest.mark.parametrize(("steady", "most"), [(False, 4), (True, 32)])
+async def test_batches_of_a_quick_steady_model_grow_beyond_the_usual_when_many_wait(
+    steady: bool, most: int
+) -> None:
+    gate = Gate()
+    gate.open.set()
+    limits = BatchLimits(max_batch_rows=4, queue_rows_max=1000)
+    async with batching(gate, limits, steady=steady) as batcher:
+        await batcher.submit(work(*range(200)))  # by now it is known that a row takes next to nothing
+        await asyncio.gather(*(batcher.submit(work(n)) for n in range(100)))
+    calls = gate.calls[1:]
+    assert max(len(call) for call in calls) == most
+    assert sorted(number for call in calls for number in call) == list(range(100))
+
+
 async def test_a_queue_is_bounded_in_bytes_too() -> None:
     gate = Gate()
     limits = BatchLimits(max_batch_rows=100, queue_rows_max=1000, queue_bytes_max=100)

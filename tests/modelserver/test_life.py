@@ -146,6 +146,54 @@ def test_a_full_queue_refuses_what_it_did_not_process(launch: Launch, model_file
     assert answers[0].json() == {"predictions": [1.0]}
 
 
+def test_a_connection_lives_on_through_refusals(launch: Launch, model_files: Path) -> None:
+    server = launch("sklearn", model_files / "sleeper.pkl", queue_rows_max=1, max_batch_rows=1)
+    server.wait_for("ready")
+    body = b'{"instances": [[0, 7]]}'
+    plain = b"POST /v1/models/model:predict HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    chunked = (
+        b"POST /v1/models/model:predict HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+        % (len(body), body)
+    )
+    bad = b"POST /v1/models/other:predict HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}"
+
+    async def many() -> list[tuple[bytes, bytes]]:
+        reader, writer = await asyncio.open_unix_connection(server.config["address"].removeprefix("unix:"))
+
+        async def ask(request: bytes) -> tuple[bytes, bytes]:
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length is not None
+            return head, await reader.readexactly(int(length[1]))
+
+        async with _async_client(server) as client:
+            first = asyncio.create_task(_predict(client, 3.0, 1))
+            await _in_flight(client)
+            second = asyncio.create_task(_predict(client, 0, 2))
+            await _in_flight(client, 2)
+            # The first refusal makes the server look at the following ones only as far as it must. Of two
+            # that are sent together, the second answer comes without asking again.
+            requests = (plain, plain, chunked, plain + plain, b"", plain, bad)
+            answers = [await ask(one) for one in requests]
+            assert (await first).status_code == (await second).status_code == 200
+            answers.append(await ask(plain))
+        writer.close()
+        return answers
+
+    *refused, nowhere, answer = asyncio.run(many())
+    assert len(refused) == 6
+    for head, content in refused:
+        assert head.startswith(b"http/1.1 503")
+        assert b"x-inferplane-not-processed: 1" in head
+        assert re.search(rb"retry-after: [1-9]", head)
+        assert b"error" in content
+    assert nowhere[0].startswith(b"http/1.1 404")
+    assert answer[1] == b'{"predictions":[7.0]}'
+    text = server.client.get("/metrics").text
+    assert re.search(r'requests_total\{[^}]*code="503"\} 6\b', text)
+
+
 def test_requests_that_arrive_meanwhile_are_joined_and_each_gets_its_own(
     launch: Launch, model_files: Path
 ) -> None:
@@ -316,10 +364,10 @@ def test_a_configuration_that_cannot_be_read_exits_2_with_a_sentence(tmp_path: P
     assert done.stderr.strip()
 
 
-def _async_client(server: Any) -> httpx.AsyncClient:
+def _async_client(server: Any, connections: int = 100) -> httpx.AsyncClient:
     path = server.config["address"].removeprefix("unix:")
     return httpx.AsyncClient(
-        transport=httpx.AsyncHTTPTransport(uds=path, limits=httpx.Limits(max_connections=100)),
+        transport=httpx.AsyncHTTPTransport(uds=path, limits=httpx.Limits(max_connections=connections)),
         base_url="http://model",
         timeout=60,
     )
@@ -329,12 +377,12 @@ async def _predict(client: httpx.AsyncClient, seconds: float, number: float) -> 
     return await client.post("/v1/models/model:predict", json={"instances": [[seconds, number]]})
 
 
-async def _in_flight(client: httpx.AsyncClient) -> None:
-    """Wait until another request beside this question is being answered."""
+async def _in_flight(client: httpx.AsyncClient, others: int = 1) -> None:
+    """Wait until so many other requests beside this question are being answered."""
     while True:
         text = (await client.get("/metrics")).text
         found = re.search(r"inferplane_model_in_flight_requests\S* (\d+)", text)
-        if found is not None and int(found[1]) >= 2:
+        if found is not None and int(found[1]) > others:
             return
 
 

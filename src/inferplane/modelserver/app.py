@@ -187,11 +187,18 @@ class App:
 
     # Predictions.
 
-    def refusal(self, protocol: str) -> Answer | None:
-        """The answer to a prediction for which there is no room, or None when there may be some. Cheap,
-        because a server that is offered too much says this more often than anything else."""
+    @property
+    def crowded(self) -> bool:
+        """Whether a prediction that comes now is likely to be refused."""
         serving = self.serving
-        if serving is None or serving.batcher.room():
+        return serving is not None and serving.batcher.crowded and not self.draining
+
+    def refusal(self, protocol: str, patience: float) -> Answer | None:
+        """The answer to a prediction for which there is no room, or None when there may be some. Cheap,
+        because a server that is offered too much says this more often than anything else: equal ones are one
+        object."""
+        serving = self.serving
+        if serving is None or serving.batcher.room(patience):
             return None
         self.metrics.on_request(protocol, 503, 0.0)
         return _refusal(serving.batcher.retry_after)

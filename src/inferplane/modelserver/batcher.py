@@ -4,7 +4,9 @@ A request that finds the model idle is computed as soon as the event loop has re
 with it; requests that arrive during a computation wait in a queue, and when the model is free, those that
 can share a call of it (same input names, dtypes and row shapes, same outputs wanted) leave together with
 the one that waited longest. Under light load nothing waits, under heavy load batches grow by themselves;
-there is nothing to tune. `max_batch_delay_seconds` > 0 lets a first request wait for company.
+there is nothing to tune. `max_batch_delay_seconds` > 0 lets a first request wait for company. Where the time of
+a call is known beforehand (below) a batch may have more rows than usual as long as it is quick: what a call costs
+whatever its size is then shared by more, so a server with a long queue does more than one with a short one.
 
 A call runs in one worker thread, so that the event loop stays free. For models whose time depends on the
 number of rows alone (`steady`), the time of each size of batch is remembered, and a size that takes less
@@ -55,6 +57,10 @@ PATIENCE_SHARE = 0.5
 #: Bytes of input that may wait, whatever the number of rows.
 QUEUE_BYTES_MAX = 512 * 1024 * 1024
 RETRY_AFTER_SECONDS_MAX = 30
+#: Where time depends on rows alone, a batch may have this many times the usual rows, while it takes no longer than
+#: this as the last ones went.
+GROWTH_MAX = 8
+GROWN_SECONDS_MAX = 0.02
 QUEUE_FULL = "too many requests are waiting for this model; try again in a moment"
 #: How long the event loop stands back for a batch at a time when requests are being refused.
 YIELD_SECONDS = 0.02
@@ -64,7 +70,8 @@ SIZES = 33
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Bounds of a batch and of the queue behind it. A single request may be larger than a batch."""
+    """Bounds of a batch and of the queue behind it. A single request may be larger than a batch, and a batch of a
+    steady model larger than `max_batch_rows` while that is quick."""
 
     max_batch_rows: int
     queue_rows_max: int
@@ -149,6 +156,8 @@ class Batcher:
         self._idle = threading.Event()
         self._idle.set()
         self._yielding = False
+        #: Whether a request was refused since the last batch was begun.
+        self.crowded = False
         self._batches: queue.SimpleQueue[list[Entry] | None] = queue.SimpleQueue()
         # A daemon, because a model stuck in a computation must not keep the process alive.
         self._worker = threading.Thread(target=self._work, name="model", daemon=True)
@@ -168,8 +177,9 @@ class Batcher:
         the queue is full."""
         now = self._now()
         entry = Entry(work, _key(work), now, deadline, done)
-        if self._waiting:
-            self._check_room(work.rows, entry.size, deadline - now)
+        if self._waiting and self._is_too_much(work.rows, entry.size, deadline - now):
+            self._refuse()
+            raise NotProcessed(QUEUE_FULL, retry_after=self.retry_after)
         self._waiting[entry] = None
         self._waiting_rows += work.rows
         self._waiting_bytes += entry.size
@@ -182,15 +192,13 @@ class Batcher:
             self._plan()
         return entry
 
-    def room(self) -> bool:
-        """Whether a request that comes now may fit: known before it is even read."""
-        full = (
-            self._waiting_rows >= self._limits.queue_rows_max
-            or self._waiting_bytes >= self._limits.queue_bytes_max
-        )
-        if full:
-            self._stand_back()
-        return not full
+    def room(self, patience: float) -> bool:
+        """Whether a request that comes now, and whose caller waits so many seconds, may fit: known before it is
+        even read."""
+        if not self._waiting or not self._is_too_much(1, 1, patience):
+            return True
+        self._refuse()
+        return False
 
     @property
     def retry_after(self) -> int:
@@ -232,14 +240,12 @@ class Batcher:
         for entry in waiting:
             _tell(entry, NotProcessed("this server is shutting down; send the request again"))
 
-    def _check_room(self, rows: int, size: int, patience: float) -> None:
-        full = (
+    def _is_too_much(self, rows: int, size: int, patience: float) -> bool:
+        return (
             self._waiting_rows + rows > self._limits.queue_rows_max
             or self._waiting_bytes + size > self._limits.queue_bytes_max
+            or self._wait() > patience * PATIENCE_SHARE
         )
-        if full or self._wait() > patience * PATIENCE_SHARE:
-            self._stand_back()
-            raise NotProcessed(QUEUE_FULL, retry_after=self.retry_after)
 
     def _wait(self) -> float:
         """Seconds until what is here is computed: by its rows, and no more than by its requests one by one.
@@ -251,7 +257,8 @@ class Batcher:
             (self._waiting_rows + self._computing_rows) * self._row_seconds, batches * self._batch_seconds
         )
 
-    def _stand_back(self) -> None:
+    def _refuse(self) -> None:
+        self.crowded = True
         if not self._yielding and not self._idle.is_set():
             self._yielding = True
             self._loop.call_soon(self._yield)
@@ -263,7 +270,7 @@ class Batcher:
 
     def _plan(self) -> None:
         """Start a batch once the event loop has handed over all that it has read by now."""
-        full = self._waiting_rows >= self._limits.max_batch_rows
+        full = self._waiting_rows >= self._rows_max()
         delay = 0.0 if full else self._limits.max_batch_delay_seconds
         if self._planned is None:
             later = self._loop.call_soon if delay <= 0 else lambda start: self._loop.call_later(delay, start)
@@ -277,6 +284,7 @@ class Batcher:
         if self._planned is not None:
             self._planned.cancel()
             self._planned = None
+        self.crowded = False
         batch = self._gather()
         if not batch:
             return
@@ -299,33 +307,41 @@ class Batcher:
             if not alike:
                 del self._alike[entry.key]
 
+    def _rows_max(self) -> int:
+        """How many rows the next batch may have."""
+        usual = self._limits.max_batch_rows
+        if not self._steady or not self._row_seconds:
+            return usual
+        return min(max(usual, int(GROWN_SECONDS_MAX / self._row_seconds)), usual * GROWTH_MAX)
+
     def _gather(self) -> list[Entry]:
         """Take the longest-waiting entry and those like it behind it that fit with it, in order.
 
         Looks at no more entries than a full batch could hold, however many wait.
         """
         now = self._now()
+        rows_max = self._rows_max()
         batch: list[Entry] = []
         rows = 0
-        for entry in self._next_ones(now):
+        for entry in self._next_ones(now, rows_max):
             if entry.deadline <= now:
                 self._too_late(entry)
-            elif not batch or rows + entry.work.rows <= self._limits.max_batch_rows:
+            elif not batch or rows + entry.work.rows <= rows_max:
                 self._remove(entry)
                 batch.append(entry)
                 rows += entry.work.rows
-            if rows >= self._limits.max_batch_rows:
+            if rows >= rows_max:
                 break
         return batch
 
-    def _next_ones(self, now: float) -> list[Entry]:
+    def _next_ones(self, now: float, rows_max: int) -> list[Entry]:
         """The longest-waiting entry that is still waited for, and those that can share a call with it."""
         while self._waiting:
             first = next(iter(self._waiting))
             if first.deadline <= now:
                 self._too_late(first)
             elif self._batchable:
-                return list(islice(self._alike[first.key], self._limits.max_batch_rows))
+                return list(islice(self._alike[first.key], rows_max))
             else:
                 return [first]
         return []

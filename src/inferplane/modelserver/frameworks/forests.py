@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 CLASSIFIERS = frozenset({"RandomForestClassifier", "ExtraTreesClassifier"})
 REGRESSORS = frozenset({"RandomForestRegressor", "ExtraTreesRegressor"})
 FOREST_MODULE = "sklearn.ensemble._forest"
-#: Larger batches go the library's way, which shares them out when it has threads.
+#: Larger batches of a forest that has several threads go the library's way, which shares them out.
 ROWS_MAX = 1024
 #: Rows that both ways are asked for, as far apart as features usually are.
 TRIAL_ROWS = 16
@@ -61,7 +61,7 @@ def _direct(forest: Any, method: str) -> Callable[[Any], Array]:
     count = len(trees)
 
     def predict(rows: Any) -> Array:
-        if len(rows) > ROWS_MAX:
+        if len(rows) > ROWS_MAX and forest.n_jobs not in (None, 1):
             whole: Array = library(rows)
             return whole
         checked = check(rows)
