@@ -12,9 +12,9 @@ somebody still looks. Taking down leaves everything in the cluster as it is: it 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from inferplane.controllers.inventory import NodeSource
 from inferplane.domain.cluster import ClusterConnection, ClusterReport
@@ -23,7 +23,7 @@ from inferplane.domain.events import Event
 from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.workspace import Cluster
 from inferplane.engines.clusters import ClusterLink
-from inferplane.engines.port import Clock, Engine
+from inferplane.engines.port import Clock, Engine, EngineError
 from inferplane.observability import get_logger
 from inferplane.store.sql import Store
 
@@ -31,6 +31,8 @@ ACTOR = "clusters"
 LOOK_SECONDS = 30.0
 AWAY_LOOK_SECONDS = 10.0
 STILL_LOOKING = timedelta(minutes=5)
+THOROUGH = timedelta(minutes=10)
+"""So often everything is asked anew; in between only whether the cluster answers."""
 
 log = get_logger("controllers.clusters")
 
@@ -93,12 +95,15 @@ class Links:
             await connected.link.close()
 
     def changed(self, cluster: str) -> None:
-        """Look at it now."""
+        """Have a pass now."""
         self._wake(cluster)
 
 
 class ClusterController:
-    """Keys are cluster names. `start` begins an engine's own work, as the composition root does it."""
+    """Keys are cluster names.
+
+    `wake(endpoint_uid)` is what engines announce by; `changed(cluster)` hears what came, went or answers again.
+    """
 
     name = "clusters"
 
@@ -109,16 +114,17 @@ class ClusterController:
         connect: Connect,
         clock: Clock,
         *,
-        start: Callable[[Engine], Awaitable[None]],
+        wake: Callable[[str], None],
         changed: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._running = running
         self._connect = connect
         self._clock = clock
-        self._start = start
+        self._wake = wake
         self._changed = changed
         self._credentials: dict[str, _Credentials] = {}
+        self._looked_at: dict[str, datetime] = {}  # when everything was asked last
 
     async def keys(self) -> Iterable[str]:
         """Every cluster of Kubernetes that is registered, and every one that is connected here."""
@@ -145,7 +151,13 @@ class ClusterController:
             now = self._clock()
             found = ClusterReport(now, reachable=False, since=now, message=problem)
         else:
-            found = await link.look()
+            thorough = self._is_due(key)
+            found = await link.look(thorough=thorough)
+            if thorough and found.reachable:
+                self._looked_at[key] = found.at
+                await self._revoke_strangers(key, link)
+            elif not found.reachable:
+                self._looked_at.pop(key, None)
         await self._save(cluster, found.after(cluster.report))
         return LOOK_SECONDS if found.reachable else AWAY_LOOK_SECONDS
 
@@ -153,6 +165,25 @@ class ClusterController:
         """Take down every connection; what runs in the clusters runs on."""
         for name in sorted(self._credentials):
             await self._take_down(name)
+
+    def _is_due(self, name: str) -> bool:
+        """Whether everything is to be asked: at first, after the cluster was away, and now and then."""
+        last = self._looked_at.pop(name, None)
+        if last is None or self._clock() - last >= THOROUGH:
+            return True
+        self._looked_at[name] = last
+        return False
+
+    async def _revoke_strangers(self, name: str, link: ClusterLink) -> None:
+        """Close the way in for workspaces that are gone, or no longer have this cluster."""
+        async with self._store.read() as tx:
+            mine = {each.name for each in await tx.list_workspaces() if name in each.clusters}
+        try:
+            for workspace in sorted(await link.workspaces() - mine):
+                await link.revoke_workspace(workspace)
+                log.info("a workspace's way into a cluster is closed", cluster=name, workspace=workspace)
+        except EngineError as error:  # the others wait for the next thorough look
+            log.warning("ways into a cluster could not be closed", cluster=name, error=error.message)
 
     async def _registered(self, name: str) -> tuple[Cluster | None, str]:
         """The cluster if it is one of Kubernetes, and its kubeconfig."""
@@ -179,7 +210,7 @@ class ClusterController:
         self._running.links[cluster.name] = connected.link
         self._running.sources[cluster.name] = connected.link
         self._running.engines[cluster.name] = connected.engine
-        await self._start(connected.engine)
+        await connected.engine.start(self._wake)
         log.info("cluster connected", cluster=cluster.name, by=cluster.connection.source)
         self._changed(cluster.name)
         return ""
@@ -187,6 +218,7 @@ class ClusterController:
     async def _take_down(self, name: str) -> None:
         if self._credentials.pop(name, None) is None:
             return
+        self._looked_at.pop(name, None)
         engine = self._running.engines.pop(name, None)
         link = self._running.links.pop(name, None)
         self._running.sources.pop(name, None)

@@ -23,13 +23,16 @@ LOOK_SECONDS_MAX = 20.0
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceAccess:
-    """Who is to get into a cluster: a workspace, the namespaces that are its own there, and whether only to read.
+    """Who is to get into a cluster: a workspace, where, and whether only to read.
 
-    `seconds` is how long the token is to be good for; the cluster may make it shorter.
+    `namespaces` are the workspace's own, which are made where they are not there; `of_endpoints` are those of its
+    endpoints, as far as they are there. `seconds` is how long the token is to be good for; the cluster may make
+    it shorter.
     """
 
     workspace: str
     namespaces: Sequence[str]
+    of_endpoints: Sequence[str]
     may_write: bool
     seconds: int
 
@@ -37,14 +40,23 @@ class WorkspaceAccess:
 class ClusterLink(Protocol):
     """A connection to one Kubernetes cluster. See the module's docstring for the promises."""
 
-    async def look(self) -> ClusterReport:
-        """Reachability, versions, permissions, KServe, runtimes, GPUs, as they are now."""
+    async def look(self, *, thorough: bool = True) -> ClusterReport:
+        """Reachability, versions, permissions, KServe, runtimes, GPUs, as they are now.
+
+        Without `thorough` only the reachability, and for the rest what the last thorough look found.
+        """
 
     async def nodes(self) -> tuple[tuple[Node, ...], str]:
         """The nodes with GPUs there are now, and, when they cannot be told, why ("" otherwise)."""
 
     async def workspace_kubeconfig(self, access: WorkspaceAccess) -> str:
         """A kubeconfig (YAML) with an expiring token and only that workspace's rights. Raises EngineError."""
+
+    async def workspaces(self) -> frozenset[str]:
+        """The workspaces that have a way into this cluster. Raises EngineError."""
+
+    async def revoke_workspace(self, workspace: str) -> None:
+        """End every token of a workspace there, and take its rights away. Raises EngineError."""
 
     async def close(self) -> None:
         """Give back what it holds."""

@@ -62,7 +62,8 @@ async def kube_config(platform: Platform, caller: Caller, name: str, cluster: st
     ]
     access = WorkspaceAccess(
         workspace=name,
-        namespaces=_namespaces(workspace.namespaces, own),
+        namespaces=_own_namespaces(workspace.namespaces, len(own)),
+        of_endpoints=sorted(own),
         may_write=caller.role in PERMISSIONS[Verb.WRITE_ENDPOINT],
         seconds=KUBECONFIG_SECONDS,
     )
@@ -92,13 +93,17 @@ async def kube_config(platform: Platform, caller: Caller, name: str, cluster: st
                 "KubeConfigMade",
                 f"a kubeconfig for workspace {name} on cluster {chosen} was made",
                 workspace=name,
-                data={"cluster": chosen, "mayWrite": access.may_write, "namespaces": list(access.namespaces)},
+                data={
+                    "cluster": chosen,
+                    "mayWrite": access.may_write,
+                    "namespaces": [*access.namespaces, *access.of_endpoints],
+                },
             )
         )
     return text
 
 
-def _namespaces(declared: tuple[str, ...], own: list[str]) -> tuple[str, ...]:
+def _own_namespaces(declared: tuple[str, ...], others: int) -> tuple[str, ...]:
     """Raises Conflict for what belongs to the cluster itself, or is too much."""
     refused = [each for each in declared if _OF_KUBERNETES.fullmatch(each)]
     if refused:
@@ -108,10 +113,10 @@ def _namespaces(declared: tuple[str, ...], own: list[str]) -> tuple[str, ...]:
             field="namespaces",
             next_action="Take it out of the workspace's namespaces.",
         )
-    found = tuple(dict.fromkeys((*declared, *sorted(own))))
-    if len(found) > NAMESPACES_MAX:
+    if len(declared) + others > NAMESPACES_MAX:
         raise Conflict(
-            f"the workspace has {len(found)} namespaces there; a kubeconfig is made for {NAMESPACES_MAX} at most",
+            f"the workspace has {len(declared) + others} namespaces there; a kubeconfig is made for"
+            f" {NAMESPACES_MAX} at most",
             reason="TooManyNamespaces",
         )
-    return found
+    return declared

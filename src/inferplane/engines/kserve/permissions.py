@@ -62,8 +62,8 @@ PLATFORM: tuple[Permission, ...] = (
     *_each(CORE, "configmaps", "get", "KServe's mode and version", optional=True),
     *_each(CRDS, "customresourcedefinitions", "get", "KServe's presence", optional=True),
     *_each(CORE, "serviceaccounts/token", "create", _ACCESS, optional=True),
-    *_each(RBAC, "roles", "get create patch", _ACCESS, optional=True),
-    *_each(RBAC, "rolebindings", "get create patch", _ACCESS, optional=True),
+    *_each(RBAC, "roles", "get list create patch delete", _ACCESS, optional=True),
+    *_each(RBAC, "rolebindings", "get list create patch delete", _ACCESS, optional=True),
     *_each(CORE, "services", "get list watch", _ACCESS, optional=True),
     *_each(KSERVE, "inferenceservices", "update", _ACCESS, optional=True),
 )
