@@ -21,10 +21,11 @@ import socket
 import string
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ from inferplane.api.http import ApiProtocol
 from inferplane.controllers.admission import CYCLE, AdmissionController
 from inferplane.controllers.endpoints import EndpointController
 from inferplane.controllers.inventory import DeclaredNodes, InventoryController, NodeSource
+from inferplane.controllers.leases import Holding, Leases, Sole, wanted_leases
 from inferplane.controllers.runner import Runner
 from inferplane.controllers.usage import UsageCollector
 from inferplane.domain.errors import InferplaneError, Unavailable
 from inferplane.domain.gpu_request import Grant
+from inferplane.domain.lease import cluster_lease
 from inferplane.domain.workspace import Cluster
 from inferplane.engines.local.engine import LocalEngine, end_fork_server
 from inferplane.engines.local.launch import CUDA_DEVICES_VARIABLE
@@ -47,10 +50,11 @@ from inferplane.engines.local.sockets import make_private, socket_directory
 from inferplane.engines.nvml import DeviceMeter, NvmlNodes
 from inferplane.engines.port import Clock, Engine
 from inferplane.engines.simulated import NOTE, Script, SimulatedEngine
+from inferplane.gateway.absent import AbsentGateway
 from inferplane.gateway.activator import Activator
 from inferplane.gateway.batches import BatchMeter
 from inferplane.gateway.demand import Demand
-from inferplane.gateway.endpoint_keys import key_set, signing_key
+from inferplane.gateway.endpoint_keys import key_set, shared_signing_key, signing_key
 from inferplane.gateway.history import TrafficHistory
 from inferplane.gateway.publisher import GatewayConfig, RoutePublisher
 from inferplane.gateway.route_table import Upstream
@@ -58,7 +62,13 @@ from inferplane.gateway.traffic import TrafficMeter
 from inferplane.modelstore.store import ModelStore
 from inferplane.observability import configure_logging, get_logger
 from inferplane.scheduler import Switches
-from inferplane.services.bootstrap import ensure_installation
+from inferplane.services.bootstrap import (
+    adopt_owner_key,
+    ensure_local_cluster,
+    ensure_owner_key,
+    ensure_workspace,
+    has_owner_key,
+)
 from inferplane.services.context import GatewayAddress, Platform
 from inferplane.settings import LOCAL_CLUSTER, ClusterSettings, EngineKind, LoadedSettings, Settings
 from inferplane.store.dialect import Claim
@@ -74,6 +84,8 @@ LOCK_PAUSE_SECONDS = 0.02
 SIMULATED_SOCKET = "simulated.sock"
 ACTIVATOR_SOCKET = "activator.sock"
 CLUSTERS_FOLDER = "clusters"
+HOLDER_FILE = "holder"
+HOST_CHARACTERS_MAX = 100
 # About what a small model takes, so that every state of a simulated endpoint can be seen.
 SIMULATED_SCRIPT = Script(fetch_seconds=2.0, start_seconds=0.3, load_seconds=1.0, stop_seconds=0.5)
 
@@ -84,6 +96,8 @@ STORAGE_ENVIRONMENT = (
     "AWS_DEFAULT_REGION",
     "AWS_REGION",
     "HF_ENDPOINT",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "NO_PROXY",
@@ -175,17 +189,24 @@ class RunningPlatform:
         """
         advertised = self.settings.advertised_host
         api = advertised if self.settings.api_host in ANY_HOST else self.settings.api_host
+        gateway = f"http://{_in_url(advertised)}:{self.gateway_port}" if self.settings.local else "none"
         return (
             f"inferplane is ready: api http://{_in_url(api)}:{self.api_port} "
-            f"gateway http://{_in_url(advertised)}:{self.gateway_port} home {self.settings.home}"
+            f"gateway {gateway} home {self.settings.home}"
         )
 
 
+EngineFor = Callable[[ClusterSettings, Callable[[], int]], Engine | None]
+"""An engine for a cluster, given how to learn the epoch in which it acts; None for the usual one."""
+
+
 @asynccontextmanager
-async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterator[RunningPlatform]:
+async def run_platform(
+    settings: Settings, *, speed: float = 1.0, engine_for: EngineFor = lambda _cluster, _epoch: None
+) -> AsyncIterator[RunningPlatform]:
     """Bring everything up in order, and take it down in the opposite order.
 
-    `speed` lets the platform's clock go that much faster, for demonstrations. What is real (downloads,
+    `engine_for` lets a test put a world of its own behind clusters. `speed` lets the platform's clock go that much faster, for demonstrations. What is real (downloads,
     model servers of this machine) keeps real time, so it is for simulated clusters and a home of its own.
     Raises Unavailable when the home is in use by another platform or a port by a stranger.
     """
@@ -198,8 +219,8 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
 
         store = await Store.open(settings.effective_database_url)
         stack.push_async_callback(store.close)
-        claim = await stack.enter_async_context(store.claim())
-        await ensure_installation(store, settings.owner_key_path, clock, new_id, cluster=LOCAL_CLUSTER)
+        claim = await stack.enter_async_context(store.claim(shared=not settings.local))
+        await _ensure_installation(store, settings, clock)
 
         models = ModelStore(
             settings.home / "models",
@@ -210,11 +231,25 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
         stack.push_async_callback(models.close)
         await models.start()
 
-        engines = {
-            each.name: _engine(each, settings, models, clock, speed) for each in settings.every_cluster
-        }
+        engines: dict[str, Engine] = {}
+        woken_by_leases: list[Runner] = []
+        leases: Leases | Sole = Sole()
+        if store.may_be_shared:
+            leases = Leases(
+                store,
+                _holder(settings.home),
+                wanted_leases(engines.keys()),
+                _steady_seconds,
+                gained=lambda _: _wake_each(woken_by_leases),
+            )
+        for each in settings.every_cluster:
+            epoch = partial(epoch_of, leases, each.name)
+            engines[each.name] = engine_for(each, epoch) or _engine(each, settings, models, clock, speed)
         await _register_clusters(store, settings.every_cluster, clock)
-        inventory = InventoryController(store, _node_sources(settings.every_cluster), clock)
+        if isinstance(leases, Leases):
+            stack.push_async_callback(leases.close)
+            await leases.start()
+        inventory = InventoryController(store, _node_sources(settings.every_cluster), clock, leases=leases)
         await inventory.refresh()
 
         runner: Runner | None = None
@@ -225,24 +260,26 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
 
         traffic: TrafficMeter | None = None
         demand = Demand(clock, wake, lambda uid: None if traffic is None else traffic.idle_since(uid))
-        activator_socket = socket_directory(settings.home) / ACTIVATOR_SOCKET
-        await stack.enter_async_context(_serve_at(activator_socket, Activator(demand)))
-
-        signing = signing_key(settings.home)
-        publisher = RoutePublisher(
-            GatewayConfig(
-                directory=settings.home / "gateway",
-                host=settings.gateway_host,
-                port=settings.gateway_port,
-                domain=settings.domain,
-                api_address=f"{_loopback(settings.api_host)}:{api_port}",
-                activator_address=f"unix:{activator_socket}",
-                key_set=key_set(signing),
-                otlp_endpoint=settings.otlp_endpoint,
-                trace_sample_percent=settings.trace_sample_percent,
-            ),
-            on_confirmed=wake,
-        )
+        signing = await _signing_key(store, settings)
+        publisher: RoutePublisher | None = None
+        if settings.local:
+            activator_socket = socket_directory(settings.home) / ACTIVATOR_SOCKET
+            await stack.enter_async_context(_serve_at(activator_socket, Activator(demand)))
+            publisher = RoutePublisher(
+                GatewayConfig(
+                    directory=settings.home / "gateway",
+                    host=settings.gateway_host,
+                    port=settings.gateway_port,
+                    domain=settings.domain,
+                    api_address=f"{_loopback(settings.api_host)}:{api_port}",
+                    activator_address=f"unix:{activator_socket}",
+                    key_set=key_set(signing),
+                    otlp_endpoint=settings.otlp_endpoint,
+                    trace_sample_percent=settings.trace_sample_percent,
+                ),
+                on_confirmed=wake,
+            )
+        routes = publisher or AbsentGateway()
         # Registered first, so closed last: the gateway finishes its requests while servers still answer.
         retired = _retired_engines(settings, models)
         for engine in (*engines.values(), *retired.values()):
@@ -250,40 +287,43 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
             await engine.start(wake)
         if any(each.engine is EngineKind.SIMULATED for each in settings.every_cluster):
             await stack.enter_async_context(_serve_at(_simulated_socket(settings.home), _answer_simulated))
-        await publisher.start()
-        stack.push_async_callback(publisher.close, stop_gateway=True)
+        history: TrafficHistory | None = None
+        if publisher is not None:
+            await publisher.start()
+            stack.push_async_callback(publisher.close, stop_gateway=True)
+            traffic = TrafficMeter(
+                publisher.admin_socket,
+                settings.home / "gateway" / "traffic.json",
+                clock,
+                on_look=demand.measured,
+            )
+            stack.push_async_callback(traffic.close)
+            await traffic.start()
 
-        traffic = TrafficMeter(
-            publisher.admin_socket,
-            settings.home / "gateway" / "traffic.json",
-            clock,
-            on_look=demand.measured,
-        )
-        stack.push_async_callback(traffic.close)
-        await traffic.start()
+            def replicas(uid: str) -> tuple[Upstream, ...]:
+                confirmed = routes.confirmed(uid)
+                return () if confirmed is None else confirmed.upstreams
 
-        def replicas(uid: str) -> tuple[Upstream, ...]:
-            routes = publisher.confirmed(uid)
-            return () if routes is None else routes.upstreams
-
-        history = TrafficHistory(
-            traffic.counters, clock, replicas=replicas, batch_rows=BatchMeter(replicas).since_last
-        )
-        stack.push_async_callback(history.close)
-        await history.start()
+            history = TrafficHistory(
+                traffic.counters, clock, replicas=replicas, batch_rows=BatchMeter(replicas).since_last
+            )
+            stack.push_async_callback(history.close)
+            await history.start()
         devices = await _device_meter(settings, clock, stack)
 
         controller = EndpointController(
             store,
             engines,
-            publisher,
+            routes,
             clock,
             retired=retired,
             demand=demand,
-            by_revision=history.by_revision,
+            by_revision=None if history is None else history.by_revision,
+            leases=leases,
         )
-        await controller.restore_routes()
-        publisher.open()
+        if publisher is not None:
+            await controller.restore_routes()
+            publisher.open()
         runner = Runner(controller, speed=speed)
         switches = Switches()
         admission = Runner(
@@ -294,6 +334,7 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
                 grant_idle_since=grant_idleness(devices),
                 idle_since=Idleness(demand, devices, engines).idle_since,
                 speed=speed,
+                leases=leases,
             ),
             workers=1,
             speed=speed,
@@ -310,17 +351,20 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
         await inventory_runner.start()
         stack.push_async_callback(inventory_runner.close)
 
-        usage = UsageCollector(store, publisher.access_log, clock)
+        woken_by_leases += [admission, runner, inventory_runner]
+
+        usage = UsageCollector(store, None if publisher is None else publisher.access_log, clock)
         usage.start()
         stack.push_async_callback(usage.close)
 
+        gateway_port = settings.gateway_port if publisher is None else publisher.port
         platform = Platform(
             store=store,
             engines=engines,
             clock=clock,
             gateway=GatewayAddress(
                 scheme="http",
-                port=publisher.port,
+                port=gateway_port,
                 domain=settings.domain,
                 advertised_host=settings.advertised_host,
             ),
@@ -331,12 +375,14 @@ async def run_platform(settings: Settings, *, speed: float = 1.0) -> AsyncIterat
             default_access=settings.endpoint_access,
             signing_key=signing,
         )
-        app = create_app(
-            platform, readiness=lambda: {"gateway": publisher.problem(), "store": ""}, version=VERSION
-        )
+
+        def readiness() -> dict[str, str]:
+            return {"store": ""} if publisher is None else {"gateway": publisher.problem(), "store": ""}
+
+        app = create_app(platform, readiness=readiness, version=VERSION)
         await stack.enter_async_context(_serve_api(app, api_socket))
         stack.enter_context(_address_told(settings, api_port))
-        yield RunningPlatform(settings, api_port, publisher.port, store, engines, claim)
+        yield RunningPlatform(settings, api_port, gateway_port, store, engines, claim)
 
 
 def clock_at(speed: float) -> Clock:
@@ -407,7 +453,7 @@ class Idleness:
     def idle_since(self, uid: str) -> datetime | None:
         """None while it is busy, or before anything is known."""
         since = self.traffic.idle_since(uid)
-        here = self.engines[LOCAL_CLUSTER]
+        here = self.engines.get(LOCAL_CLUSTER)
         if since is None or self.devices is None or not isinstance(here, LocalEngine):
             return since
         busy_at = self.devices.busy_at(here.gpus_of(uid))
@@ -441,7 +487,7 @@ def grant_measured(devices: DeviceMeter | None) -> Callable[[Grant], bool]:
 
 async def _device_meter(settings: Settings, clock: Clock, stack: AsyncExitStack) -> DeviceMeter | None:
     """A meter of this machine's GPUs, unless pretended ones take their place."""
-    if any(each.name == LOCAL_CLUSTER and each.node for each in settings.every_cluster):
+    if not settings.local or any(each.name == LOCAL_CLUSTER and each.node for each in settings.every_cluster):
         return None
     meter = DeviceMeter(clock, file=settings.home / "gpus.json")
     stack.push_async_callback(meter.close)
@@ -458,6 +504,66 @@ def _node_sources(clusters: tuple[ClusterSettings, ...]) -> dict[str, NodeSource
                 each.name, socket.gethostname(), allowed=os.environ.get(CUDA_DEVICES_VARIABLE)
             )
     return sources
+
+
+async def _ensure_installation(store: Store, settings: Settings, clock: Clock) -> None:
+    """The first start's Owner key, cluster and workspace, as far as they are to be made here.
+
+    Without a local cluster several may share the installation: they take over the Owner key that was chosen,
+    or the first one makes one, which is then in its home only.
+    """
+    if settings.owner_key_file:
+        await adopt_owner_key(store, Path(settings.owner_key_file), clock, new_id)
+    elif settings.local or not await has_owner_key(store, clock):
+        await ensure_owner_key(store, settings.owner_key_path, clock, new_id)
+    if settings.local:
+        await ensure_local_cluster(store, clock, cluster=LOCAL_CLUSTER)
+    else:
+        await ensure_workspace(store, clock, [each.name for each in settings.clusters])
+
+
+async def _signing_key(store: Store, settings: Settings) -> str:
+    """What endpoint keys are signed with: this gateway's own, or, where there is none, one that all share."""
+    if settings.local:
+        return signing_key(settings.home)
+    async with store.transaction() as tx:
+        return shared_signing_key(await tx.installation_secret("endpoint-keys"))
+
+
+def _wake_each(runners: Iterable[Runner]) -> None:
+    for each in runners:
+        each.wake_all()
+
+
+def epoch_of(leases: Holding, cluster: str) -> int:
+    """The epoch in which this control plane acts on the cluster; 0 where it does not, or has it to itself."""
+    fence = leases.fence(cluster_lease(cluster))
+    return 0 if fence is None else fence.epoch
+
+
+def _holder(home: Path) -> str:
+    """Who holds leases: the one process that runs with this home, before a restart and after.
+
+    Raises Unavailable.
+    """
+    path = home / HOLDER_FILE
+    try:
+        if path.exists():
+            return path.read_text(encoding="ascii").strip()
+        name = f"{socket.gethostname()[:HOST_CHARACTERS_MAX]}-{new_id(8)}"
+        draft = path.with_name(path.name + ".new")
+        draft.write_text(f"{name}\n", encoding="ascii")
+        draft.replace(path)
+    except (OSError, UnicodeError) as error:
+        raise Unavailable(
+            f"the file {path} cannot be used: {error}", reason="HomeUnusable", field="home"
+        ) from error
+    return name
+
+
+def _steady_seconds() -> float:
+    """A clock that goes on while the machine sleeps: leases must not seem to last longer than they do."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 async def _register_clusters(store: Store, clusters: tuple[ClusterSettings, ...], clock: Clock) -> None:

@@ -124,7 +124,10 @@ class Settings:
     network unless asked. `advertised_host` is the address put into URLs and DNS records. `clusters` are
     those of the file; `every_cluster` has the embedded one too. `custom_servers` is auto, yes or no.
     `default_access` is auto, open or key. Traces go to the collector at `otlp_endpoint` ("" for none);
-    `trace_sample_percent` of the requests whose callers did not decide are traced.
+    `trace_sample_percent` of the requests whose callers did not decide are traced. Without `local` nothing
+    runs on this machine but the API and the controllers, neither model servers nor a gateway; several such
+    platforms may share a PostgreSQL. `owner_key_file` holds the Owner key that whoever installs has chosen;
+    "" where the platform makes one.
     """
 
     home: Path
@@ -142,6 +145,8 @@ class Settings:
     default_access: str = "auto"
     otlp_endpoint: str = ""
     trace_sample_percent: float = 100.0
+    local: bool = True
+    owner_key_file: str = ""
     clusters: tuple[ClusterSettings, ...] = ()
 
     @property
@@ -164,7 +169,7 @@ class Settings:
     def every_cluster(self) -> tuple[ClusterSettings, ...]:
         """The embedded cluster first unless the file declares it, then those of the file in its order."""
         declared = any(each.name == LOCAL_CLUSTER for each in self.clusters)
-        return self.clusters if declared else (EMBEDDED_CLUSTER, *self.clusters)
+        return self.clusters if declared or not self.local else (EMBEDDED_CLUSTER, *self.clusters)
 
     @property
     def effective_database_url(self) -> str:
@@ -342,7 +347,20 @@ def load_settings(
     if CLUSTER_TABLE in from_file:
         values["clusters"] = _parse_clusters(from_file[CLUSTER_TABLE])
         sources += [Sourced(CLUSTER_TABLE, each, f"file {config_path}") for each in values["clusters"]]
+    if not values["local"]:
+        _check_without_local(values)
     return LoadedSettings(Settings(**values), tuple(sources))
+
+
+def _check_without_local(values: Mapping[str, Any]) -> None:
+    """Raises Invalid for what contradicts `local = false`."""
+    for each in values.get("clusters", ()):
+        if each.engine is EngineKind.LOCAL:
+            raise Invalid(
+                f"cluster {each.name} is on this machine, and local is false: nothing is to run here",
+                field="local",
+                next_action=f"Leave out the cluster {each.name}, or do not say --no-local.",
+            )
 
 
 def _pick(
@@ -572,6 +590,7 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "log_level": _log_level,
     "model_cache_bytes_max": _positive,
     "fork_servers": _boolean,
+    "local": _boolean,
     "custom_servers": _custom_servers,
     "default_access": _default_access,
     "otlp_endpoint": _otlp_endpoint,

@@ -59,7 +59,7 @@ class World:
         return Leases(
             self.stores[number],
             holder or f"process-{number}",
-            lambda: names,
+            lambda _: names,
             self.ticks,
             gained=lambda name: self.said.append(f"{number} gains {name}"),
             lost=lambda name: self.said.append(f"{number} loses {name}"),

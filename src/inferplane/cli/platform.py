@@ -59,6 +59,13 @@ TraceSamplePercent = Annotated[
     float | None,
     _option("--trace-sample-percent", "How many of 100 requests are traced whose callers do not say."),
 ]
+Local = Annotated[
+    bool | None,
+    _option("--local/--no-local", "Run model servers and a gateway here, or only the API and controllers."),
+]
+OwnerKeyFile = Annotated[
+    str | None, _option("--owner-key-file", "A file with the Owner key to use; else one is made.")
+]
 
 
 def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
@@ -82,6 +89,8 @@ def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
         default_access: DefaultAccess = None,
         otlp_endpoint: OtlpEndpoint = None,
         trace_sample_percent: TraceSamplePercent = None,
+        local: Local = None,
+        owner_key_file: OwnerKeyFile = None,
     ) -> None:
         """Run the platform in the foreground, until Ctrl-C."""
         raise typer.Exit(run(_loaded(locals())))
@@ -130,6 +139,8 @@ def register(app: typer.Typer, run: Callable[[LoadedSettings], int]) -> None:
         default_access: DefaultAccess = None,
         otlp_endpoint: OtlpEndpoint = None,
         trace_sample_percent: TraceSamplePercent = None,
+        local: Local = None,
+        owner_key_file: OwnerKeyFile = None,
         output: Output = Format.TABLE,
     ) -> None:
         """Print what is in force for `up`, and where each value came from."""

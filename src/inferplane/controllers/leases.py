@@ -13,18 +13,27 @@ On SQLite there is one control plane, by the claim on the file; then everything 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from inferplane.domain.errors import StaleLease
-from inferplane.domain.lease import LEASE_LASTS, Fence, Lease, to_take
+from inferplane.domain.lease import (
+    LEASE_LASTS,
+    PLATFORM_LEASE,
+    RELUCTANT_PATIENCE,
+    Fence,
+    Lease,
+    cluster_lease,
+    to_take,
+)
 from inferplane.observability import get_logger
 from inferplane.store.dialect import Hint
 from inferplane.store.sql import Store
 
+AT_ONCE = timedelta(0)
 RENEW_SECONDS = 1.0
 MARGIN_SECONDS = 1.0
 """So long before a lease would expire nothing is begun under it any more."""
@@ -55,6 +64,21 @@ def check(holding: Holding, fence: Fence) -> None:
         raise StaleLease(f"the lease {fence.name} is not held any more")
 
 
+def wanted_leases(able: Collection[str]) -> Callable[[Sequence[str]], Mapping[str, timedelta]]:
+    """What a control plane wants that has engines for the clusters `able`, which may change.
+
+    Of the others, registered and without an engine here, nobody may have one: then their endpoints are wound
+    down by somebody. Those who have one go first.
+    """
+
+    def wanted(registered: Sequence[str]) -> Mapping[str, timedelta]:
+        names = {cluster_lease(each): RELUCTANT_PATIENCE for each in registered}
+        names |= {cluster_lease(each): AT_ONCE for each in able}
+        return {PLATFORM_LEASE: AT_ONCE, **names}
+
+    return wanted
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
     epoch: int
@@ -63,7 +87,8 @@ class _Held:
 
 
 class Leases:
-    """Holds leases of `wanted()` for `holder`: names, with how long each must have been free before.
+    """Holds for `holder` the leases that `wanted`, given the registered clusters, says: names, with how long
+    each must have been free before.
 
     A lease for which somebody has to be patient is not renewed, so that others get their turn. `holder`
     must be of one process at a time; the same one after a restart takes its leases again at once.
@@ -74,7 +99,7 @@ class Leases:
         self,
         store: Store,
         holder: str,
-        wanted: Callable[[], Mapping[str, timedelta]],
+        wanted: Callable[[Sequence[str]], Mapping[str, timedelta]],
         ticks: Callable[[], float],
         *,
         gained: Callable[[str], None] = lambda _: None,
@@ -128,10 +153,10 @@ class Leases:
     async def round(self) -> None:
         """Renew what is held and take what is free. Raises Unavailable."""
         began = self._ticks()
-        wanted = self._wanted()
         until = began + LEASE_LASTS.total_seconds()
-        mine = {name: each.epoch for name, each in self._held.items() if each.renewed and name in wanted}
         async with self._store.transaction(durable=False) as tx:
+            wanted = self._wanted(await tx.cluster_names())
+            mine = {name: each.epoch for name, each in self._held.items() if each.renewed and name in wanted}
             now = await tx.database_now() if self._now is None else self._now()
             ours = await tx.renew_leases(mine, self._holder, now, LEASE_LASTS)
             leases = await tx.list_leases()

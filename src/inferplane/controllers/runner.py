@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable
+from contextlib import suppress
 from typing import Protocol
 
 from inferplane.controllers.workqueue import WorkQueue
@@ -53,10 +54,15 @@ class Runner:
         self._workers = workers
         self._queue = WorkQueue(asyncio.get_running_loop().time)
         self._tasks: list[asyncio.Task[None]] = []
+        self._all = asyncio.Event()
 
     def wake(self, key: str) -> None:
         """Something may have changed for `key`. Call from the event loop's thread."""
         self._queue.put(key)
+
+    def wake_all(self) -> None:
+        """More keys may be ours to look at than before: look at all of them now."""
+        self._all.set()
 
     async def start(self) -> None:
         """Look at every key once, then on every wake-up and regularly."""
@@ -99,10 +105,13 @@ class Runner:
     async def _resync(self) -> None:
         pause = RESYNC_SECONDS
         while True:
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._all.wait(), pause)
+            at_once = self._all.is_set()
+            self._all.clear()
             try:
                 for key, delay in spread(await self._controller.keys(), RESYNC_SECONDS):
-                    self._queue.put_after(key, delay)
+                    self._queue.put_after(key, 0.0 if at_once else delay)
                 pause = RESYNC_SECONDS
             except Exception:  # the store may be away for a while; the loop has to outlive that
                 pause = RESYNC_RETRY_SECONDS

@@ -28,9 +28,9 @@ log = get_logger("controllers.usage")
 
 
 class UsageCollector:
-    """Reads `access_log` on from where it was read before."""
+    """Reads `access_log` on from where it was read before; None where there is no gateway."""
 
-    def __init__(self, store: Store, access_log: Path, clock: Callable[[], datetime]) -> None:
+    def __init__(self, store: Store, access_log: Path | None, clock: Callable[[], datetime]) -> None:
         self._store = store
         self._access_log = access_log
         self._clock = clock
@@ -49,7 +49,7 @@ class UsageCollector:
 
     async def collect(self) -> None:
         """Count everything that is there. Raises Unavailable, OSError."""
-        while True:
+        while self._access_log is not None:
             async with self._store.read() as tx:
                 position = await tx.log_position(ACCESS_LOG)
             part = await asyncio.to_thread(read_on, self._access_log, position)

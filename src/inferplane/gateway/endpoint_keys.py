@@ -117,6 +117,22 @@ def signing_key(folder: Path) -> str:
     return text
 
 
+def shared_signing_key(seed: bytes) -> str:
+    """A private key that everybody makes who has the same secret `seed` (32 random bytes)."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    # The curve's order is so near 2**256 that the remainder says nothing of the seed's lot.
+    number = int.from_bytes(seed, "big") % (_P256_ORDER - 1) + 1
+    key = ec.derive_private_key(number, ec.SECP256R1())
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+
+
+_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+
 def _load(private_key: str) -> EllipticCurvePrivateKey:
     """Raises ValueError or TypeError for what is no such key."""
     from cryptography.hazmat.primitives import serialization

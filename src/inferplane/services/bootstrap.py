@@ -7,7 +7,7 @@ read, so that the command line on this machine needs no set-up.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -51,6 +51,58 @@ async def ensure_installation(
     """Make whatever of the three is missing. Raises Unavailable when the key's file cannot be written."""
     await ensure_owner_key(store, owner_key_path, clock, new_id)
     await ensure_local_cluster(store, clock, cluster=cluster, workspace=workspace, engine=engine)
+
+
+async def adopt_owner_key(store: Store, path: Path, clock: Clock, new_id: NewId) -> None:
+    """Make the key in the file an Owner key of this installation; whoever installs has chosen it.
+
+    Nothing is written to the file. An Owner key that was adopted or made here before goes: a key that was
+    replaced must not go on opening everything. Harmless where several do it at once. Raises Unavailable for a
+    file that holds no key, or one that cannot be used any more.
+    """
+    value = _read(path)
+    if not value:
+        raise _no_key(path, f"does not hold a key: {KEY_PREFIX} and {KEY_RANDOM_CHARACTERS} more characters")
+    digest = digest_of(await load_secrets(store), value)
+    now = clock()
+    async with store.transaction() as tx:
+        known = await tx.find_api_key(digest)
+        if known is not None and (known.role is not Role.OWNER or known.expires_at <= now):
+            raise _no_key(path, "holds a key that has expired, or is no Owner key")
+        if known is not None:
+            return
+        for old in await tx.list_api_keys(None):
+            if old.created_by == BOOTSTRAP and old.role is Role.OWNER:
+                await tx.delete_api_key(old.id)
+        try:
+            await tx.add_api_key(_record(value, new_id(KEY_ID_CHARACTERS), digest, now))
+        except AlreadyExists:  # another one was quicker
+            return
+        await tx.append_event(Event(now, "OwnerKeyCreated", "the given Owner key was taken over", BOOTSTRAP))
+
+
+async def has_owner_key(store: Store, clock: Clock) -> bool:
+    """Whether there is an Owner key that still opens something."""
+    now = clock()
+    async with store.read() as tx:
+        return any(each.role is Role.OWNER and each.expires_at > now for each in await tx.list_api_keys(None))
+
+
+async def ensure_workspace(
+    store: Store, clock: Clock, clusters: Sequence[str], *, workspace: str = DEFAULT_WORKSPACE
+) -> None:
+    """A workspace on these clusters, unless there is any already."""
+    now = clock()
+    async with store.transaction() as tx:
+        if await tx.list_workspaces():
+            return
+        try:
+            await tx.add_workspace(Workspace(workspace, tuple(clusters), now, username=OWNER_KEY_NAME))
+        except AlreadyExists:  # another one was quicker
+            return
+        await tx.append_event(
+            Event(now, "WorkspaceCreated", f"workspace {workspace} was made", BOOTSTRAP, workspace)
+        )
 
 
 async def ensure_owner_key(store: Store, path: Path, clock: Clock, new_id: NewId) -> str:
@@ -103,15 +155,7 @@ async def ensure_local_cluster(
         known = {each.name: each for each in await tx.list_clusters()}
         if cluster not in known or known[cluster].engine != engine:
             await tx.put_cluster(Cluster(cluster, engine, now))
-        if await tx.list_workspaces():
-            return
-        try:
-            await tx.add_workspace(Workspace(workspace, (cluster,), now, username=OWNER_KEY_NAME))
-        except AlreadyExists:
-            return
-        await tx.append_event(
-            Event(now, "WorkspaceCreated", f"workspace {workspace} was made", BOOTSTRAP, workspace)
-        )
+    await ensure_workspace(store, clock, (cluster,), workspace=workspace)
 
 
 def _record(value: str, key_id: str, digest: str, now: datetime) -> ApiKey:
@@ -166,6 +210,15 @@ def _protect(path: Path) -> None:
             path.chmod(KEY_FILE_MODE)
     except OSError as error:
         raise _unusable(path, error) from error
+
+
+def _no_key(path: Path, why: str) -> Unavailable:
+    return Unavailable(
+        f"the file {path} {why}",
+        reason="OwnerKeyUnusable",
+        field="owner_key_file",
+        next_action="Write another key into it, or leave --owner-key-file out and let the platform make one.",
+    )
 
 
 def _unusable(path: Path, error: OSError) -> Unavailable:

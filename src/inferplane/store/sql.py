@@ -377,6 +377,11 @@ class Tx(GpuRows, AccessRows, LeaseRows):
         row = await self._first(select(cluster_secrets.c.kubeconfig).where(cluster_secrets.c.cluster == name))
         return "" if row is None else str(row.kubeconfig)
 
+    async def cluster_names(self) -> list[str]:
+        """The names of all, in order."""
+        rows = await self._all(select(clusters.c.name).order_by(clusters.c.name))
+        return [row.name for row in rows]
+
     async def delete_cluster(self, name: str) -> None:
         """Deleting what is gone is harmless; takes what was known of its nodes, and its kubeconfig, along."""
         await self.advance_generation()
