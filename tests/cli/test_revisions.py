@@ -172,3 +172,9 @@ def test_a_dry_run_of_apply_is_one_of_a_change_where_there_is_something(shell: A
     ]
     ran = shell.run("apply", "-f", "-", "--name", "iris", "--dry-run", stdin="spec: {}")
     assert (ran.code, ran.out) == (0, "ok    change: revision 2\n")
+
+
+def test_a_registered_model_is_no_path(shell: Any) -> None:
+    shell.platform.endpoints["iris"] = [running("iris")]
+    shell.run("update", "iris", "--uri", "models:/iris@champion")
+    assert shell.platform.asked[-1].body["modelSpec"] == {"storageURI": "models:/iris@champion"}

@@ -62,7 +62,7 @@ def test_every_format_and_scheme_is_documented(documents: dict[str, str]) -> Non
     for name in FORMATS:
         assert f"`{name}`" in documents[GUIDE]
     for scheme in LOCAL_SCHEMES:
-        assert f"{scheme}://" in documents[GUIDE]
+        assert f"{scheme}:/" in documents[GUIDE]
 
 
 def _commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

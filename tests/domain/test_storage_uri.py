@@ -97,6 +97,13 @@ from inferplane.domain.storage_uri import (
             ),
         ),
         ("oci+native://r/m:1", StorageUri(Scheme.OCI, "oci+native://r/m:1", "r", "m:1")),
+        ("models:/iris/3", StorageUri(Scheme.MODELS, "models:/iris/3", "iris", revision="3")),
+        (
+            "models:/an iris/latest",
+            StorageUri(Scheme.MODELS, "models:/an iris/latest", "an iris", revision="latest"),
+        ),
+        ("models:/iris@best", StorageUri(Scheme.MODELS, "models:/iris@best", "iris", revision="@best")),
+        ("models:/m-0af3", StorageUri(Scheme.MODELS, "models:/m-0af3", "m-0af3")),
         ("  s3://b/k  ", StorageUri(Scheme.S3, "s3://b/k", "b", "k")),
     ],
 )
@@ -141,7 +148,12 @@ def test_what_is_understood(text: str, expected: StorageUri) -> None:
         ("webhdfs://nn/m", "SchemeNotSupported", "WebHDFS"),
         ("azure://acc/c/m", "SchemeNotSupported", "Azure"),
         ("abfss://c@acc/m", "SchemeNotSupported", "Azure"),
-        ("models:/iris/1", "InvalidStorageUri", "neither"),
+        ("models:/iris", "InvalidStorageUri", "names no version"),
+        ("models:/iris/", "InvalidStorageUri", "names no version"),
+        ("models:/iris/1/more", "InvalidStorageUri", "names no version"),
+        ("models:/iris@", "InvalidStorageUri", "names no version"),
+        ("models:/@champion", "InvalidStorageUri", "names no version"),
+        ("models://registry/iris/1", "InvalidStorageUri", "names no version"),
         ("htps://host/m", "SchemeNotSupported", "did you mean https://"),
         ("javascript://x/y", "SchemeNotSupported", "not a known kind"),
     ],
@@ -169,6 +181,7 @@ def test_a_refusal_does_not_repeat_a_password() -> None:
 def test_each_scheme_says_where_it_works() -> None:
     for scheme in Scheme:
         expected = "every cluster" if scheme in LOCAL_SCHEMES else "engine kserve"
+        expected = "engine local" if scheme is Scheme.MODELS else expected
         assert expected in where_supported(scheme)
 
 

@@ -117,7 +117,7 @@ class RangeServer:
         }
         request = Seen(unquote(urlsplit(target).path), headers)
         self.seen.append(request)
-        answer = self.answers.get(request.path)
+        answer = self.answers.get(unquote(target), self.answers.get(request.path))
         if answer is not None:
             self._send_head(writer, 200, {"content-type": "application/json"}, json.dumps(answer()).encode())
             return

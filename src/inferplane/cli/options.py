@@ -88,9 +88,13 @@ def workspace_or_default(workspace: str) -> str:
     return workspace or load_client_settings(os.environ, user_home=Path.home()).workspace
 
 
+REGISTERED = "models:/"
+"""The one kind of storage URI with a single slash."""
+
+
 def absolute(uri: str) -> str:
     """A path is meant from where the command is run; the platform runs elsewhere."""
-    return uri if not uri or "://" in uri else str(Path(uri).expanduser().absolute())
+    return uri if not uri or "://" in uri or uri.startswith(REGISTERED) else str(Path(uri).expanduser().absolute())
 
 
 def read_text(path: str, what: str) -> str:

@@ -8,6 +8,7 @@ events and logs. Signed links are let through, since the signature is often all 
 
     file:///models/iris.joblib, /models/iris.joblib     http(s)://host/model.joblib
     s3://bucket/key        gs://bucket/key              hf://owner/repo[:revision][/path]
+    models:/name/version   models:/name@alias           models:/m-<id>  (MLflow's registry)
     pvc://claim/path       oci://registry/image:tag     (clusters with engine kserve)
 """
 
@@ -34,12 +35,13 @@ class Scheme(StrEnum):
     S3 = "s3"
     GS = "gs"
     HF = "hf"
+    MODELS = "models"
     PVC = "pvc"
     OCI = "oci"
 
 
 LOCAL_SCHEMES: frozenset[Scheme] = frozenset(
-    {Scheme.FILE, Scheme.HTTP, Scheme.HTTPS, Scheme.S3, Scheme.GS, Scheme.HF}
+    {Scheme.FILE, Scheme.HTTP, Scheme.HTTPS, Scheme.S3, Scheme.GS, Scheme.HF, Scheme.MODELS}
 )
 
 # Spellings that KServe has for the same kind of storage.
@@ -56,7 +58,6 @@ _KNOWN_ELSEWHERE = {
     "wasb": "Azure Blob Storage",
     "wasbs": "Azure Blob Storage",
     "modelscope": "ModelScope",
-    "models": "the MLflow model registry",
     "git": "git",
     "ssh": "SSH",
     "ftp": "FTP",
@@ -67,6 +68,10 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,254}", re.ASCII)
 _HF_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,95}", re.ASCII)
 _HF_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,254}", re.ASCII)
+_REGISTERED = re.compile(r"[^/:@?#%]{1,250}")
+_VERSION = re.compile(r"[0-9]{1,18}|[A-Za-z][A-Za-z0-9_\-]{0,99}", re.ASCII)
+_ALIAS = re.compile(r"[A-Za-z0-9_\-]{1,250}", re.ASCII)
+_LOGGED_MODEL = re.compile(r"m-[A-Za-z0-9]{1,100}", re.ASCII)
 _CLAIM = re.compile(r"[a-z0-9]([a-z0-9.\-]{0,251}[a-z0-9])?", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.\-]{0,252})", re.ASCII)
 _CONTROL_OR_SPACE = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -78,9 +83,10 @@ class StorageUri:
     """A storage URI taken apart.
 
     `text` is the URI as given, without surrounding blanks. `host` is the bucket (s3, gs), the
-    repository `owner/name` (hf), the claim (pvc), the registry (oci) or the host name (http, https),
-    and "" for files. `path` is the key or path within it without a leading slash; for files it is
-    the absolute path, decoded. `port` is None unless written. `revision` is for hf only.
+    repository `owner/name` (hf), the registered model (models), the claim (pvc), the registry (oci) or the host
+    name (http, https), and "" for files. `path` is the key or path within it without a leading slash; for files it is
+    the absolute path, decoded. `port` is None unless written. `revision` is for hf, and for models:
+    a version's number, `latest`, a stage, or `@alias`; "" for a model that is named by its id.
     """
 
     scheme: Scheme
@@ -129,6 +135,8 @@ def parse_storage_uri(text: str, *, field: str = "modelSpec.storageURI") -> Stor
         raise _invalid("the storage URI holds a line break or a control character", field)
     if text.startswith("/"):
         return StorageUri(Scheme.FILE, text, path=_plain_path(text))
+    if text[:8].lower() == "models:/":
+        return _registered(text, field)
     match = _SCHEME.match(text)
     if match is None:
         raise _invalid(
@@ -149,6 +157,8 @@ def parse_storage_uri(text: str, *, field: str = "modelSpec.storageURI") -> Stor
 
 def where_supported(scheme: Scheme) -> str:
     """One sentence on where URIs of this scheme can be fetched."""
+    if scheme is Scheme.MODELS:
+        return "models:/ works on clusters with engine local"
     if scheme in LOCAL_SCHEMES:
         return f"{scheme}:// works on every cluster"
     return f"{scheme}:// works on clusters with engine kserve"
@@ -279,6 +289,23 @@ def _hugging_face(text: str, rest: str, field: str) -> StorageUri:
     return StorageUri(Scheme.HF, text, f"{owner}/{name}", path, revision=revision)
 
 
+def _registered(text: str, field: str) -> StorageUri:
+    """`models:/name/version` and the like, with one slash: the registry is not part of it."""
+    rest = text[8:]
+    name, mark, which = _cut_at_first(rest, "/@")
+    if not mark and _LOGGED_MODEL.fullmatch(name):
+        return StorageUri(Scheme.MODELS, text, name)
+    understood = _ALIAS.fullmatch(which) if mark == "@" else mark and _VERSION.fullmatch(which)
+    if not _REGISTERED.fullmatch(name) or not understood:
+        raise _invalid(
+            f"{_quoted(text)} names no version of a registered model",
+            field,
+            "Write models:/name/version, models:/name/latest or models:/name@alias; the registry's address is"
+            " MLFLOW_TRACKING_URI in the model's secret.",
+        )
+    return StorageUri(Scheme.MODELS, text, name, revision=f"@{which}" if mark == "@" else which)
+
+
 def _cut_at_first(text: str, marks: str) -> tuple[str, str, str]:
     for position, character in enumerate(text):
         if character in marks:
@@ -308,7 +335,7 @@ def _quoted(text: str) -> str:
 
 
 def _list(schemes: list[str] | list[Scheme]) -> str:
-    return ", ".join(f"{scheme}://" for scheme in schemes)
+    return ", ".join("models:/" if scheme == Scheme.MODELS else f"{scheme}://" for scheme in schemes)
 
 
 # What hides in URLs: `name:password@`, also when the password holds characters that should have been

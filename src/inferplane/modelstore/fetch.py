@@ -47,7 +47,7 @@ from inferplane.modelstore.disk import (
 from inferplane.modelstore.failure import FetchFailed, ObjectChanged, disk_full, from_disk_error
 from inferplane.modelstore.limits import StoreLimits
 from inferplane.modelstore.origin import Listing, Origin, RemoteObject
-from inferplane.modelstore.source import Wanted
+from inferplane.modelstore.source import Wanted, resolved
 from inferplane.modelstore.transfer import Arrived, Watch, transfer
 
 P = ParamSpec("P")
@@ -123,6 +123,10 @@ class Slots:
 async def fetch(shop: Workshop, wanted: Wanted, source_key: str, progress: Progress) -> Entry:
     """Bring the source here. Raises FetchFailed; cancelled, it leaves what can be resumed."""
     try:
+        found = await _resolved(shop, wanted, source_key)
+        if isinstance(found, Entry):
+            return found
+        wanted = found
         if wanted.uri.scheme is not Scheme.FILE:
             await asyncio.to_thread(shop.clients.prepare)
         else:
@@ -130,6 +134,24 @@ async def fetch(shop: Workshop, wanted: Wanted, source_key: str, progress: Progr
         return await _Remote(shop, wanted, source_key, progress).run()
     except OSError as error:
         raise from_disk_error(error, str(shop.folder.root)) from error
+
+
+async def _resolved(shop: Workshop, wanted: Wanted, source_key: str) -> Wanted | Entry:
+    """Where the files are; what is here already where a registry does not answer. Raises FetchFailed."""
+    try:
+        async with asyncio.timeout(shop.limits.first_contact_seconds):
+            return await resolved(wanted, shop.clients)
+    except FetchFailed as failure:
+        known = shop.cache.newest(source_key)
+        if not failure.transient or known is None:
+            raise
+        return known
+    except TimeoutError as error:
+        raise FetchFailed(
+            ReasonCode.STORAGE_UNREACHABLE,
+            f"the registry answers too slowly ({wanted.uri.shown})",
+            transient=True,
+        ) from error
 
 
 async def long_job(shop: Workshop, job: Callable[[Callable[[], bool]], T]) -> T:

@@ -20,7 +20,7 @@ from inferplane.modelstore.disk import files_under
 from inferplane.modelstore.failure import FetchFailed, bytes_text, disk_full
 from inferplane.modelstore.fetch import look_here
 from inferplane.modelstore.limits import StoreLimits
-from inferplane.modelstore.source import Source, Wanted, understand
+from inferplane.modelstore.source import Source, Wanted, resolved, understand
 
 _CREDENTIALS = {ReasonCode.STORAGE_UNAUTHORIZED, ReasonCode.STORAGE_FORBIDDEN}
 _FILES = {ReasonCode.NOT_A_MODEL, ReasonCode.UNSAFE_ARCHIVE}
@@ -48,6 +48,7 @@ async def probe(
         return _failed(failure)
     try:
         async with asyncio.timeout(limits.probe_seconds):
+            wanted = await resolved(wanted, clients)
             names, size, single = await _look(wanted, clients, clock, limits)
     except FetchFailed as failure:
         return _failed(failure)

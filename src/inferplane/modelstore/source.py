@@ -8,12 +8,13 @@ with a salt, because a short password could otherwise be guessed from it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 
@@ -26,7 +27,8 @@ from inferplane.domain.storage_uri import (
     parse_storage_uri,
     where_supported,
 )
-from inferplane.modelstore import gcs_origin, http_origin, hub_origin, s3_origin
+from inferplane.modelstore import gcs_origin, http_origin, hub_origin, mlflow_registry, s3_origin
+from inferplane.modelstore.client import HttpClients
 from inferplane.modelstore.failure import FetchFailed
 from inferplane.modelstore.origin import Clock, Origin
 
@@ -40,11 +42,27 @@ _FROM_SECRET: Mapping[Scheme, tuple[str, ...]] = {
     Scheme.S3: s3_origin.CREDENTIALS,
     Scheme.GS: gcs_origin.CREDENTIALS,
     Scheme.HF: hub_origin.CREDENTIALS,
+    # Where the files are is known only once the registry was asked.
+    Scheme.MODELS: (
+        *mlflow_registry.CREDENTIALS,
+        *http_origin.CREDENTIALS,
+        *s3_origin.CREDENTIALS,
+        *gcs_origin.CREDENTIALS,
+        *hub_origin.CREDENTIALS,
+    ),
 }
 _FROM_ENVIRONMENT: Mapping[Scheme, tuple[str, ...]] = {
     Scheme.S3: ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION"),
     Scheme.GS: ("STORAGE_EMULATOR_HOST",),
     Scheme.HF: ("HF_ENDPOINT",),
+    Scheme.MODELS: (
+        *mlflow_registry.PLACES,
+        "AWS_ENDPOINT_URL",
+        "AWS_DEFAULT_REGION",
+        "AWS_REGION",
+        "STORAGE_EMULATOR_HOST",
+        "HF_ENDPOINT",
+    ),
 }
 
 
@@ -63,11 +81,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A source that was understood. `settings` is the part of secret and environment that counts."""
+    """A source that was understood. `settings` is the part of secret and environment that counts.
+
+    `artifacts` is where a registry's server keeps the files itself, "" for anything else.
+    """
 
     uri: StorageUri
     digest: str
     settings: Mapping[str, str] = field(repr=False)
+    artifacts: str = ""
 
     def key(self, salt: bytes) -> str:
         """The name under which everything that is the same is kept: 32 hex characters."""
@@ -75,7 +97,12 @@ class Wanted:
         return hmac.new(salt, facts.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
 
     def origin(self, client: httpx.AsyncClient, clock: Clock) -> Origin:
-        """The adapter for this URI; not for files. Raises FetchFailed for unusable credentials."""
+        """The adapter for this URI; not for files, nor for a registry's before `resolved`.
+
+        Raises FetchFailed for unusable credentials.
+        """
+        if self.artifacts:
+            return mlflow_registry.ArtifactsOrigin(self.uri, self.settings, client, self.artifacts)
         if self.uri.scheme is Scheme.S3:
             return s3_origin.S3Origin(self.uri, self.settings)
         if self.uri.scheme is Scheme.GS:
@@ -83,6 +110,31 @@ class Wanted:
         if self.uri.scheme is Scheme.HF:
             return hub_origin.HubOrigin(self.uri, self.settings, client)
         return http_origin.HttpOrigin(self.uri, self.settings, client)
+
+
+async def resolved(wanted: Wanted, clients: HttpClients) -> Wanted:
+    """Where the files are that a registry names; `wanted` itself for everything else. Raises FetchFailed."""
+    if wanted.uri.scheme is not Scheme.MODELS:
+        return wanted
+    await asyncio.to_thread(clients.prepare)
+    async with clients.new() as client:
+        registry = mlflow_registry.Registry(wanted.settings, client, wanted.uri.shown)
+        await clients.check_host(registry.host, wanted.uri.shown)
+        uri = wanted.uri
+        for _ in range(mlflow_registry.REFERENCES_MAX):
+            place = await registry.place_of(uri.host, uri.revision, wanted.uri.shown)
+            if place.startswith(f"{mlflow_registry.ARTIFACTS_SCHEME}:"):
+                return replace(wanted, artifacts=place)
+            try:
+                uri = parse_storage_uri(place)
+            except Invalid as error:
+                raise FetchFailed(
+                    ReasonCode.SCHEME_NOT_SUPPORTED,
+                    f"the registry names a place for {wanted.uri.shown} that is not understood: {error.message}",
+                ) from error
+            if uri.scheme is not Scheme.MODELS:
+                return replace(wanted, uri=uri)
+    raise FetchFailed(ReasonCode.MODEL_NOT_FOUND, f"{wanted.uri.shown} leads from one reference to the next")
 
 
 def understand(source: Source, environment: Mapping[str, str]) -> Wanted:
