@@ -220,6 +220,7 @@ nodes = st.builds(
     cloud_provider=texts,
     region=texts,
     host=texts,
+    health_since=maybe(moments),
 )
 model_specs = st.builds(
     ModelSpec,

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from inferplane.controllers.admission_plan import (
+    NODE_GRACE,
     AdmissionPlan,
     Picture,
     RequestChange,
@@ -164,7 +165,22 @@ class AdmissionController:
             }
         self._awake_since = self._awake_since or snapshot.now
         endpoints = await tx.endpoints_by_uid(uids)
-        return Picture(replace(snapshot, usage=used), endpoints, measured, self._awake_since, generation)
+        clusters = {
+            each.name: each.report for each in await tx.list_clusters() if each.connection is not None
+        }
+        for uid, endpoint in endpoints.items():
+            if (
+                endpoint.cluster in clusters
+            ):  # its requests take the cluster's own ingress: nobody here sees them
+                measured.pop(uid, None)
+        answering = frozenset(
+            name
+            for name, report in clusters.items()
+            if report is not None and report.reachable and snapshot.now - report.since >= NODE_GRACE
+        )
+        return Picture(
+            replace(snapshot, usage=used), endpoints, measured, self._awake_since, generation, answering
+        )
 
     async def _tell(self, decided: AdmissionPlan, fence: Fence) -> float | None:
         """Tell those that wait where they stand, if it is time; returns when it will be, if it is not."""

@@ -21,6 +21,9 @@ Rules kept here, each because breaking it would hurt somebody:
 * A request that waits is never refused for what may change (its shape is not there, its policy forbids
   it): it says so and waits.
 * Idle time counts only what was measured, and only once the GPUs were in use.
+* On a cluster of Kubernetes a node may die, or be cordoned and drained. Where no replica of an endpoint answers and
+  a node of its grant has been out of order for a while, the grant ends as `NodeNotReady` and asks again where it
+  wants that. While one answers, nothing is taken from it; while the cluster itself is away, nobody is judged.
 * GPUs are not held for who cannot use them: a grant that does not come into use in time ends, and at once
   where the endpoint failed for what only a person can mend. Such a request does not come back by itself.
 """
@@ -55,6 +58,7 @@ from inferplane.domain.gpu_request import (
     started,
     wants_requeue,
 )
+from inferplane.domain.inventory import Node, NodeHealth
 from inferplane.domain.quantity import format_duration
 from inferplane.domain.reasons import ReasonCode, reason_of
 from inferplane.domain.storage_uri import redacted
@@ -88,6 +92,10 @@ ESTIMATE_SLACK = timedelta(seconds=5)
 IDLE_LOOK_SECONDS = 5.0
 """How soon to look again at who was busy and is to be released when idle: idleness announces itself to nobody."""
 
+NODE_GRACE = timedelta(minutes=2)
+"""A node that is out of order for less may come back with everything on it: a restart of its kubelet, a short cut
+of the network."""
+
 STEPS_PER_PASS_MAX = 4
 """How many steps of its life one request may take in a pass (drain, end, go back in line)."""
 
@@ -100,7 +108,8 @@ class Picture:
     missing is gone. `idle_since` has a measurement by the endpoint's uid, or by the id of a request without
     one, wherever something measures: None is busy, or not known.
     `awake_since` is when these passes began; None for always. `generation` is the store's, read before all
-    the rest.
+    the rest. `kubernetes` are the clusters of Kubernetes that have
+    answered for a while, so that what is known of their nodes is new.
     """
 
     snapshot: Snapshot
@@ -108,6 +117,7 @@ class Picture:
     idle_since: Mapping[str, datetime | None] = field(default_factory=dict)
     awake_since: datetime | None = None
     generation: int = 0
+    kubernetes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +315,10 @@ def _step(ledger: _Ledger, request: GpuRequest) -> bool:
         case ProvisioningStatus.PROVISIONING:
             return _step_provisioning(ledger, request, endpoint, nobody)
         case ProvisioningStatus.SUCCESSFUL:
-            return _step_in_use(ledger, request, nobody)
+            return _step_in_use(ledger, request, endpoint, nobody)
         case ProvisioningStatus.DRAINING:
-            return is_seen_free(request, endpoint) and _end(ledger, request, nobody)
+            free = is_seen_free(request, endpoint) or is_lost(request, endpoint, ledger.picture)
+            return free and _end(ledger, request, nobody)
         case _:
             return False
 
@@ -338,7 +349,7 @@ def _step_provisioning(
         told = _told(request, "GprStarted", f"its GPUs are in use; its exit duration of {until} runs")
         ledger.put(started(request, ledger.now), told)
         return True
-    lasting = lasting_failure(request, endpoint)
+    lasting = lasting_failure(request, endpoint) or lost_node(request, endpoint, ledger.picture)
     if lasting is None and ledger.now >= _latest_start(request, ledger.picture):
         lasting = _late(request, endpoint)
     if lasting is None:
@@ -431,9 +442,83 @@ def _start_limit(request: GpuRequest, endpoint: InferenceEndpoint | None) -> tim
     return min(request.exit_duration, START_LIMIT + one_start)
 
 
-def _step_in_use(ledger: _Ledger, request: GpuRequest, nobody: str) -> bool:
+def lost_node(
+    request: GpuRequest, endpoint: InferenceEndpoint | None, picture: Picture
+) -> tuple[ReasonCode, str] | None:
+    """Why a grant on a cluster of Kubernetes is of no use any more: a node of it is out of order; else None.
+
+    While a replica answers, nothing is taken from it. A cordoned node lets run what runs, so it does not count
+    while a model is being loaded either; and without an endpoint nobody can tell, so it does not count at all.
+    """
+    states = {each.state for each in endpoint.status.replicas} if endpoint is not None else set()
+    if ReplicaState.READY in states:
+        return None
+    cordons_count = endpoint is not None and ReplicaState.LOADING not in states
+    out = [
+        node
+        for node in _nodes_out_of_order(request, picture)
+        if node.health is NodeHealth.UNHEALTHY or cordons_count
+    ]
+    if not out:
+        return None
+    node = out[0]
+    does = "does not answer" if node.health is NodeHealth.UNHEALTHY else "takes no new pods"
+    since = f" since {node.health_since:%Y-%m-%d %H:%M:%SZ}" if node.health_since is not None else ""
+    why = f"node {node.name} of cluster {node.cluster} {does}{since}, and no replica answers"
+    return ReasonCode.NODE_NOT_READY, f"{ReasonCode.NODE_NOT_READY}: {why}"
+
+
+def is_lost(request: GpuRequest, endpoint: InferenceEndpoint | None, picture: Picture) -> bool:
+    """Whether what drains cannot be seen to end, because every node of its grant is dead.
+
+    Its pods stay Terminating until the machine is back, and are killed then; nothing is granted there before.
+    The endpoint's controller must know of this drain, so that it starts nothing there.
+    """
+    grant = request.grant
+    if grant is None or endpoint is None or not grant.nodes:
+        return False
+    note = endpoint.status.gpu
+    knows = (
+        note is not None
+        and (note.gpr_id, note.status) == (request.id, ProvisioningStatus.DRAINING)
+        and note.since == request.draining_since
+    )
+    dead = {
+        node.name for node in _nodes_out_of_order(request, picture) if node.health is NodeHealth.UNHEALTHY
+    }
+    return knows and all(name in dead for name, _ in grant.nodes)
+
+
+def _nodes_out_of_order(request: GpuRequest, picture: Picture) -> list[Node]:
+    """Of a grant's nodes those that have been out of order for a while, by name."""
+    grant = request.grant
+    if grant is None or grant.cluster not in picture.kubernetes:
+        return []
+    held = {name for name, _ in grant.nodes}
+    now = picture.snapshot.now
+    out = [
+        node
+        for node in picture.snapshot.nodes
+        if node.cluster == grant.cluster
+        and node.name in held
+        and not node.schedulable
+        and node.health_since is not None
+        and now - node.health_since >= NODE_GRACE
+    ]
+    return sorted(out, key=lambda each: each.name)
+
+
+def _step_in_use(
+    ledger: _Ledger, request: GpuRequest, endpoint: InferenceEndpoint | None, nobody: str
+) -> bool:
     if nobody:
         return _release(ledger, request, nobody)
+    lost = lost_node(request, endpoint, ledger.picture)
+    if lost is not None:
+        code, why = lost
+        ledger.rely_on_endpoint(request)
+        _drain(ledger, request, ProvisioningStatus.FAILED, why, failure_reason=why, failure_code=code)
+        return True
     measured = _measured(ledger, request)
     ending = due(measured, ledger.now)
     if ending is ProvisioningStatus.TIMED_OUT:
@@ -610,6 +695,14 @@ def _told(
 def _next_look(snapshot: Snapshot, picture: Picture) -> float | None:
     """Seconds until something falls due by time alone."""
     moments = [at for each in snapshot.requests if (at := _deadline(each, picture)) is not None]
+    moments += [
+        node.health_since + NODE_GRACE
+        for node in snapshot.nodes
+        if node.health_since is not None
+        and node.cluster in picture.kubernetes
+        # Once it is over, what it means is looked at with every change of the endpoints.
+        and node.health_since + NODE_GRACE > snapshot.now
+    ]
     seconds = [max(0.0, (min(moments) - snapshot.now).total_seconds())] if moments else []
     measured = picture.idle_since
     if any(_may_fall_idle(each) and (each.endpoint_uid or each.id) in measured for each in snapshot.requests):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Protocol
 
 from inferplane.controllers.leases import Holding, Sole
@@ -103,6 +104,7 @@ class InventoryController:
             stored, wanted = await _stored_and_wanted(tx, cluster, seen, problem)
             if not _differ(stored, wanted):
                 return wanted
+            wanted = with_health_since(stored, wanted, self._clock())
             await tx.save_nodes(cluster, wanted)
             message = inventory_sentence(cluster, wanted)
             await tx.append_event(Event(self._clock(), "InventoryChanged", message, ACTOR))
@@ -136,6 +138,18 @@ def nodes_to_keep(
             host = node.host if not hosts or node.host in hosts else ""
             now[node.name] = replace(_unhealthy(node), host=host)
     return tuple(now.values())
+
+
+def with_health_since(stored: Iterable[Node], wanted: Iterable[Node], now: datetime) -> tuple[Node, ...]:
+    """The wanted nodes, each that is not healthy with since when: from before if it was so already, else `now`."""
+    before = {each.name: each for each in stored}
+    found = []
+    for node in wanted:
+        known = before.get(node.name)
+        as_before = known is not None and known.health is node.health
+        since = known.health_since if known is not None and as_before else now
+        found.append(replace(node, health_since=None if node.health is NodeHealth.HEALTHY else since))
+    return tuple(found)
 
 
 def _unhealthy(node: Node) -> Node:

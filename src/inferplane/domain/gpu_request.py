@@ -310,7 +310,7 @@ def refused(
 def wants_requeue(request: GpuRequest, policy: WorkspacePolicy = UNLIMITED) -> bool:
     """Whether an ended request goes back into the queue by itself: evicted or failed, and it asked for it.
 
-    Not after it has failed too often, nor when it failed for what only a person can mend: it would take
+    One that renews itself also wants that where a node was lost: it did not end by its own will. Not after it has failed too often, nor when it failed for what only a person can mend: it would take
     GPUs from the line again and again, and give them back unused.
     """
     if ProvisioningStatus.QUEUED not in NEXT[request.status]:
@@ -321,22 +321,25 @@ def wants_requeue(request: GpuRequest, policy: WorkspacePolicy = UNLIMITED) -> b
             return False
         if request.retry_count - request.delayed_count >= REQUEUES_AFTER_FAILURE_MAX:
             return False
-    return request.requeue_on_failure or policy.requeue_on_failure
+    lost_its_node = request.failure_code is ReasonCode.NODE_NOT_READY and request.auto_renew
+    return request.requeue_on_failure or policy.requeue_on_failure or lost_its_node
 
 
 def requeued(request: GpuRequest, now: datetime) -> GpuRequest:
     """Evicted or Failed → Queued, for another try. Raises Conflict.
 
-    An evicted request keeps its age: it did nothing wrong. One that failed goes to the end of its
-    priority, so that a request which fails each time cannot keep others from their turn.
+    An evicted request keeps its age, and so does one whose node was lost: they did nothing wrong. One that
+    failed goes to the end of its priority, so that a request which fails each time cannot keep others from their turn.
     It keeps `evicted_by` and `failure_reason`, so that it can say what happened, until it ends again.
     """
     _check_next(request, ProvisioningStatus.QUEUED)
-    evicted = request.status is ProvisioningStatus.EVICTED
+    blameless = (
+        request.status is ProvisioningStatus.EVICTED or request.failure_code is ReasonCode.NODE_NOT_READY
+    )
     return replace(
         request,
         status=ProvisioningStatus.QUEUED,
-        queued_at=request.queued_at if evicted else now,
+        queued_at=request.queued_at if blameless else now,
         grant=None,
         granted_at=None,
         started_at=None,
@@ -346,7 +349,7 @@ def requeued(request: GpuRequest, now: datetime) -> GpuRequest:
         completed_at=None,
         early_release=False,
         retry_count=request.retry_count + 1,
-        delayed_count=request.delayed_count + (1 if evicted else 0),
+        delayed_count=request.delayed_count + (1 if blameless else 0),
     )
 
 

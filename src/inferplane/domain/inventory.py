@@ -12,7 +12,8 @@ names may change under those who hold something, the machine's own indexes are t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 from inferplane.domain.gpu_request import GpuRequest, Grant
@@ -48,7 +49,8 @@ class Node:
     """A machine with GPUs of one shape. `memory_gb` is per GPU; `simulated` means no hardware is behind it.
 
     `gpus` may be left empty where nothing is known of the single devices; their indexes are then
-    0 … `gpu_count` - 1, all healthy. `host` names the machine where GPU indexes are the machine's own and
+    0 … `gpu_count` - 1, all healthy. `health_since` is since when it has not been healthy, None where that is not
+    known; nodes that differ in nothing else are equal. `host` names the machine where GPU indexes are the machine's own and
     not the node's; "" where the node is all there is to them.
     """
 
@@ -65,6 +67,7 @@ class Node:
     cloud_provider: str = ""
     region: str = ""
     host: str = ""
+    health_since: datetime | None = field(default=None, compare=False)
 
     @property
     def indexes(self) -> tuple[int, ...]:

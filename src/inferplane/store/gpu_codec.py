@@ -310,6 +310,7 @@ def node_to_row(node: Node) -> dict[str, Any]:
         "cloud_provider": node.cloud_provider,
         "region": node.region,
         "host": node.host,
+        "health_since": micros_of(node.health_since),
     }
     return {"cluster": node.cluster, "name": node.name, "body": to_json(body)}
 
@@ -331,6 +332,7 @@ def node_from_row(row: Row) -> Node:
         cloud_provider=text_of(raw, "cloud_provider"),
         region=text_of(raw, "region"),
         host=text_of(raw, "host"),
+        health_since=moment_of(raw.get("health_since")),
     )
 
 
