@@ -96,7 +96,8 @@ def gateway(folder: Path, replica: str) -> Iterator[int]:
         await publisher.start()
         publisher.set(EndpointRoutes("uid-iris", "default", "iris", (Upstream("r1-0", replica),), ("iris",)))
         publisher.open()
-        await asyncio.wait_for(confirmed.wait(), 30)
+        async with asyncio.timeout(30):
+            await confirmed.wait()
         return publisher
 
     with asyncio.Runner() as runner:

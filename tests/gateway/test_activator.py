@@ -245,9 +245,11 @@ async def test_a_client_that_goes_away_is_not_answered_to_the_end(house: House) 
     async with house.replica(slow) as address:
         house.demand.tell(UID, Standing((address,)))
         call = asyncio.create_task(house.client.get("/"))
-        await asyncio.wait_for(asked.wait(), 20)
+        async with asyncio.timeout(20):
+            await asked.wait()
         call.cancel()
-        await asyncio.wait_for(over.wait(), 20)
+        async with asyncio.timeout(20):
+            await over.wait()
 
 
 async def test_a_replica_that_is_just_going_is_no_answer(house: House) -> None:

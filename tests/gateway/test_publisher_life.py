@@ -120,7 +120,8 @@ async def test_an_envoy_is_replaced_under_load_without_losing_a_request(world: W
     seen = [current.pid]
     for workers in (3, 1, 2):
         answered.clear()
-        await asyncio.wait_for(answered.wait(), 20)
+        async with asyncio.timeout(20):
+            await answered.wait()
         await current.close(stop_gateway=False)
         former, port = psutil.Process(current.pid), current.port
         current = world.unopened(port=port, workers=workers, former_seconds=1)
@@ -130,7 +131,8 @@ async def test_an_envoy_is_replaced_under_load_without_losing_a_request(world: W
         seen.append(current.pid)
         await eventually(partial(_ended, former), "the former one to end")
         answered.clear()
-        await asyncio.wait_for(answered.wait(), 20)
+        async with asyncio.timeout(20):
+            await answered.wait()
     stop.set()
     await asyncio.gather(*clients)
     assert len(set(seen)) == 4

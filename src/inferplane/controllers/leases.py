@@ -203,7 +203,8 @@ class Leases:
         answering = True
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._hint.wait(), RENEW_SECONDS)
+                async with asyncio.timeout(RENEW_SECONDS):
+                    await self._hint.wait()
             self._hint.clear()
             try:
                 async with asyncio.timeout(ROUND_SECONDS_MAX):

@@ -106,7 +106,8 @@ class Runner:
         pause = RESYNC_SECONDS
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._all.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._all.wait()
             at_once = self._all.is_set()
             self._all.clear()
             try:

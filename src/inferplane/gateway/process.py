@@ -320,7 +320,8 @@ async def _until_gone(pid: int, seconds: float) -> None:
     loop.add_reader(descriptor, gone.set)
     try:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(gone.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await gone.wait()
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)

@@ -223,7 +223,8 @@ async def _work(
     while not stop.is_set():
         shared.publish(index, app.metrics_text().encode())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), PUBLISH_SECONDS)
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                await stop.wait()
     acceptor.close()
     await _drain(app, connections, config)
     return EXIT_OK

@@ -91,7 +91,8 @@ async def _run(config: ServerConfig, status: StatusWriter, listener: socket.sock
     with contextlib.suppress(ProcessLookupError):
         program.terminate()
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(asyncio.shield(ended), config.drain_seconds)
+        async with asyncio.timeout(config.drain_seconds):
+            await asyncio.shield(ended)
     if not ended.done():
         log.warning("the command did not end within %.0f s and is killed", config.drain_seconds)
         with contextlib.suppress(ProcessLookupError):

@@ -228,7 +228,8 @@ class Store:
         answering = True
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._hint.wait(), POLL_INTERVAL_SECONDS)
+                async with asyncio.timeout(POLL_INTERVAL_SECONDS):
+                    await self._hint.wait()
             self._hint.clear()
             try:
                 while await self._look():

@@ -40,7 +40,8 @@ async def run_and_kill(home: Path, *wanted: str) -> None:
         sys.executable, str(PROGRAM), str(home), *wanted, stdout=subprocess.PIPE, env=environment
     )
     assert process.stdout is not None
-    line = await asyncio.wait_for(process.stdout.readline(), 60)
+    async with asyncio.timeout(60):
+        line = await process.stdout.readline()
     assert line == b"ready\n"
     process.kill()
     await process.wait()

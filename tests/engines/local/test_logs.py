@@ -58,7 +58,8 @@ async def test_following_ends_with_the_server(engine: LocalEngine) -> None:
     assert not task.done()
     assert replica.pid is not None
     os.kill(replica.pid, signal.SIGTERM)
-    await asyncio.wait_for(task, 20)
+    async with asyncio.timeout(20):
+        await task
     assert seen == ["stand-in started", "line 0", "line 1"]
 
 

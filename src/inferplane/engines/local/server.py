@@ -140,12 +140,14 @@ class RunningServer:
             if ask:
                 self._watch.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._watch.ended.wait(), remaining)
+                async with asyncio.timeout(remaining):
+                    await self._watch.ended.wait()
                 return
         self._note_stop(replace(stop, forced=True))
         self._watch.kill_group()
         try:
-            await asyncio.wait_for(self._watch.ended.wait(), self._around.limits.kill_seconds)
+            async with asyncio.timeout(self._around.limits.kill_seconds):
+                await self._watch.ended.wait()
         except TimeoutError:
             log.warning("a killed model server does not end", replica=str(self.paths.directory), pid=self.pid)
 

@@ -107,7 +107,8 @@ class ForkLauncher:
         if needs_new_interpreter(request.environment, self._environment):
             return await self._otherwise.launch(request, lock)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._decided.wait(), self._limits.fork_server_wait_seconds)
+            async with asyncio.timeout(self._limits.fork_server_wait_seconds):
+                await self._decided.wait()
         async with self._one_at_a_time:
             pid = await self._fork(request, lock) if self._ready.is_set() else None
         if pid is None:
@@ -129,7 +130,8 @@ class ForkLauncher:
             await self._kill()
             if self._watch is not None:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._watch.ended.wait(), self._limits.kill_seconds)
+                    async with asyncio.timeout(self._limits.kill_seconds):
+                        await self._watch.ended.wait()
             self._control.unlink(missing_ok=True)
         self._hang_up()
         if self._watch is not None:
