@@ -13,8 +13,9 @@ ADMIN_SOCKET = "admin.sock"
 XDS_SOCKET = "xds.sock"
 OTHER_XDS_SOCKET = "xds2.sock"
 RESTART_SOCKETS = "h"
-# Envoy makes the names of its own: h_udp_parent_<base id of ten digits>.
-SOCKET_NAME_BYTES_MAX = 24
+# Envoy makes the names of its own, h_udp_parent_<number>, from a base id that it draws; a negative product
+# comes out as an unsigned number of 64 bits, with twenty digits.
+SOCKET_NAME_BYTES_MAX = 33
 PRIVATE_FILE_MODE = 0o600
 
 
