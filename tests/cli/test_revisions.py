@@ -178,3 +178,49 @@ def test_a_registered_model_is_no_path(shell: Any) -> None:
     shell.platform.endpoints["iris"] = [running("iris")]
     shell.run("update", "iris", "--uri", "models:/iris@champion")
     assert shell.platform.asked[-1].body["modelSpec"] == {"storageURI": "models:/iris@champion"}
+
+
+def test_restart_asks_for_the_same_model_again(shell: Any) -> None:
+    shell.platform.script = [TOKEN, CHANGED]
+    ran = shell.run("restart", "iris", "-w", "team")
+    assert (ran.code, ran.out) == (0, "iris is being restarted: revision 2\n")
+    asked = shell.platform.asked[-1]
+    assert (asked.method, asked.path) == ("PATCH", paths.ENDPOINT)
+    assert asked.body == {"workspace": "team", "endpoint": "iris", "restart": True}
+
+
+def test_update_says_all_that_a_change_takes(shell: Any, tmp_path: Path) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.write_text("# from the vault\nHF_TOKEN=t0ken\n")
+    shell.platform.script = [TOKEN, CHANGED]
+    ran = shell.run(
+        *("update", "iris", "--secret-file", str(secrets), "--secret", "HF_ENDPOINT=http://hub"),
+        *("--arg=--task=embeddings", "--target-concurrency", "4", "--target-rate", "0"),
+        *("--scale-to-zero-after", "5m", "--rate", "9", "--burst", "3", "--rate-per-key", "2"),
+        *("--max-concurrency-per-key", "1", "--request-timeout", "5", "--max-request-bytes", "1000"),
+        *("--guard", "--guard-error-points", "0.1", "--guard-latency-factor", "2"),
+        *("--guard-latency-least", "50", "--guard-requests", "5", "--guard-window", "10"),
+    )
+    assert ran.code == 0, ran.err
+    body = shell.platform.asked[-1].body
+    assert body["modelSpec"] == {
+        "args": ["--task=embeddings"],
+        "secret": {"HF_TOKEN": "t0ken", "HF_ENDPOINT": "http://hub"},
+    }
+    assert body["autoscaling"] == {"targetConcurrency": 4, "targetRate": 0, "scaleToZeroAfter": "5m"}
+    assert body["limits"] == {
+        "requestsPerSecond": 9,
+        "burst": 3,
+        "requestsPerSecondPerKey": 2,
+        "concurrencyMaxPerKey": 1,
+        "timeoutSeconds": 5,
+        "maxRequestBytes": 1000,
+    }
+    assert body["guard"] == {
+        "enabled": True,
+        "errorPoints": 0.1,
+        "latencyFactor": 2,
+        "latencyLeastMs": 50,
+        "requestsMin": 5,
+        "windowSeconds": 10,
+    }

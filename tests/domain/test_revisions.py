@@ -10,6 +10,7 @@ import pytest
 from inferplane.domain.endpoint import (
     REVISIONS_KEPT_MAX,
     EndpointSpec,
+    GpuSpec,
     InferenceEndpoint,
     ModelSpec,
     Replica,
@@ -17,6 +18,7 @@ from inferplane.domain.endpoint import (
     ReplicaState,
 )
 from inferplane.domain.errors import Conflict, Invalid
+from inferplane.domain.gpu_request import Selection
 from inferplane.domain.revisions import changed, promoted, regauged, serving_revision, went_back
 from inferplane.domain.rollout import Rollout, RolloutNote, RolloutPhase, Strategy
 
@@ -117,6 +119,22 @@ def test_going_back_to_servers_that_are_gone_is_a_rollout_that_nothing_is_measur
     back = went_back(done, 1)
     assert back.rollout is not None
     assert (back.revision, back.rollout.base, back.rollout.guard.enabled) == (1, 2, False)
+
+
+def test_going_back_on_gpus_makes_room_first() -> None:
+    done = at_phase(change(endpoint(), 2, UPDATE), RolloutPhase.COMPLETE, 2)
+    on_gpus = replace(done, spec=replace(done.spec, gpu=GpuSpec(Selection(gpu_shape="A100"))))
+    back = went_back(on_gpus, 1)
+    assert back.rollout is not None
+    assert back.rollout.strategy is Strategy.STOP_THEN_START
+
+
+def test_the_same_model_is_a_revision_only_when_it_is_wanted_again() -> None:
+    before = endpoint()
+    once = changed(before, before.spec.model, UPDATE, at=T0, by="bob")
+    again = changed(before, before.spec.model, UPDATE, at=T0, by="bob", again=True)
+    assert once == before.spec
+    assert (again.revision, again.model_of(1), again.model_of(2)) == (2, before.spec.model, before.spec.model)
 
 
 def test_going_back_where_there_is_nothing_says_so() -> None:

@@ -28,7 +28,6 @@ from inferplane.services.endpoint_change_drafts import (
     ChangeDraft,
     GuardDraft,
     ModelChange,
-    in_its_place,
     understand_change,
 )
 
@@ -117,6 +116,21 @@ def test_the_same_again_changes_nothing_and_says_so() -> None:
     assert made.changes_nothing
     assert made.spec == endpoint().spec
     assert "nothing of this is different" in made.warnings[-1]
+
+
+def test_a_restart_is_a_revision_of_the_same_model() -> None:
+    made = change(endpoint(), restart=True)
+    assert (made.spec.model, made.spec.revision) == (MODEL, 2)
+    assert made.spec.rollout == Rollout(1)
+    assert made.message.startswith(
+        "revision 2, the same sklearn model from /models/one.joblib again, takes over"
+    )
+    careful = change(endpoint(), restart=True, canary=CanaryDraft(10), min_replicas=2)
+    assert careful.spec.rollout is not None
+    assert (careful.spec.rollout.canary_percent, careful.spec.scaling.min_replicas) == (10, 2)
+    assert change(on_its_way(), restart=True).spec.revision == 3
+    on_gpus = change(endpoint(gpu=GPU), restart=True)
+    assert on_gpus.spec.rollout == Rollout(1, strategy=Strategy.STOP_THEN_START)
 
 
 def test_other_credentials_alone_make_no_revision() -> None:
@@ -232,13 +246,6 @@ def test_on_gpus_it_starts_in_place_and_that_is_said() -> None:
     assert made.spec.rollout == Rollout(1, strategy=Strategy.STOP_THEN_START)
     assert made.message.endswith("in place of revision 1: on GPUs there is no room for both")
     assert "in between nothing answers" in made.warnings[0]
-
-
-def test_the_way_back_on_gpus_is_in_place_too() -> None:
-    before = endpoint(gpu=GPU)
-    side_by_side = replace(before.spec, rollout=Rollout(1))
-    assert in_its_place(before, side_by_side).rollout == Rollout(1, strategy=Strategy.STOP_THEN_START)
-    assert in_its_place(endpoint(), side_by_side) == side_by_side
 
 
 def test_gpus_that_are_shared_out_are_not_shared_out_anew() -> None:

@@ -145,6 +145,7 @@ def change_draft(body: UpdateEndpoint) -> ChangeDraft:
             guard.window_seconds,
         ),
         names_gpus=body.gpu_spec is not None,
+        restart=bool(body.restart),
     )
 
 

@@ -31,12 +31,24 @@ from inferplane.cli.gpu_options import (
 )
 from inferplane.cli.options import (
     Access,
+    Burst,
     Cluster,
     DryRun,
+    MaxConcurrency,
+    MaxConcurrencyPerKey,
     Name,
     Output,
     QueueTimeout,
+    Rate,
+    RatePerKey,
+    RequestBytes,
+    RequestSeconds,
+    RestAfter,
     RunTimeout,
+    Secret,
+    SecretFile,
+    TargetConcurrency,
+    TargetRate,
     Timeout,
     Wait,
     Workspace,
@@ -45,6 +57,7 @@ from inferplane.cli.options import (
     named_values,
     read_bytes,
     read_text,
+    secrets_of,
     workspace_or_default,
 )
 from inferplane.cli.output import (
@@ -96,24 +109,8 @@ def deploy(
     ],
     workspace: Workspace = "",
     cluster: Cluster = "",
-    secret: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--secret",
-            metavar="NAME=VALUE",
-            help="A credential for the storage; may be repeated. Others on this machine can see it while the"
-            " command runs: --secret-file is safer.",
-        ),
-    ] = None,
-    secret_file: Annotated[
-        str,
-        typer.Option(
-            "--secret-file",
-            metavar="FILE",
-            help="The same from a file of NAME=VALUE lines.",
-            show_default=False,
-        ),
-    ] = "",
+    secret: Secret = None,
+    secret_file: SecretFile = "",
     digest: Annotated[
         str,
         typer.Option(
@@ -149,82 +146,17 @@ def deploy(
         int | None,
         typer.Option("--max-replicas", min=1, help="As many as this under load.", show_default=False),
     ] = None,
-    target_concurrency: Annotated[
-        float | None,
-        typer.Option(
-            "--target-concurrency", help="Requests at once that a replica should have.", show_default=False
-        ),
-    ] = None,
-    target_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--target-rate", help="Requests a second that a replica should have.", show_default=False
-        ),
-    ] = None,
-    scale_to_zero_after: Annotated[
-        str,
-        typer.Option(
-            "--scale-to-zero-after",
-            metavar="DURATION",
-            help="Sleep when no request came for so long, with --min-replicas 0.",
-            show_default=False,
-        ),
-    ] = "",
-    request_seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--request-timeout",
-            metavar="SECONDS",
-            help="Longest time a prediction may take.",
-            show_default=False,
-        ),
-    ] = None,
-    request_bytes: Annotated[
-        int | None,
-        typer.Option(
-            "--max-request-bytes", metavar="BYTES", help="Largest request that is let in.", show_default=False
-        ),
-    ] = None,
+    target_concurrency: TargetConcurrency = None,
+    target_rate: TargetRate = None,
+    scale_to_zero_after: RestAfter = "",
+    request_seconds: RequestSeconds = None,
+    request_bytes: RequestBytes = None,
     access: Access = "",
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            "--rate", metavar="REQUESTS", help="Most requests a second; more get 429.", show_default=False
-        ),
-    ] = None,
-    burst: Annotated[
-        int | None,
-        typer.Option(
-            "--burst",
-            metavar="REQUESTS",
-            help="How many may come at once where there is a rate.",
-            show_default=False,
-        ),
-    ] = None,
-    rate_per_key: Annotated[
-        float | None,
-        typer.Option(
-            "--rate-per-key",
-            metavar="REQUESTS",
-            help="Most requests a second with one key.",
-            show_default=False,
-        ),
-    ] = None,
-    max_concurrency: Annotated[
-        int | None,
-        typer.Option(
-            "--max-concurrency", metavar="REQUESTS", help="Most requests in flight.", show_default=False
-        ),
-    ] = None,
-    max_concurrency_per_key: Annotated[
-        int | None,
-        typer.Option(
-            "--max-concurrency-per-key",
-            metavar="REQUESTS",
-            help="Most requests in flight of each key.",
-            show_default=False,
-        ),
-    ] = None,
+    rate: Rate = None,
+    burst: Burst = None,
+    rate_per_key: RatePerKey = None,
+    max_concurrency: MaxConcurrency = None,
+    max_concurrency_per_key: MaxConcurrencyPerKey = None,
     gpus: Gpus = None,
     gpu_nodes: GpuNodes = None,
     gpu_shape: GpuShape = "",
@@ -253,7 +185,7 @@ def deploy(
         auto=auto_gpu,
     )
     asks = wish_or_none(wish, others=(auto_renew is not None, auto_cluster))
-    secrets = _secret_lines(secret_file) | named_values(secret or [], "--secret")
+    secrets = secrets_of(secret, secret_file)
     with connected(context) as client:
         made = client.deploy(
             name,
@@ -737,10 +669,3 @@ def _example(found: EndpointDescription) -> bytes:
             next_action="Give a request with -d.",
         )
     return found.model.example.encode()
-
-
-def _secret_lines(path: str) -> dict[str, str]:
-    if not path:
-        return {}
-    lines = [line.strip() for line in read_text(path, "the secret file").splitlines()]
-    return named_values([line for line in lines if line and not line.startswith("#")], "--secret-file")

@@ -88,13 +88,106 @@ def workspace_or_default(workspace: str) -> str:
     return workspace or load_client_settings(os.environ, user_home=Path.home()).workspace
 
 
+Secret = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--secret",
+        metavar="NAME=VALUE",
+        help="A credential for the storage; may be repeated. Others on this machine can see it while the"
+        " command runs: --secret-file is safer.",
+    ),
+]
+SecretFile = Annotated[
+    str,
+    typer.Option(
+        "--secret-file", metavar="FILE", help="The same from a file of NAME=VALUE lines.", show_default=False
+    ),
+]
+TargetConcurrency = Annotated[
+    float | None,
+    typer.Option(
+        "--target-concurrency", help="Requests at once that a replica should have.", show_default=False
+    ),
+]
+TargetRate = Annotated[
+    float | None,
+    typer.Option("--target-rate", help="Requests a second that a replica should have.", show_default=False),
+]
+RestAfter = Annotated[
+    str,
+    typer.Option(
+        "--scale-to-zero-after",
+        metavar="DURATION",
+        help="Sleep when no request came for so long, with --min-replicas 0.",
+        show_default=False,
+    ),
+]
+RequestSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--request-timeout",
+        metavar="SECONDS",
+        help="Longest time a prediction may take.",
+        show_default=False,
+    ),
+]
+RequestBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--max-request-bytes", metavar="BYTES", help="Largest request that is let in.", show_default=False
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate", metavar="REQUESTS", help="Most requests a second; more get 429.", show_default=False
+    ),
+]
+Burst = Annotated[
+    int | None,
+    typer.Option(
+        "--burst",
+        metavar="REQUESTS",
+        help="How many may come at once where there is a rate.",
+        show_default=False,
+    ),
+]
+RatePerKey = Annotated[
+    float | None,
+    typer.Option(
+        "--rate-per-key",
+        metavar="REQUESTS",
+        help="Most requests a second with one key.",
+        show_default=False,
+    ),
+]
+MaxConcurrency = Annotated[
+    int | None,
+    typer.Option(
+        "--max-concurrency", metavar="REQUESTS", help="Most requests in flight.", show_default=False
+    ),
+]
+MaxConcurrencyPerKey = Annotated[
+    int | None,
+    typer.Option(
+        "--max-concurrency-per-key",
+        metavar="REQUESTS",
+        help="Most requests in flight of each key.",
+        show_default=False,
+    ),
+]
+
 REGISTERED = "models:/"
 """The one kind of storage URI with a single slash."""
 
 
 def absolute(uri: str) -> str:
     """A path is meant from where the command is run; the platform runs elsewhere."""
-    return uri if not uri or "://" in uri or uri.startswith(REGISTERED) else str(Path(uri).expanduser().absolute())
+    return (
+        uri
+        if not uri or "://" in uri or uri.startswith(REGISTERED)
+        else str(Path(uri).expanduser().absolute())
+    )
 
 
 def read_text(path: str, what: str) -> str:
@@ -130,3 +223,11 @@ def named_values(texts: list[str], option: str) -> dict[str, str]:
             raise typer.BadParameter(f"{option} takes NAME=VALUE")
         values[name.strip()] = value
     return values
+
+
+def secrets_of(pairs: list[str] | None, path: str) -> dict[str, str]:
+    """Credentials from options and from a file of lines; the options count. Raises typer.BadParameter,
+    InvalidError."""
+    lines = [line.strip() for line in read_text(path, "the secret file").splitlines()] if path else []
+    kept = [line for line in lines if line and not line.startswith("#")]
+    return named_values(kept, "--secret-file") | named_values(pairs or [], "--secret")

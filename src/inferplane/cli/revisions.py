@@ -1,4 +1,4 @@
-"""The verbs that change an endpoint while it serves: update, promote, rollback, revisions, metrics."""
+"""The verbs that change an endpoint while it serves: update, restart, promote, rollback, revisions, metrics."""
 
 from __future__ import annotations
 
@@ -10,10 +10,22 @@ from inferplane.cli import render
 from inferplane.cli.changes import finish, print_checks
 from inferplane.cli.options import (
     Access,
+    Burst,
     Cluster,
     DryRun,
+    MaxConcurrency,
+    MaxConcurrencyPerKey,
     Name,
     Output,
+    Rate,
+    RatePerKey,
+    RequestBytes,
+    RequestSeconds,
+    RestAfter,
+    Secret,
+    SecretFile,
+    TargetConcurrency,
+    TargetRate,
     Timeout,
     Wait,
     Workspace,
@@ -21,17 +33,18 @@ from inferplane.cli.options import (
     connected,
     named_values,
     read_text,
+    secrets_of,
     workspace_or_default,
 )
 from inferplane.cli.output import Format, note, print_json, print_result
 from inferplane.client.conversations import WAIT_SECONDS
-from inferplane.wire.endpoints import RevisionItem
+from inferplane.wire.endpoints import GuardBody, LimitsBody, RevisionItem
 from inferplane.wire.traffic import EndpointMetrics
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`, in the order in which `--help` lists them."""
-    for command in (update, promote, rollback, revisions, metrics):
+    for command in (update, restart, promote, rollback, revisions, metrics):
         app.command()(command)
 
 
@@ -56,10 +69,16 @@ def update(
             "--manifest", metavar="FILE", help="A KServe InferenceService instead.", show_default=False
         ),
     ] = "",
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option("--arg", metavar="TEXT", help="Arguments for the model server, in place of all."),
+    ] = None,
     env: Annotated[
         list[str] | None,
         typer.Option("--env", metavar="NAME=VALUE", help="Variables for the model server, in place of all."),
     ] = None,
+    secret: Secret = None,
+    secret_file: SecretFile = "",
     cpu: Annotated[str | None, typer.Option("--cpu", help="Limit of a replica.", show_default=False)] = None,
     memory: Annotated[
         str | None, typer.Option("--memory", help="Limit of a replica.", show_default=False)
@@ -70,6 +89,16 @@ def update(
     max_replicas: Annotated[
         int | None, typer.Option("--max-replicas", min=1, help="As many as this.", show_default=False)
     ] = None,
+    target_concurrency: TargetConcurrency = None,
+    target_rate: TargetRate = None,
+    scale_to_zero_after: RestAfter = "",
+    request_seconds: RequestSeconds = None,
+    request_bytes: RequestBytes = None,
+    rate: Rate = None,
+    burst: Burst = None,
+    rate_per_key: RatePerKey = None,
+    max_concurrency: MaxConcurrency = None,
+    max_concurrency_per_key: MaxConcurrencyPerKey = None,
     canary: Annotated[
         int | None,
         typer.Option(
@@ -105,6 +134,56 @@ def update(
         str | None,
         typer.Option("--strategy", help="startThenStop or stopThenStart.", show_default=False),
     ] = None,
+    guard: Annotated[
+        bool | None,
+        typer.Option(
+            "--guard/--no-guard",
+            help="Whether requests go back by themselves if the new revision is worse.",
+            show_default=False,
+        ),
+    ] = None,
+    guard_error_points: Annotated[
+        float | None,
+        typer.Option(
+            "--guard-error-points",
+            metavar="SHARE",
+            help="Worse: so much more of its answers fail; 0.05 is five in a hundred.",
+            show_default=False,
+        ),
+    ] = None,
+    guard_latency_factor: Annotated[
+        float | None,
+        typer.Option(
+            "--guard-latency-factor",
+            metavar="TIMES",
+            help="Worse: its 95th percentile is so many times the other's.",
+            show_default=False,
+        ),
+    ] = None,
+    guard_latency_least: Annotated[
+        float | None,
+        typer.Option(
+            "--guard-latency-least",
+            metavar="MS",
+            help="A latency below this is never worse.",
+            show_default=False,
+        ),
+    ] = None,
+    guard_requests: Annotated[
+        int | None,
+        typer.Option(
+            "--guard-requests", metavar="COUNT", help="Judge on no fewer requests.", show_default=False
+        ),
+    ] = None,
+    guard_window: Annotated[
+        float | None,
+        typer.Option(
+            "--guard-window",
+            metavar="SECONDS",
+            help="Of so many seconds in which there were requests.",
+            show_default=False,
+        ),
+    ] = None,
     access: Access = "",
     workspace: Workspace = "",
     cluster: Cluster = "",
@@ -113,23 +192,42 @@ def update(
     timeout: Timeout = WAIT_SECONDS,
     output: Output = Format.TABLE,
 ) -> None:
-    """Change an endpoint while it serves: its model, shares of requests, replicas, access.
+    """Change an endpoint while it serves: its model, shares of requests, replicas, limits, access.
 
     A new revision takes over once it answers; the one before serves until then, and gets the requests
-    back if the new one is worse.
+    back if the new one is worse. A target or a limit of 0 takes it away.
     """
+    limits = LimitsBody(
+        request_bytes,
+        request_seconds,
+        rate,
+        burst,
+        rate_per_key,
+        max_concurrency,
+        max_concurrency_per_key,
+    )
+    bounds = GuardBody(
+        guard, guard_error_points, guard_latency_factor, guard_latency_least, guard_requests, guard_window
+    )
     where: dict[str, Any] = {"workspace": workspace_or_default(workspace), "cluster": cluster}
     change: dict[str, Any] = {
         **where,
         "uri": None if uri is None else absolute(uri),
         "model_format": model_format,
         "digest": digest,
+        "args": arguments,
         "env": None if env is None else named_values(env, "--env"),
+        "secret": secrets_of(secret, secret_file) or None,
         "cpu": cpu,
         "memory": memory,
         "manifest": read_text(manifest, "the manifest") if manifest else None,
         "min_replicas": min_replicas,
         "max_replicas": max_replicas,
+        "target_concurrency": target_concurrency,
+        "target_rate": target_rate,
+        "scale_to_zero_after": scale_to_zero_after or None,
+        "limits": None if limits == LimitsBody() else limits,
+        "guard": None if bounds == GuardBody() else bounds,
         "canary_percent": canary,
         "mirror_percent": mirror,
         "sticky_header": sticky_header,
@@ -142,6 +240,25 @@ def update(
             return
         made = client.update(name, **change)
         finish(client, made, where, "is being updated", wait=wait, timeout=timeout, output=output)
+
+
+def restart(
+    context: typer.Context,
+    name: Name,
+    workspace: Workspace = "",
+    cluster: Cluster = "",
+    wait: Wait = False,
+    timeout: Timeout = WAIT_SECONDS,
+    output: Output = Format.TABLE,
+) -> None:
+    """Fetch the model anew and replace the servers, without a gap.
+
+    For a model that was overwritten where it lies: that makes a revision like any other change.
+    """
+    where: dict[str, Any] = {"workspace": workspace_or_default(workspace), "cluster": cluster}
+    with connected(context) as client:
+        made = client.restart(name, **where)
+        finish(client, made, where, "is being restarted", wait=wait, timeout=timeout, output=output)
 
 
 def promote(

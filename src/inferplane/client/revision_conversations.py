@@ -53,6 +53,9 @@ def update(
     manifest: str | None = None,
     min_replicas: int | None = None,
     max_replicas: int | None = None,
+    target_concurrency: float | None = None,
+    target_rate: float | None = None,
+    scale_to_zero_after: str | None = None,
     canary_percent: int | None = None,
     mirror_percent: int | None = None,
     sticky_header: str | None = None,
@@ -60,6 +63,7 @@ def update(
     guard: GuardBody | None = None,
     limits: LimitsBody | None = None,
     access: str | None = None,
+    restart: bool = False,
     idempotency_key: str = "",
 ) -> Flow[EndpointChanged]:
     """Change what is given of an endpoint; whatever is None stays.
@@ -67,7 +71,8 @@ def update(
     Another model becomes a revision, which takes over once it answers; with `canary_percent` it gets so
     much of the requests until it is promoted, with `mirror_percent` copies whose answers are dropped.
     Without another model they change the shares of the revision on its way. `manifest` (YAML text)
-    replaces the model. Raises InvalidError, NotFoundError, ConflictError.
+    replaces the model. `restart` makes a revision also where the model is described as before, and fetches its
+    files anew. A target or limit of 0 takes it away. Raises InvalidError, NotFoundError, ConflictError.
     """
     body = UpdateEndpoint(
         workspace=workspace,
@@ -75,12 +80,15 @@ def update(
         cluster=cluster or None,
         model_spec=_model(uri, model_format, digest, args, env, secret, cpu, memory),
         raw_model_spec=manifest,
-        autoscaling=_scaling(min_replicas, max_replicas),
+        autoscaling=_scaling(
+            min_replicas, max_replicas, target_concurrency, target_rate, scale_to_zero_after
+        ),
         limits=limits,
         access=access,
         canary=_canary(canary_percent, mirror_percent, sticky_header),
         strategy=strategy,
         guard=guard,
+        restart=restart or None,
     )
     return (yield from ask(session, requests.update_endpoint(body, idempotency_key or session.new_key())))
 
@@ -102,6 +110,9 @@ def try_update(
     manifest: str | None = None,
     min_replicas: int | None = None,
     max_replicas: int | None = None,
+    target_concurrency: float | None = None,
+    target_rate: float | None = None,
+    scale_to_zero_after: str | None = None,
     canary_percent: int | None = None,
     mirror_percent: int | None = None,
     sticky_header: str | None = None,
@@ -109,6 +120,7 @@ def try_update(
     guard: GuardBody | None = None,
     limits: LimitsBody | None = None,
     access: str | None = None,
+    restart: bool = False,
 ) -> Flow[tuple[CheckItem, ...]]:
     """What `update` would do and run into; nothing is stored."""
     body = UpdateEndpoint(
@@ -117,15 +129,42 @@ def try_update(
         cluster=cluster or None,
         model_spec=_model(uri, model_format, digest, args, env, secret, cpu, memory),
         raw_model_spec=manifest,
-        autoscaling=_scaling(min_replicas, max_replicas),
+        autoscaling=_scaling(
+            min_replicas, max_replicas, target_concurrency, target_rate, scale_to_zero_after
+        ),
         limits=limits,
         access=access,
         canary=_canary(canary_percent, mirror_percent, sticky_header),
         strategy=strategy,
         guard=guard,
+        restart=restart or None,
     )
     answer = yield from ask(session, requests.try_update(body))
     return answer.preflight
+
+
+def restart(
+    session: Session,
+    name: str,
+    *,
+    workspace: str = "default",
+    cluster: str = "",
+    idempotency_key: str = "",
+) -> Flow[EndpointChanged]:
+    """Fetch the model anew and start servers of it, which take over as a new revision's do: without a gap.
+
+    For a model that was overwritten where it lies. Raises NotFoundError, ConflictError.
+    """
+    return (
+        yield from update(
+            session,
+            name,
+            workspace=workspace,
+            cluster=cluster,
+            restart=True,
+            idempotency_key=idempotency_key,
+        )
+    )
 
 
 def promote(
@@ -209,8 +248,20 @@ def _may_mend_itself(reason: str) -> bool:
         return True
 
 
-def _scaling(least: int | None, most: int | None) -> AutoscalingBody | None:
-    body = AutoscalingBody(min_replicas=least, max_replicas=most)
+def _scaling(
+    least: int | None,
+    most: int | None,
+    target_concurrency: float | None,
+    target_rate: float | None,
+    rest_after: str | None,
+) -> AutoscalingBody | None:
+    body = AutoscalingBody(
+        min_replicas=least,
+        max_replicas=most,
+        target_concurrency=target_concurrency,
+        target_rate=target_rate,
+        scale_to_zero_after=rest_after,
+    )
     return None if body == AutoscalingBody() else body
 
 

@@ -24,15 +24,21 @@ from inferplane.domain.rollout import PERCENT_ALL, Guard, Rollout, RolloutPhase,
 
 
 def changed(
-    endpoint: InferenceEndpoint, model: ModelSpec, rollout: Rollout | None, *, at: datetime, by: str
+    endpoint: InferenceEndpoint,
+    model: ModelSpec,
+    rollout: Rollout | None,
+    *,
+    at: datetime,
+    by: str,
+    again: bool = False,
 ) -> EndpointSpec:
-    """Its spec with a new revision made of `model`; as it is when that is what it has.
+    """Its spec with a new revision made of `model`; as it is when that is what it has, unless `again`.
 
     `rollout` says how it takes over; its `base` is set here. None where nothing serves that would have to
     go on.
     """
     spec = endpoint.spec
-    if model == spec.model:
+    if model == spec.model and not again:
         return spec
     number = spec.next_revision
     known = spec.revisions or (Revision(spec.revision, spec.model, endpoint.created_at, endpoint.created_by),)
@@ -90,7 +96,7 @@ def went_back(endpoint: InferenceEndpoint, to: int | None) -> EndpointSpec:
     """An earlier revision serves again: `to`, or the one before.
 
     Where its servers still answer it has everything at once; else it takes over like a new revision, and
-    what serves goes on until then. Raises Conflict where there is none, Invalid for one that is not kept.
+    what serves goes on until then, or on GPUs, where there is no room for both, until its model is here. Raises Conflict where there is none, Invalid for one that is not kept.
     """
     spec = endpoint.spec
     target = to if to is not None else _previous(endpoint)
@@ -114,6 +120,8 @@ def went_back(endpoint: InferenceEndpoint, to: int | None) -> EndpointSpec:
     rollout = None
     if answering and target not in answering:
         strategy = Strategy.START_THEN_STOP if spec.rollout is None else spec.rollout.strategy
+        if spec.gpu is not None:
+            strategy = Strategy.STOP_THEN_START
         # A person asked for this one: it is not measured against what he goes away from.
         rollout = Rollout(base=max(answering), strategy=strategy, guard=Guard(enabled=False))
     return replace(spec, revision=target, model=model, rollout=rollout)

@@ -88,7 +88,11 @@ class GuardDraft:
 
 @dataclass(frozen=True, slots=True)
 class ChangeDraft:
-    """A request to change an endpoint. Nothing that was not given is touched."""
+    """A request to change an endpoint. Nothing that was not given is touched.
+
+    `restart` makes a revision even where the model is the same by its description: its files are fetched
+    anew, which matters where they were overwritten.
+    """
 
     workspace: str
     endpoint: str
@@ -108,6 +112,7 @@ class ChangeDraft:
     strategy: str | None = None
     guard: GuardDraft = GuardDraft()
     names_gpus: bool = False
+    restart: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -163,9 +168,9 @@ def understand_change(
 
     model = _model(present.model, draft, wish)
     spec, said = present, []
-    if model != present.model:
+    if model != present.model or draft.restart:
         rollout = _rollout(endpoint, canary, strategy, guard, warnings)
-        spec = changed(endpoint, model, rollout, at=at, by=by)
+        spec = changed(endpoint, model, rollout, at=at, by=by, again=draft.restart)
         said.append(_what_happens(endpoint, spec, draft))
     else:
         spec = _regauged(endpoint, canary, draft, guard, warnings)
@@ -216,13 +221,6 @@ def serves(endpoint: InferenceEndpoint) -> bool:
     )
 
 
-def in_its_place(endpoint: InferenceEndpoint, spec: EndpointSpec) -> EndpointSpec:
-    """`spec`, with the strategy that is the only one where a revision needs the GPUs of the one before."""
-    if endpoint.spec.gpu is None or spec.rollout is None:
-        return spec
-    return replace(spec, rollout=replace(spec.rollout, strategy=Strategy.STOP_THEN_START))
-
-
 # What was given, laid over what is there
 
 
@@ -239,7 +237,7 @@ def _check_given(draft: ChangeDraft) -> None:
             "nothing is given that could be changed",
             reason="Missing",
             field="modelSpec",
-            next_action="Give modelSpec, rawModelSpec, autoscaling, limits, canary or guard.",
+            next_action="Give modelSpec, rawModelSpec, autoscaling, limits, canary or guard, or restart.",
         )
 
 
@@ -489,7 +487,9 @@ def _side_by_side(spec: EndpointSpec) -> EndpointSpec:
 def _what_happens(before: InferenceEndpoint, spec: EndpointSpec, draft: ChangeDraft) -> str:
     model = spec.model
     source = redacted(model.storage_uri) or ("the manifest" if draft.manifest_text is not None else "nowhere")
-    said = f"revision {spec.revision}, {model.format} model from {source}"
+    same = "the same " if model == before.spec.model else ""
+    again = " again" if same else ""
+    said = f"revision {spec.revision}, {same}{model.format} model from {source}{again}"
     rollout = spec.rollout
     if rollout is None:
         return said

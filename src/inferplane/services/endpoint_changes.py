@@ -21,7 +21,6 @@ from inferplane.services.context import Platform
 from inferplane.services.endpoint_change_drafts import (
     Change,
     ChangeDraft,
-    in_its_place,
     understand_change,
 )
 from inferplane.services.endpoints import (
@@ -98,7 +97,7 @@ async def preflight(platform: Platform, caller: Caller, draft: ChangeDraft) -> t
     except Conflict as error:
         return endpoint.name, [Finding("rollout", False, error.reason, error.message, error.next_action)]
     findings = [Finding("change", True, "", change.message or "nothing changes", "")]
-    if change.spec.model != endpoint.spec.model or change.secret is not None:
+    if change.spec.revision != endpoint.spec.revision or change.secret is not None:
         findings += servable_findings(change.wish, cluster)
         if all(finding.ok for finding in findings):
             wished = replace(endpoint, spec=change.spec)
@@ -134,7 +133,7 @@ async def roll_back(
     caller.require(Verb.WRITE_ENDPOINT, place[0])
 
     async def decide(_tx: Tx, endpoint: InferenceEndpoint, _now: datetime) -> _Step:
-        spec = in_its_place(endpoint, went_back(endpoint, to))
+        spec = went_back(endpoint, to)
         return _Step(spec, f"revision {spec.revision} serves again in place of {endpoint.spec.revision}")
 
     return await _write(platform, caller, place, decide, ROLLED_BACK, ticket)

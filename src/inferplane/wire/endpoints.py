@@ -163,7 +163,8 @@ class UpdateEndpoint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     """`PATCH /inference-endpoint`. At most one of `model_spec` and `raw_model_spec` (YAML text).
 
     What is given of `model_spec`, `autoscaling` and `limits` is changed, the rest stays;
-    `raw_model_spec` replaces. `gpu_spec` is here to be refused: an endpoint keeps its GPUs.
+    `raw_model_spec` replaces. `restart` makes a revision of the model as it is, whose files are fetched anew.
+    `gpu_spec` is here to be refused: an endpoint keeps its GPUs.
     """
 
     workspace: str
@@ -179,6 +180,7 @@ class UpdateEndpoint(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     canary: CanaryBody | None = None
     strategy: str | None = None
     guard: GuardBody | None = None
+    restart: bool | None = None
     gpu_spec: Any = None
 
 
