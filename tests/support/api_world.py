@@ -42,6 +42,7 @@ from inferplane.domain.endpoint_access import Access
 from inferplane.domain.events import Event
 from inferplane.domain.preflight import Check
 from inferplane.domain.workspace import Cluster, Workspace
+from inferplane.engines.clusters import ClusterLinks, NoLinks
 from inferplane.engines.port import Action, EngineError, LogLine, Observation, Target
 from inferplane.gateway.admin import AdminUnreachable
 from inferplane.gateway.endpoint_keys import new_signing_key
@@ -283,6 +284,7 @@ class World:
         self.folder = folder
         self.database_url = database_url or f"sqlite:///{folder / 'inferplane.db'}"
         self.engine = ScriptedEngine()
+        self.links: ClusterLinks = NoLinks()
         self.unready: dict[str, str] = {"gateway": ""}
         self.later = timedelta(0)
         self.counters: dict[Served, Counters] | None = None
@@ -333,6 +335,7 @@ class World:
             signing_key=self.signing_key,
             traffic=TrafficHistory(self.counted, self.now),
             grant_measured=lambda _grant: self.grants_measured,
+            links=self.links,
         )
         self.app: Api = create_app(self.platform, readiness=lambda: self.unready, version="1.2.3")
         # Named as TCP, or asyncio would not switch Nagle's algorithm off and each answer took 40 ms more.
