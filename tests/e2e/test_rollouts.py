@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -211,6 +213,61 @@ def test_a_slower_model_gives_the_requests_back_by_itself(stack: Stack, models: 
     assert found is not None
     assert (found["status"], found["reason"]) == ("Degraded", "RolledBack")
     assert "took over" in found["message"]
+
+
+FAILING_SERVER = """
+import http.server, os
+
+class Fails(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.say(200, b"ready")
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.say(500, b'{"error": "out of order"}')
+
+    def say(self, status, body):
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words):
+        pass
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Fails).serve_forever()
+"""
+
+
+def test_a_model_that_fails_gives_the_requests_back_by_itself(
+    stack: Stack, models: dict[str, str], tmp_path: Path
+) -> None:
+    deploy(stack, models["one"])
+    program = tmp_path / "failing.py"
+    program.write_text(FAILING_SERVER)
+    container = {"command": [sys.executable, str(program)], "readinessProbe": {"httpGet": {"path": "/"}}}
+    manifest = {"spec": {"predictor": {"containers": [container]}}}
+    change_of_all = {**PLACE, "rawModelSpec": json.dumps(manifest), "guard": {"windowSeconds": 5}}
+    with load(stack) as seen:
+        let_come(seen, 100)
+        status, answer = stack.request(
+            "PATCH", "inference-endpoint", {**change_of_all, "canary": {"percent": 30}}
+        )
+        assert status == 200, answer
+        until_phase(stack, "RolledBack")
+        wait_for(lambda: sum(map(len, stack.model_servers().values())) == 1, "the failing server to be gone")
+        let_come(seen, 20)  # so that each client has noted what it was answered last
+        failed = len(seen.failures)
+        let_come(seen, 100)
+    assert failed > 0
+    assert len(seen.failures) == failed, "nobody is sent there any more"
+    assert {failure[:3] for failure in seen.failures} == {"500"}, "and nothing else went wrong"
+    found = stack.describe("iris")
+    assert found is not None
+    assert (found["status"], found["reason"]) == ("Degraded", "RolledBack")
+    assert "failed" in found["message"]
 
 
 def test_a_shadow_is_asked_and_never_heard(stack: Stack, models: dict[str, str]) -> None:
