@@ -61,6 +61,10 @@ from inferplane.wire.workspaces import NamespaceItem, WorkspaceItem
 
 READY = "Ready"
 PLACEHOLDER_BODY = '{"instances": []}'
+OPENAI = "openai"
+EMBEDDING = "embedding"
+"""What models of ours call the output that is a vector."""
+CHAT_TOKENS_SHOWN = 32
 EXAMPLE_CHARACTERS_MAX = 32 * 1024
 """A longer example would not fit a command line."""
 
@@ -212,16 +216,18 @@ def explanation(endpoint: InferenceEndpoint, decided: Sequence[Event] = ()) -> E
 def try_command(endpoint: InferenceEndpoint, gateway: GatewayAddress, *, by_path: bool) -> tuple[str, ...]:
     """Lines that, joined with newlines, are a command to paste into a shell.
 
-    By host as documented, or by path, where no Host header is needed.
+    By host as documented, or by path, where no Host header is needed. Models that generate or embed text are
+    asked in OpenAI's protocol, which is what their clients speak.
     """
-    body = _shell_quoted(_example(endpoint) or PLACEHOLDER_BODY)
+    path, text = _question(endpoint)
+    body = _shell_quoted(text)
     host = gateway.host_of(endpoint.workspace, endpoint.name, endpoint.host_cluster)
     if by_path:
         lines = ["curl -v \\"]
-        url = _path_url(endpoint, gateway)
+        url = gateway.path_url_of(endpoint.workspace, endpoint.name, endpoint.host_cluster) + path
     else:
         lines = ["curl -v \\", f'-H "Host: {host}" \\']
-        url = f"{gateway.address_url()}{_predict_path(endpoint)}"
+        url = f"{gateway.address_url()}{path}"
     if endpoint.spec.access is Access.KEY:
         lines.append(KEY_LINE)
     return (*lines, '-H "Content-Type: application/json" \\', f'"{url}" \\', f"-d {body}")
@@ -358,6 +364,22 @@ def _predict_path(endpoint: InferenceEndpoint) -> str:
     return f"/v1/models/{endpoint.name}:predict"
 
 
+def _question(endpoint: InferenceEndpoint) -> tuple[str, str]:
+    """A path, and a body that the model answers there; a placeholder where its input is not known."""
+    model = endpoint.status.model
+    if model is None or OPENAI not in model.protocols:
+        return _predict_path(endpoint), _example(endpoint) or PLACEHOLDER_BODY
+    if any(output.get("name") == EMBEDDING for output in model.outputs):
+        return "/v1/embeddings", _json({"model": endpoint.name, "input": ["a text to embed"]})
+    message = {"role": "user", "content": "Say hello"}
+    body = {"model": endpoint.name, "messages": [message], "max_tokens": CHAT_TOKENS_SHOWN}
+    return "/v1/chat/completions", _json(body)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
 def _example(endpoint: InferenceEndpoint) -> str:
     """A body that the model answers, on one line, or ""."""
     model = endpoint.status.model
@@ -378,7 +400,7 @@ def _note(endpoint: InferenceEndpoint, state: PublicState) -> str:
         notes.append(NOTE_NOT_YET)
     if endpoint.spec.access is Access.KEY:
         notes.append(NOTE_KEY)
-    if not _example(endpoint):
+    if _question(endpoint)[1] == PLACEHOLDER_BODY:
         notes.append(NOTE_PLACEHOLDER)
     return " ".join(notes)
 

@@ -15,6 +15,7 @@ from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (
     EndpointStatus,
     Exit,
+    ModelInfo,
     Replica,
     ReplicaId,
     ReplicaState,
@@ -112,6 +113,32 @@ def test_a_running_endpoint_says_where_it_is_and_how_to_try_it(
     assert json.loads(words[-1]) == json.loads(example)
     by_path = shlex.split("\n".join(endpoint["tryPathCommand"]).replace("\\\n", " "))
     assert item["pathEndpoint"] in by_path
+
+
+@pytest.mark.parametrize(
+    ("outputs", "path", "words"),
+    [
+        (({"name": "generated_text"},), "/v1/chat/completions", '"messages":[{"role":"user"'),
+        (({"name": "embedding"}, {"name": "tokens"}), "/v1/embeddings", '"input":['),
+        ((), "/v1/chat/completions", '"max_tokens":32'),
+    ],
+)
+def test_what_generates_or_embeds_is_tried_in_openais_protocol(
+    world: World, owner: Client, team: str, outputs: tuple[dict[str, Any], ...], path: str, words: str
+) -> None:
+    name = world.create(team)
+    world.run(team, name)
+    endpoint = world.stored(team, name)
+    model = ModelInfo(outputs=outputs, protocols=("v1", "v2", "openai"))
+    world.become(endpoint, replace(endpoint.status, model=model))
+    shown = described(owner, team, name)
+    assert shown["tryCommand"][-2] == f'"http://127.0.0.1:7080{path}" \\'
+    assert shown["tryPathCommand"][-2] == f'"http://127.0.0.1:7080/serving/{team}/{name}{path}" \\'
+    body = shlex.split("\n".join(shown["tryCommand"]).replace("\\\n", " "))[-1]
+    assert json.loads(body)["model"] == name
+    assert words in body
+    assert shown["tryNote"] == ""
+    assert shown["endpoint"].endswith(f"/v1/models/{name}:predict")
 
 
 def test_the_timeline_has_durations(world: World, owner: Client, team: str) -> None:
