@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from inferplane.domain.cluster import ClusterConnection, Drift
 from inferplane.domain.errors import Invalid
 from inferplane.settings import (
     EMBEDDED_CLUSTER,
@@ -236,7 +237,8 @@ def test_the_embedded_cluster_is_always_there_once(tmp_path: Path) -> None:
         ('name = "gpu"', f'name = "{"g" * 62}"', "cluster[0].node[0].name", "64 characters"),
         ('name = "worker-2"', 'name = "worker-1"', "cluster[1].name", "two clusters named worker-1"),
         ('name = "worker-2"', "", "cluster[1].name", "is needed"),
-        ('engine = "local"', 'engine = "kserve"', "cluster[1].engine", "cannot be used yet"),
+        ('engine = "local"', 'engine = "kserve"', "cluster[1].kubeconfig", "needs either a kubeconfig"),
+        ('engine = "local"', 'engine = "local"\ndomain = "x.y"', "cluster[1].domain", "only for clusters"),
         ('engine = "local"', 'engine = "slurm"', "cluster[1].engine", "must be one of"),
         ('engine = "local"', "", "cluster[1].engine", "must be one of"),
         ('engine = "local"', "engine = []", "cluster[1].engine", "must be one of"),
@@ -251,6 +253,55 @@ def test_a_cluster_that_cannot_be_meant_is_refused_with_its_path(
     text = CLUSTERS.replace(before, after, 1)
     if before == "[[cluster.node]]":
         text = CLUSTERS[: CLUSTERS.rindex("[[cluster.node]]")].replace(before, after)
+    with pytest.raises(Invalid) as caught:
+        load_text(text, tmp_path)
+    assert (caught.value.field, said in caught.value.message) == (field, True), caught.value.message
+
+
+def test_a_kubernetes_cluster_says_how_it_is_reached(tmp_path: Path) -> None:
+    inside, outside = load_text(
+        """
+        [[cluster]]
+        name = "inside"
+        engine = "kserve"
+        in_cluster = true
+        [[cluster]]
+        name = "outside"
+        engine = "kserve"
+        kubeconfig = "~/east.yaml"
+        context = "admin@east"
+        domain = "models.example.com"
+        ingress = "192.0.2.10:8080"
+        drift = "leave"
+        """,
+        tmp_path,
+    ).settings.clusters
+    assert inside.connection == ClusterConnection(in_cluster=True, declared=True)
+    assert outside.connection == ClusterConnection(
+        str(Path.home() / "east.yaml"), "admin@east", drift=Drift.LEAVE, declared=True
+    )
+    assert (outside.domain, outside.ingress) == ("models.example.com", "192.0.2.10:8080")
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "said"),
+    [
+        ("in_cluster = true", "cluster[0].kubeconfig", "needs either"),
+        ('in_cluster = "yes"', "cluster[0].in_cluster", "true or false"),
+        ('drift = "ignore"', "cluster[0].drift", "restore, leave"),
+        ('domain = "not a name"', "cluster[0].domain", "DNS name"),
+        ('ingress = "http://192.0.2.10"', "cluster[0].ingress", "address or name"),
+        ('ingress = "192.0.2.10:99999"', "cluster[0].ingress", "address or name"),
+        ("context = 1", "cluster[0].context", "must be a text"),
+        (
+            '[[cluster.node]]\nname="n"\ninstance_type="i"\ngpu_shape="s"\ngpus=1\nmemory_gb=1',
+            "cluster[0].node",
+            "are seen, not declared",
+        ),
+    ],
+)
+def test_a_kubernetes_cluster_that_cannot_be_meant(line: str, field: str, said: str, tmp_path: Path) -> None:
+    text = f'[[cluster]]\nname = "east"\nengine = "kserve"\nkubeconfig = "/k"\n{line}\n'
     with pytest.raises(Invalid) as caught:
         load_text(text, tmp_path)
     assert (caught.value.field, said in caught.value.message) == (field, True), caught.value.message

@@ -35,6 +35,7 @@ import uvloop
 from inferplane.api.app import Api, create_app
 from inferplane.api.http import ApiProtocol
 from inferplane.controllers.admission import CYCLE, AdmissionController
+from inferplane.controllers.clusters import ClusterController, Connected, Links, RunningEngines
 from inferplane.controllers.endpoints import EndpointController
 from inferplane.controllers.inventory import DeclaredNodes, InventoryController, NodeSource
 from inferplane.controllers.leases import Holding, Leases, Sole, wanted_leases
@@ -44,6 +45,9 @@ from inferplane.domain.errors import InferplaneError, Unavailable
 from inferplane.domain.gpu_request import Grant
 from inferplane.domain.lease import cluster_lease
 from inferplane.domain.workspace import Cluster
+from inferplane.engines.away import AwayEngine
+from inferplane.engines.kserve.http_api import HttpApi, credentials_for
+from inferplane.engines.kserve.link import KubernetesLink
 from inferplane.engines.local.engine import LocalEngine, end_fork_server
 from inferplane.engines.local.launch import CUDA_DEVICES_VARIABLE
 from inferplane.engines.local.sockets import make_private, socket_directory
@@ -84,6 +88,8 @@ LOCK_PAUSE_SECONDS = 0.02
 SIMULATED_SOCKET = "simulated.sock"
 ACTIVATOR_SOCKET = "activator.sock"
 CLUSTERS_FOLDER = "clusters"
+CLUSTER_WORKERS = 16
+"""So many clusters are looked at side by side; one that is away takes its time."""
 HOLDER_FILE = "holder"
 HOST_CHARACTERS_MAX = 100
 # About what a small model takes, so that every state of a simulated endpoint can be seen.
@@ -231,7 +237,8 @@ async def run_platform(
         stack.push_async_callback(models.close)
         await models.start()
 
-        engines: dict[str, Engine] = {}
+        running = RunningEngines()
+        engines = running.engines
         woken_by_leases: list[Runner] = []
         leases: Leases | Sole = Sole()
         if store.may_be_shared:
@@ -242,17 +249,19 @@ async def run_platform(
                 _steady_seconds,
                 gained=lambda _: _wake_each(woken_by_leases),
             )
-        for each in settings.every_cluster:
+        for each in _unconnected(settings.every_cluster):
             epoch = partial(epoch_of, leases, each.name)
             engines[each.name] = engine_for(each, epoch) or _engine(each, settings, models, clock, speed)
         await _register_clusters(store, settings.every_cluster, clock)
         if isinstance(leases, Leases):
             stack.push_async_callback(leases.close)
             await leases.start()
-        inventory = InventoryController(store, _node_sources(settings.every_cluster), clock, leases=leases)
+        running.sources.update(_node_sources(_unconnected(settings.every_cluster)))
+        inventory = InventoryController(store, running.sources, clock, leases=leases)
         await inventory.refresh()
 
         runner: Runner | None = None
+        woken: dict[str, Runner] = {}
 
         def wake(uid: str) -> None:
             if runner is not None:
@@ -285,6 +294,12 @@ async def run_platform(
         for engine in (*engines.values(), *retired.values()):
             stack.push_async_callback(engine.close, stop_servers=True)
             await engine.start(wake)
+        connect = partial(connect_to_cluster, clock=clock, environment=os.environ)
+        clusters = ClusterController(
+            store, running, connect, clock, wake=wake, changed=lambda name: _wake_for_cluster(name, woken)
+        )
+        stack.push_async_callback(clusters.close)
+        await clusters.connect_all()
         if any(each.engine is EngineKind.SIMULATED for each in settings.every_cluster):
             await stack.enter_async_context(_serve_at(_simulated_socket(settings.home), _answer_simulated))
         history: TrafficHistory | None = None
@@ -352,6 +367,10 @@ async def run_platform(
         stack.push_async_callback(inventory_runner.close)
 
         woken_by_leases += [admission, runner, inventory_runner]
+        woken.update(inventory=inventory_runner, endpoints=runner)
+        clusters_runner = Runner(clusters, workers=CLUSTER_WORKERS)
+        await clusters_runner.start()
+        stack.push_async_callback(clusters_runner.close)
 
         usage = UsageCollector(store, None if publisher is None else publisher.access_log, clock)
         usage.start()
@@ -374,6 +393,7 @@ async def run_platform(
             traffic=history,
             default_access=settings.endpoint_access,
             signing_key=signing,
+            links=Links(running, connect, clusters_runner.wake),
         )
 
         def readiness() -> dict[str, str]:
@@ -567,15 +587,47 @@ def _steady_seconds() -> float:
 
 
 async def _register_clusters(store: Store, clusters: tuple[ClusterSettings, ...], clock: Clock) -> None:
-    """Make known what the configuration declares; what it declares no longer stays, without an engine."""
+    """Make known what the configuration declares; what it declares no longer stays, without an engine.
+
+    One of Kubernetes that a person registered stays theirs, unless the file has one of the same name.
+    """
     async with store.transaction() as tx:
         known = {each.name: each for each in await tx.list_clusters()}
         for cluster in clusters:
-            before = known.get(cluster.name)
-            if before is None:
-                await tx.put_cluster(Cluster(cluster.name, cluster.engine.value, clock()))
-            elif before.engine != cluster.engine.value:
-                await tx.put_cluster(replace(before, engine=cluster.engine.value))
+            before = known.get(cluster.name, Cluster(cluster.name, cluster.engine.value, clock()))
+            wanted = replace(before, engine=cluster.engine.value, connection=cluster.connection)
+            if cluster.connection is not None:
+                wanted = replace(wanted, domain=cluster.domain, ingress_address=cluster.ingress)
+            if known.get(cluster.name) != wanted:
+                await tx.put_cluster(wanted)
+                await tx.put_cluster_kubeconfig(cluster.name, "")
+        declared = {each.name for each in clusters}
+        for each in known.values():
+            if each.name not in declared and each.connection is not None and each.connection.declared:
+                await tx.put_cluster(replace(each, connection=None))
+
+
+def _unconnected(clusters: tuple[ClusterSettings, ...]) -> tuple[ClusterSettings, ...]:
+    """Those that are no Kubernetes: their engines live here, and as long as the platform."""
+    return tuple(each for each in clusters if each.connection is None)
+
+
+def connect_to_cluster(
+    cluster: Cluster, kubeconfig: str, *, clock: Clock, environment: Mapping[str, str]
+) -> Connected:
+    """An engine for a cluster of Kubernetes, and a link to it. Contacts nobody. Raises Invalid."""
+    assert cluster.connection is not None
+    credentials = credentials_for(cluster.connection, kubeconfig, environment)
+    link = KubernetesLink(cluster.name, HttpApi(credentials), clock, ingress_address=cluster.ingress_address)
+    return Connected(AwayEngine("this version runs no endpoints on Kubernetes yet"), link)
+
+
+def _wake_for_cluster(name: str, woken: Mapping[str, Runner]) -> None:
+    """A cluster came, went, or answers again: look at its nodes and at the endpoints."""
+    if (inventory := woken.get("inventory")) is not None:
+        inventory.wake(name)
+    if (endpoints := woken.get("endpoints")) is not None:
+        endpoints.wake_all()
 
 
 def _wake_for(change: Change, wake: Callable[[str], None], admission: Runner) -> None:

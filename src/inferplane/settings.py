@@ -17,6 +17,15 @@ hardware behind them, on whichever cluster: they are for trying and teaching.
     gpu_shape = "NVIDIA-A100"
     gpus = 1
     memory_gb = 80
+
+    [[cluster]]
+    name = "worker-2"
+    engine = "kserve"
+    kubeconfig = "/etc/inferplane/worker-2.yaml"  # or: in_cluster = true
+    context = "admin"                             # else the file's current one
+    domain = "models.example.com"                 # what names end in, else as KServe is set
+    ingress = "192.0.2.10"                        # where requests go, else as the cluster says
+    drift = "restore"                             # or "leave" what others changed
 """
 
 from __future__ import annotations
@@ -31,6 +40,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from inferplane.domain.cluster import ClusterConnection, Drift, check_ingress
 from inferplane.domain.endpoint_access import Access
 from inferplane.domain.errors import Invalid
 from inferplane.domain.gpu_request import GPUS_PER_NODE_MAX, MEMORY_GB_MAX
@@ -82,11 +92,24 @@ class NodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """One cluster of the file."""
+    """One cluster of the file. All below `node` is for Kubernetes; a path is absolute once it is read."""
 
     name: str
     engine: EngineKind
     node: tuple[NodeSettings, ...] = ()
+    domain: str = ""
+    ingress: str = ""
+    kubeconfig: str = ""
+    context: str = ""
+    in_cluster: bool = False
+    drift: Drift = Drift.RESTORE
+
+    @property
+    def connection(self) -> ClusterConnection | None:
+        """How it is reached, if it is Kubernetes."""
+        if self.engine is not EngineKind.KSERVE:
+            return None
+        return ClusterConnection(self.kubeconfig, self.context, self.in_cluster, self.drift, declared=True)
 
     def nodes(self) -> tuple[Node, ...]:
         """The declared nodes, each marked as simulated."""
@@ -109,6 +132,8 @@ class ClusterSettings:
 
     def __str__(self) -> str:
         declared = ", ".join(str(each) for each in self.node)
+        if self.connection is not None:
+            declared = self.connection.source
         return f"{self.name} ({self.engine}{': ' if declared else ''}{declared})"
 
 
@@ -404,13 +429,14 @@ def _parse_clusters(raw: Any) -> tuple[ClusterSettings, ...]:
     """Raises Invalid with the field's path within the file, such as `cluster[0].node[1].gpus`."""
     clusters = []
     for path, table in _tables(raw, CLUSTER_TABLE, CLUSTERS_MAX):
-        _check_known(table, {"name", "engine", "node"}, path)
+        _check_known(table, {field.name for field in fields(ClusterSettings)}, path)
         name = check_name(table.get("name", ""), f"{path}.name")
         nodes = tuple(
             _parse_node(node_path, node)
             for node_path, node in _tables(table.get("node", []), f"{path}.node", NODES_MAX)
         )
-        clusters.append(ClusterSettings(name, _parse_engine(table, name, path), nodes))
+        engine = _parse_engine(table, name, path)
+        clusters.append(ClusterSettings(name, engine, nodes, **_parse_connection(table, engine, path)))
         _check_unique([each.name for each in clusters], "cluster", f"{path}.name")
         _check_unique([each.name for each in clusters[-1].nodes()], "node", f"{path}.node")
     if sum(each.count for cluster in clusters for each in cluster.node) > NODES_MAX:
@@ -423,12 +449,6 @@ def _parse_engine(table: Mapping[str, Any], name: str, path: str) -> EngineKind:
     word = table.get("engine", EngineKind.LOCAL.value if name == LOCAL_CLUSTER else "")
     if word not in tuple(EngineKind):
         raise Invalid(f"{field} must be one of {', '.join(EngineKind)}; it is {word!r}", field=field)
-    if word == EngineKind.KSERVE:
-        raise Invalid(
-            f"{field}: clusters that run KServe cannot be used yet",
-            field=field,
-            next_action="Use local or simulated for now.",
-        )
     if name == LOCAL_CLUSTER and word != EngineKind.LOCAL:
         raise Invalid(
             f"{field} must be local: the cluster {LOCAL_CLUSTER} is this machine",
@@ -436,6 +456,52 @@ def _parse_engine(table: Mapping[str, Any], name: str, path: str) -> EngineKind:
             next_action="Give the cluster another name.",
         )
     return EngineKind(word)
+
+
+_KUBERNETES_SETTINGS = ("domain", "ingress", "kubeconfig", "context", "in_cluster", "drift")
+
+
+def _parse_connection(table: Mapping[str, Any], engine: EngineKind, path: str) -> dict[str, Any]:
+    """What only a cluster of Kubernetes has."""
+    if engine is not EngineKind.KSERVE:
+        if given := [each for each in _KUBERNETES_SETTINGS if each in table]:
+            raise Invalid(
+                f'{path}.{given[0]} is only for clusters with engine = "kserve"', field=f"{path}.{given[0]}"
+            )
+        return {}
+    if table.get("node"):
+        raise Invalid(
+            f"{path}.node: the nodes of a Kubernetes cluster are seen, not declared", field=f"{path}.node"
+        )
+    in_cluster = table.get("in_cluster", False)
+    if not isinstance(in_cluster, bool):
+        raise Invalid(f"{path}.in_cluster must be true or false", field=f"{path}.in_cluster")
+    kubeconfig = _text({"kubeconfig": "", **table}, "kubeconfig", path, needed=False, characters_max=4096)
+    if bool(kubeconfig) == in_cluster:
+        raise Invalid(
+            f"{path}.kubeconfig: a kserve cluster needs either a kubeconfig or in_cluster = true",
+            field=f"{path}.kubeconfig",
+        )
+    drift = table.get("drift", Drift.RESTORE.value)
+    if drift not in tuple(Drift):
+        raise Invalid(
+            f"{path}.drift must be one of {', '.join(Drift)}; it is {drift!r}", field=f"{path}.drift"
+        )
+    domain = _text(
+        {"domain": "", **table}, "domain", path, needed=False, characters_max=DOMAIN_CHARACTERS_MAX
+    )
+    if domain and not _DOMAIN.fullmatch(domain):
+        raise Invalid(f"{path}.domain must be a DNS name such as models.example.com", field=f"{path}.domain")
+    return {
+        "domain": domain,
+        "ingress": check_ingress(
+            _text({"ingress": "", **table}, "ingress", path, needed=False), f"{path}.ingress"
+        ),
+        "kubeconfig": str(Path(kubeconfig).expanduser().absolute()) if kubeconfig else "",
+        "context": _text({"context": "", **table}, "context", path, needed=False, characters_max=253),
+        "in_cluster": in_cluster,
+        "drift": Drift(drift),
+    }
 
 
 def _parse_node(path: str, table: Mapping[str, Any]) -> NodeSettings:
@@ -479,12 +545,19 @@ def _check_unique(names: list[str], what: str, field: str) -> None:
         raise Invalid(f"{field}: there are two {what}s named {twice[0]}", field=field)
 
 
-def _text(table: Mapping[str, Any], name: str, path: str, *, needed: bool = True) -> str:
+def _text(
+    table: Mapping[str, Any],
+    name: str,
+    path: str,
+    *,
+    needed: bool = True,
+    characters_max: int = DECLARED_TEXT_CHARACTERS_MAX,
+) -> str:
     value = table.get(name, "")
-    usable = isinstance(value, str) and len(value) <= DECLARED_TEXT_CHARACTERS_MAX and value.isprintable()
+    usable = isinstance(value, str) and len(value) <= characters_max and value.isprintable()
     if not usable or (needed and not value.strip()):
         raise Invalid(
-            f"{path}.{name} must be a text of 1 to {DECLARED_TEXT_CHARACTERS_MAX} characters",
+            f"{path}.{name} must be a text of 1 to {characters_max} characters",
             field=f"{path}.{name}",
         )
     return str(value)

@@ -22,6 +22,7 @@ from inferplane.domain.errors import InferplaneError, NotFound
 from inferplane.domain.events import Event
 from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.workspace import Cluster
+from inferplane.engines.away import AwayEngine
 from inferplane.engines.clusters import ClusterLink
 from inferplane.engines.port import Clock, Engine, EngineError
 from inferplane.observability import get_logger
@@ -204,6 +205,8 @@ class ClusterController:
             connected = self._connect(cluster, kubeconfig)
         except InferplaneError as error:
             # What is connected stays: the endpoints' word is better than none.
+            if cluster.name not in self._running.engines:
+                self._running.engines[cluster.name] = AwayEngine(f"cluster {cluster.name}: {error.message}")
             return error.message
         await self._take_down(cluster.name)
         self._credentials[cluster.name] = wanted
@@ -217,6 +220,8 @@ class ClusterController:
 
     async def _take_down(self, name: str) -> None:
         if self._credentials.pop(name, None) is None:
+            if isinstance(self._running.engines.get(name), AwayEngine):
+                del self._running.engines[name]
             return
         self._looked_at.pop(name, None)
         engine = self._running.engines.pop(name, None)
