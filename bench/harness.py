@@ -293,6 +293,10 @@ class Figures:
     statuses: Mapping[str, int]
     failures: int
     unsent: int
+    due_per_second: float = 0.0
+    sent_per_second: float = 0.0
+    late_ms: float = 0.0
+    generator_cpu: float = 0.0
 
     @property
     def bad(self) -> int:
@@ -334,6 +338,10 @@ def measure(
         statuses=content["statuses"],
         failures=content["failures"],
         unsent=content["unsent"],
+        due_per_second=content["due_per_second"],
+        sent_per_second=content["sent_per_second"],
+        late_ms=content["late_ms"],
+        generator_cpu=content["cpu"],
     )
 
 

@@ -13,6 +13,10 @@ users do); a request's latency then counts from when it was due. Those that find
 wait for one; what still waits at the end counts as `unsent`. With `--patience` an answer counts as good
 only when it came within so many milliseconds.
 
+An open loop is worth what its generator can offer, so that is said too: how many requests became due and how
+many were sent a second, how late the generator itself was with those for which a connection was free
+(`late_ms`, p99), and which share of a core it took (`cpu`).
+
 Prints one line of JSON: requests and answers by status, requests per second, latencies in milliseconds.
 """
 
@@ -44,6 +48,9 @@ class Recorder:
         self.latencies: list[float] = []
         self.failures = 0
         self.good = 0
+        self.due = 0
+        self.sent = 0
+        self.late: list[float] = []
         self.recording = False
         self.stopped = False
 
@@ -70,6 +77,7 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._since = since
         self._busy = True
+        self._load.recorder.sent += self._load.recorder.recording
         self._transport.write(self._load.request)
 
     def data_received(self, data: bytes) -> None:
@@ -127,15 +135,16 @@ class Load:
         await asyncio.gather(*(self._connect() for _ in range(connections)))
         pacing = asyncio.ensure_future(self._pace()) if self._rate else None
         await asyncio.sleep(warmup)
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         self.recorder.recording = True
         await asyncio.sleep(seconds)
         self.recorder.recording = False
         elapsed = time.perf_counter() - began
+        cpu = (time.process_time() - worked) / elapsed
         self.recorder.stopped = True
         if pacing is not None:
             pacing.cancel()
-        return _figures(self.recorder, elapsed, len(self._due))
+        return _figures(self.recorder, elapsed, len(self._due), cpu)
 
     def idle(self, connection: Connection) -> None:
         """`connection` may send."""
@@ -173,13 +182,17 @@ class Load:
                 return
 
     async def _pace(self) -> None:
+        recorder = self.recorder
         began = time.perf_counter()
         sent = 0
         while True:
             now = time.perf_counter()
             while (due := began + sent / self._rate) <= now:
                 sent += 1
+                recorder.due += recorder.recording
                 if self._free:
+                    if recorder.recording:
+                        recorder.late.append(now - due)
                     self._free.pop().send(due)
                 else:
                     self._due.append(due)
@@ -196,11 +209,12 @@ def _length(head: bytes) -> int:
     return -len(head) - 5 if b"transfer-encoding: chunked" in lower else 0
 
 
-def _figures(recorder: Recorder, elapsed: float, unsent: int) -> dict[str, object]:
+def _figures(recorder: Recorder, elapsed: float, unsent: int, cpu: float) -> dict[str, object]:
     latencies = sorted(recorder.latencies)
+    late = sorted(recorder.late)
 
-    def percentile(share: float) -> float:
-        return round(latencies[min(len(latencies) - 1, int(share * len(latencies)))] * 1000, 3)
+    def percentile(share: float, times: list[float] = latencies) -> float:
+        return round(times[min(len(times) - 1, int(share * len(times)))] * 1000, 3)
 
     shown = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
     return {
@@ -210,6 +224,10 @@ def _figures(recorder: Recorder, elapsed: float, unsent: int) -> dict[str, objec
         "statuses": {str(status): count for status, count in sorted(recorder.statuses.items())},
         "failures": recorder.failures,
         "unsent": unsent,
+        "due_per_second": round(recorder.due / elapsed, 1),
+        "sent_per_second": round(recorder.sent / elapsed, 1),
+        "late_ms": percentile(0.99, late) if late else 0.0,
+        "cpu": round(cpu, 3),
         "ms": {name: percentile(share) for name, share in shown.items()} if latencies else {},
     }
 
