@@ -21,6 +21,7 @@ from inferplane.domain.endpoint import (
     GpuNote,
     GpuSpec,
     InferenceEndpoint,
+    Ingress,
     Milestone,
     ModelInfo,
     ModelSpec,
@@ -33,6 +34,7 @@ from inferplane.domain.endpoint import (
     ScaleNote,
     Scaling,
     TrafficLimits,
+    Waiting,
 )
 from inferplane.domain.endpoint_access import Access
 from inferplane.domain.events import Event
@@ -340,6 +342,9 @@ replicas = st.builds(
     ready_at=maybe(moments),
     exit=maybe(exits),
     model=maybe(models),
+    waiting=maybe(
+        st.builds(Waiting, reason=reasons, message=texts, since=maybe(moments), fails=st.booleans())
+    ),
 )
 scale_notes = st.builds(
     ScaleNote,
@@ -370,6 +375,10 @@ statuses = st.builds(
     gpu=maybe(gpu_notes),
     rollout=maybe(rollout_notes),
     scale=maybe(scale_notes),
+    ingress=maybe(st.builds(Ingress, url=texts, address=texts, ready=st.booleans(), message=texts)),
+    unreachable_since=maybe(moments),
+    unreachable_message=texts,
+    drift=texts,
 )
 endpoints = st.builds(
     InferenceEndpoint,
@@ -533,7 +542,7 @@ def test_the_strategies_above_speak_of_every_field() -> None:
         kind.__name__: sorted({field.name for field in fields(kind)} - names) for kind, names in seen.items()
     }
     assert {name: lost for name, lost in missing.items() if lost} == {}
-    assert len(seen) == 30  # every kind of value that is stored as JSON was drawn
+    assert len(seen) == 32  # every kind of value that is stored as JSON was drawn
 
 
 @thorough

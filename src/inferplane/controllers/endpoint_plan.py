@@ -56,8 +56,9 @@ from inferplane.controllers.endpoint_news import (
     transition_events,
 )
 from inferplane.controllers.endpoint_routes import routes_of
+from inferplane.controllers.managed_plan import away, back, drift_events, reach_events, reached, steps
 from inferplane.controllers.rollout_plan import next_note, watch_seconds
-from inferplane.controllers.scale_plan import NO_TRAFFIC, scaled
+from inferplane.controllers.scale_plan import NO_TRAFFIC, Scaled, scaled
 from inferplane.domain.artifact import ArtifactPhase
 from inferplane.domain.endpoint import (
     EndpointStatus,
@@ -120,6 +121,9 @@ def plan(
     by_revision: Mapping[int, RevisionTraffic] = NOBODY_ASKED,
 ) -> Plan:
     """Decide the next step. `confirmed` is what the gateway may still be sending by, or None."""
+    if observation.unreachable is not None:
+        status = away(endpoint.status, observation.unreachable)
+        return Plan(status, routes=None, events=reach_events(endpoint.status, observation.unreachable))
     if endpoint.deletion_requested_at is not None:
         return _plan_deletion(endpoint, observation, confirmed, gpus)
     return _plan_service(endpoint, observation, confirmed, now, gpus, traffic, by_revision)
@@ -184,15 +188,18 @@ def _plan_deletion(
         left.append("routes")
     if alive:
         left.append(f"{len(alive)} model server{'s' if len(alive) > 1 else ''}")
-        actions += _stops(endpoint, alive, confirmed)
     left += seen.left
-    if confirmed is None and not alive and seen.left:
+    if seen.ingress is not None:  # the cluster ends servers by itself when what they belong to goes
+        actions += [Release()] if left else []
+    elif alive:
+        actions += _stops(endpoint, alive, confirmed)
+    elif confirmed is None and seen.left:
         actions.append(Release())
     if gpus.live:
         left.append("GPUs")
     finished = not left
     status = replace(
-        endpoint.status,
+        back(endpoint.status),
         observed_generation=endpoint.generation,
         replicas=tuple(r for r in seen.replicas if r.state in ALIVE),
         routed=_routed(confirmed),
@@ -206,6 +213,7 @@ def _plan_deletion(
         status=status,
         routes=None,
         actions=tuple(actions),
+        events=reach_events(endpoint.status, None),
         look_again_seconds=None
         if finished
         else LOOK_SOON_SECONDS
@@ -245,10 +253,11 @@ def _plan_service(
     by_revision: Mapping[int, RevisionTraffic],
 ) -> Plan:
     previous, previous_rollout = public_state(endpoint), endpoint.status.rollout
-    scale = scaled(endpoint, traffic, seen.replicas, now)
+    is_managed = seen.ingress is not None
+    scale = Scaled() if is_managed else scaled(endpoint, traffic, seen.replicas, now)
     endpoint = replace(endpoint, status=replace(endpoint.status, scale=scale.note))
     fresh_from = asked_at(gpus)
-    before = without_earlier_failures(endpoint.status, fresh_from)
+    before = without_earlier_failures(back(endpoint.status), fresh_from)
     note = gpu_note(gpus)
     request = gpus.request
     grant = request.grant if request is not None and request.status in USABLE else None
@@ -264,14 +273,17 @@ def _plan_service(
     wanted = startable(endpoint, note)
 
     actions: list[Action] = []
-    is_to_run = endpoint.desired_replicas > 0 and (bool(wanted) or will_have_gpus(gpus))
-    if is_to_run and fetch_is_due(before.artifact, here, now):
-        actions.append(FetchModel(revision))
-    actions += _fetches_of_base(endpoint, wanted, seen)
-    # By the greatest number there may be: what one replica uses is never given to another.
-    parts = max(endpoint.spec.scaling.max_replicas, endpoint.desired_replicas)
-    actions += _starts(_with_room(endpoint, wanted, seen), grant, parts, seen.replicas, restarts, now)
-    actions += _stops(endpoint, _superfluous(endpoint, wanted, seen.replicas, confirmed), confirmed)
+    if is_managed:
+        actions += steps(endpoint, seen, wanted, grant)
+    else:
+        is_to_run = endpoint.desired_replicas > 0 and (bool(wanted) or will_have_gpus(gpus))
+        if is_to_run and fetch_is_due(before.artifact, here, now):
+            actions.append(FetchModel(revision))
+        actions += _fetches_of_base(endpoint, wanted, seen)
+        # By the greatest number there may be: what one replica uses is never given to another.
+        parts = max(endpoint.spec.scaling.max_replicas, endpoint.desired_replicas)
+        actions += _starts(_with_room(endpoint, wanted, seen), grant, parts, seen.replicas, restarts, now)
+        actions += _stops(endpoint, _superfluous(endpoint, wanted, seen.replicas, confirmed), confirmed)
     actions += _drops(endpoint, seen)
 
     status = replace(
@@ -281,7 +293,7 @@ def _plan_service(
         replicas=seen.replicas,
         restarts=restarts,
         ends=count_ends(before.ends, exits, endpoint, seen.replicas),
-        routed=_routed(confirmed),
+        routed=reached(seen) if is_managed else _routed(confirmed),
         model=next((r.model for r in seen.replicas if r.model is not None), before.model),
         # Only a pass with nothing left to do proves that the engine takes steps again.
         problem=before.problem if actions else None,
@@ -289,6 +301,8 @@ def _plan_service(
         left=(),
         gpu=note,
         rollout=rollout,
+        ingress=seen.ingress,
+        drift=seen.drift,
     )
     status = replace(status, milestones=_milestones(endpoint, status, now))
     after = public_state(replace(endpoint, status=status))
@@ -296,9 +310,11 @@ def _plan_service(
         status = replace(status, since=now)
     return Plan(
         status=status,
-        routes=routes_of(replace(endpoint, status=status)),
+        routes=None if is_managed else routes_of(replace(endpoint, status=status)),
         actions=tuple(actions),
         events=(
+            *reach_events(endpoint.status, None),
+            *drift_events(endpoint.status, seen),
             *progress_events(before, artifact, exits),
             *scale_events(scale),
             *rollout_events(endpoint, previous_rollout, rollout),
@@ -388,18 +404,18 @@ def _superfluous(
 def _milestones(
     endpoint: InferenceEndpoint, status: EndpointStatus, now: datetime
 ) -> tuple[tuple[Milestone, datetime], ...]:
-    reached = dict(status.milestones)
-    reached.setdefault(Milestone.ACCEPTED, endpoint.created_at)
-    if status.artifact.phase is ArtifactPhase.PRESENT:
-        reached.setdefault(Milestone.DOWNLOADED, status.artifact.finished_at or now)
+    known = dict(status.milestones)
+    known.setdefault(Milestone.ACCEPTED, endpoint.created_at)
+    if status.artifact.phase is ArtifactPhase.PRESENT and status.ingress is None:
+        known.setdefault(Milestone.DOWNLOADED, status.artifact.finished_at or now)
     for replica in sorted(status.replicas, key=lambda r: r.id):
         if replica.started_at is not None:
-            reached.setdefault(Milestone.STARTED, replica.started_at)
+            known.setdefault(Milestone.STARTED, replica.started_at)
         if replica.ready_at is not None:
-            reached.setdefault(Milestone.LOADED, replica.ready_at)
+            known.setdefault(Milestone.LOADED, replica.ready_at)
     if public_state(replace(endpoint, status=status)).status is PublicStatus.RUNNING:
-        reached.setdefault(Milestone.READY, now)
-    return tuple((name, reached[name]) for name in Milestone if name in reached)
+        known.setdefault(Milestone.READY, now)
+    return tuple((name, known[name]) for name in Milestone if name in known)
 
 
 def _soonest(*moments: float | None) -> float | None:

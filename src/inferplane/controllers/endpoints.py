@@ -40,6 +40,7 @@ from inferplane.engines.port import (
     Action,
     Clock,
     Engine,
+    EngineAway,
     EngineError,
     FetchModel,
     Observation,
@@ -198,6 +199,9 @@ class EndpointController:
             for action in next_step.actions:
                 check(self._leases, fence)
                 await engine.apply(_at_revision(target, action), action)
+        except EngineAway as error:
+            log.warning("a cluster does not answer", cluster=endpoint.cluster, error=error.message)
+            return ENGINE_RETRY_SECONDS
         except EngineError as error:
             log.warning(
                 "engine refused a step", endpoint=endpoint.name, uid=endpoint.uid, error=error.message

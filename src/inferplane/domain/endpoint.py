@@ -239,8 +239,37 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a model server that has not ended is not there yet, where the engine knows more than its state says.
+
+    `fails` tells what will not come right by waiting from what is on its way. `since` is when it began.
+    """
+
+    reason: ReasonCode
+    message: str
+    since: datetime | None = None
+    fails: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ingress:
+    """Where requests come in on a cluster that has an ingress of its own, instead of through our gateway.
+
+    `url` is "" until it is known, `address` (an IP address or a host name) where it is not. `message` says what is
+    still missing while it is not `ready`.
+    """
+
+    url: str = ""
+    address: str = ""
+    ready: bool = False
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Replica:
-    """One model server as last observed. `address` is `unix:<path>` or `<host>:<port>`."""
+    """One model server as last observed. `address` is `unix:<path>` or `<host>:<port>`, "" where only the
+    cluster's own ingress reaches it.
+    """
 
     id: ReplicaId
     state: ReplicaState
@@ -250,6 +279,7 @@ class Replica:
     ready_at: datetime | None = None
     exit: Exit | None = None
     model: ModelInfo | None = None
+    waiting: Waiting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +348,9 @@ class ScaleNote:
 class EndpointStatus:
     """Facts, written by controllers. `observed_generation` says which spec they speak of.
 
-    `routed` names the replicas in the route table that the gateway has confirmed.
+    `routed` names the replicas in the route table that the gateway has confirmed, or those that get requests by the
+    cluster's own `ingress` (None where our gateway routes). `unreachable_since` is set while the cluster does not
+    answer: everything else is then as it was last seen.
     `left` lists, during deletion, what has still to be undone. `ends` counts how often each replica ended
     unasked, whether or not it has been well since.
     """
@@ -338,6 +370,10 @@ class EndpointStatus:
     gpu: GpuNote | None = None
     rollout: RolloutNote | None = None
     scale: ScaleNote | None = None  # None: nothing was decided yet, or there is nothing to decide
+    ingress: Ingress | None = None
+    unreachable_since: datetime | None = None
+    unreachable_message: str = ""
+    drift: str = ""  # what somebody else did to what the platform created there, as last said
 
     def milestone(self, name: Milestone) -> datetime | None:
         """When `name` was reached, or None."""
@@ -465,9 +501,23 @@ def public_state(endpoint: InferenceEndpoint) -> PublicState:
     if endpoint.is_asleep:
         return _asleep_state(endpoint)
     found = _serving_state(endpoint) or _failed_state(endpoint) or _progress_state(endpoint)
+    if status.unreachable_since is not None:
+        return _unreachable_state(found, status.unreachable_since, status.unreachable_message)
     if status.scale is not None and status.scale.waking_since is not None and found.reason is not None:
         return replace(found, message=f"waking, because a request came; {found.message}")
     return found
+
+
+def _unreachable_state(found: PublicState, since: datetime, message: str) -> PublicState:
+    """As it was last seen. That nobody can look says nothing about whether it serves."""
+    said = f"its cluster has not answered since {_instant(since)} ({message})"
+    reason = ReasonCode.CLUSTER_UNREACHABLE
+    return replace(
+        found,
+        reason=reason,
+        message=f"{said}; as last seen: {found.message or found.status.value}",
+        next_action=reason_of(reason).next_action,
+    )
 
 
 def _asleep_state(endpoint: InferenceEndpoint) -> PublicState:
@@ -561,6 +611,13 @@ def _failed_state(endpoint: InferenceEndpoint) -> PublicState | None:
     running = {r.id.name for r in status.replicas if r.state is not ReplicaState.EXITED}
     wanted = {replica_id.name for replica_id in endpoint.replica_ids()}
     failing = [r for r in status.restarts if r.replica in wanted and _is_failing(r, running)]
+    stuck = [
+        r.waiting
+        for r in status.replicas
+        if r.id.name in wanted and r.waiting is not None and r.waiting.fails
+    ]
+    if stuck:
+        return _state(PublicStatus.FAILED, stuck[0].reason, stuck[0].message)
     if not failing:
         return None
     record = max(failing, key=lambda r: (r.failures, r.replica))
@@ -588,18 +645,24 @@ def _progress_state(endpoint: InferenceEndpoint) -> PublicState:
     if note is not None and _is_without_gpus(note):
         return _gpu_wait_state(note)
     # A replica that already serves says nothing about what the others are waiting for.
-    states = {
-        replica.state
+    coming = [
+        replica
         for replica in status.replicas
         if replica.state is not ReplicaState.READY or replica.id.name not in status.routed
-    }
+    ]
+    states = {replica.state for replica in coming}
     if ReplicaState.READY in states:
         return _state(
             PublicStatus.LOADING,
             ReasonCode.ROUTE_NOT_READY,
-            "the model answers; the gateway is taking up its route",
+            _route_sentence(status),
             predict="Ready",
         )
+    wanted = {replica_id.name for replica_id in endpoint.replica_ids()}
+    waiting = [r.waiting for r in coming if r.waiting is not None and r.id.name in wanted]
+    if waiting:
+        word = _WAITING_WORDS.get(waiting[0].reason, PublicStatus.LOADING)
+        return _state(word, waiting[0].reason, waiting[0].message)
     if ReplicaState.UNRESPONSIVE in states:
         return _state(PublicStatus.FAILED, ReasonCode.UNRESPONSIVE, "the model server no longer answers")
     if ReplicaState.LOADING in states:
@@ -620,6 +683,21 @@ def _progress_state(endpoint: InferenceEndpoint) -> PublicState:
     if artifact.phase is ArtifactPhase.PRESENT:
         return _state(PublicStatus.PROVISIONING, ReasonCode.STARTING, "the model is here; its server is next")
     return _state(PublicStatus.PENDING, ReasonCode.ACCEPTED, "accepted; work on it is about to begin")
+
+
+_WAITING_WORDS = {
+    ReasonCode.UNSCHEDULABLE: PublicStatus.PENDING,
+    ReasonCode.QUOTA_EXCEEDED: PublicStatus.PENDING,
+    ReasonCode.ACCEPTED: PublicStatus.PENDING,
+    ReasonCode.DOWNLOADING: PublicStatus.DOWNLOADING,
+}
+"""What a replica that waits makes of the endpoint; Loading where nothing else is said."""
+
+
+def _route_sentence(status: EndpointStatus) -> str:
+    if status.ingress is None:
+        return "the model answers; the gateway is taking up its route"
+    return f"the model answers; {status.ingress.message or 'the cluster has not let requests in yet'}"
 
 
 # GPUs

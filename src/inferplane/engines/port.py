@@ -11,17 +11,25 @@ files, model files. The contract is about failure and time:
   An action that cannot be taken raises `EngineError`; the controller tries again with backoff.
 * What happens by itself (a server became ready, ended, a download moved) is announced by calling
   `wake(uid)`. That is a hint and carries only the key: a lost hint costs time, never correctness.
+
+Two kinds of engines keep this contract. Where `Observation.ingress` is None, replicas are started and stopped
+one by one, and our gateway routes to them. Where it is set, the cluster has controllers of its own that
+keep replicas running, scale them, replace them by those of another revision, and route to them. There one
+`StartReplica` says all of what there should be of an endpoint, as of its revision: the engine remembers its
+`mark` with what it created, so that whether it has to be said again is a comparison. One `StopReplica` puts
+all of it to rest.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
 from inferplane.domain.artifact import ArtifactState
-from inferplane.domain.endpoint import InferenceEndpoint, Replica, ReplicaId
+from inferplane.domain.endpoint import InferenceEndpoint, Ingress, Replica, ReplicaId
 from inferplane.domain.errors import InferplaneError
 from inferplane.domain.preflight import Check
 
@@ -30,6 +38,10 @@ Clock = Callable[[], datetime]
 
 class EngineError(InferplaneError):
     """A step could not be taken. The message is safe to show; the cause is chained."""
+
+
+class EngineAway(EngineError):
+    """The engine could not be asked at all. That says nothing about the endpoint; `Observation.unreachable` will."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +92,38 @@ class Release:
 Action = FetchModel | DropModel | StartReplica | StopReplica | Release
 
 
+def mark(endpoint: InferenceEndpoint, step: StartReplica) -> str:
+    """Names what a StartReplica of an endpoint says: equal marks, nothing to say again."""
+    gpus = hashlib.sha256(repr(step.gpus).encode()).hexdigest()[:8] if step.gpus else "cpu"
+    return f"{endpoint.generation}.r{step.id.revision}.{gpus}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """The cluster has not answered since then. What is said beside this is what was seen last."""
+
+    since: datetime
+    message: str
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What the engine has of one endpoint. Exited replicas stay listed (with their `exit`) until
     the same replica is started again or the endpoint is released. `artifacts` are the models that were
     asked for, by revision. `left` names what `Release` would undo, in words for a person ("model files",
     "log files"); empty means nothing.
+
+    On a cluster that runs replicas by itself `ingress` is set, and `mark` is that of the last StartReplica as
+    far as what it created is still there and unchanged, "" otherwise; `drift` then says what somebody else did to it.
     """
 
     artifacts: Mapping[int, ArtifactState] = field(default_factory=dict)
     replicas: tuple[Replica, ...] = ()
     left: tuple[str, ...] = ()
+    ingress: Ingress | None = None
+    mark: str = ""
+    drift: str = ""
+    unreachable: Unreachable | None = None
 
     def artifact(self, revision: int) -> ArtifactState:
         """Where that revision's model is; ABSENT where it was never asked for."""

@@ -24,6 +24,7 @@ from inferplane.domain.endpoint import (
     GpuNote,
     GpuSpec,
     InferenceEndpoint,
+    Ingress,
     Milestone,
     ModelInfo,
     ModelSpec,
@@ -36,6 +37,7 @@ from inferplane.domain.endpoint import (
     ScaleNote,
     Scaling,
     TrafficLimits,
+    Waiting,
 )
 from inferplane.domain.endpoint_access import Access
 from inferplane.domain.events import Event
@@ -554,6 +556,10 @@ def status_to_json(status: EndpointStatus) -> str:
             "gpu": _gpu_note_to(status.gpu),
             "rollout": _rollout_note_to(status.rollout),
             "scale": _scale_to(status.scale),
+            "ingress": _ingress_to(status.ingress),
+            "unreachable_since": micros_of(status.unreachable_since),
+            "unreachable_message": status.unreachable_message,
+            "drift": status.drift,
         }
     )
 
@@ -579,6 +585,33 @@ def status_from_json(text: str, endpoint_uid: str) -> EndpointStatus:
         gpu=_gpu_note_from(raw.get("gpu")),
         rollout=_rollout_note_from(raw.get("rollout")),
         scale=_scale_from(raw.get("scale")),
+        ingress=_ingress_from(raw.get("ingress")),
+        unreachable_since=moment_of(raw.get("unreachable_since")),
+        unreachable_message=text_of(raw, "unreachable_message"),
+        drift=text_of(raw, "drift"),
+    )
+
+
+def _ingress_to(ingress: Ingress | None) -> dict[str, Any] | None:
+    if ingress is None:
+        return None
+    return {
+        "url": ingress.url,
+        "address": ingress.address,
+        "ready": ingress.ready,
+        "message": ingress.message,
+    }
+
+
+def _ingress_from(value: object) -> Ingress | None:
+    raw = mapping_of(value)
+    if "ready" not in raw:
+        return None
+    return Ingress(
+        url=text_of(raw, "url"),
+        address=text_of(raw, "address"),
+        ready=raw["ready"] is True,
+        message=text_of(raw, "message"),
     )
 
 
@@ -680,7 +713,29 @@ def _replica_to(replica: Replica) -> dict[str, Any]:
         "ready_at": micros_of(replica.ready_at),
         "exit": None if replica.exit is None else _exit_to(replica.exit),
         "model": _model_to(replica.model),
+        "waiting": _waiting_to(replica.waiting),
     }
+
+
+def _waiting_to(waiting: Waiting | None) -> dict[str, Any] | None:
+    if waiting is None:
+        return None
+    return {
+        "reason": waiting.reason.value,
+        "message": waiting.message,
+        "since": micros_of(waiting.since),
+        "fails": waiting.fails,
+    }
+
+
+def _waiting_from(value: object) -> Waiting | None:
+    raw = mapping_of(value)
+    reason = enum_of(ReasonCode, raw.get("reason"))
+    if reason is None:
+        return None
+    return Waiting(
+        reason, text_of(raw, "message"), since=moment_of(raw.get("since")), fails=raw.get("fails") is True
+    )
 
 
 def _replica_from(raw: Raw, endpoint_uid: str) -> Replica | None:
@@ -698,6 +753,7 @@ def _replica_from(raw: Raw, endpoint_uid: str) -> Replica | None:
         ready_at=moment_of(raw.get("ready_at")),
         exit=_exit_from(raw.get("exit")),
         model=_model_from(raw.get("model")),
+        waiting=_waiting_from(raw.get("waiting")),
     )
 
 
