@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
@@ -91,6 +92,21 @@ def test_a_client_may_bound_its_wait(stack: Stack, iris_model: Path) -> None:
     assert answer.json()["waking"] is True
     answer = httpx.post(url, json={"instances": ROW}, headers={"X-Wake-Timeout": "60"}, timeout=90)
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("by", ["host", "header"])
+def test_a_grpc_call_wakes_it_and_is_answered(stack: Stack, iris_model: Path, by: str) -> None:
+    create(stack, "iris", iris_model, minReplicas=0, scaleToZeroAfter="1s")
+    stack.wait_until("iris", "Idle")
+    wait_for(lambda: not stack.model_servers(), "the server to be gone")
+    host = [("grpc.default_authority", "iris.default.localhost")] if by == "host" else []
+    named = (("x-inferplane-endpoint", "default/iris"),) if by == "header" else ()
+    with grpc.insecure_channel(stack.gateway.removeprefix("http://"), options=host) as channel:
+        ask = channel.unary_unary("/inference.GRPCInferenceService/ModelReady")
+        question = b"\x0a\x04iris"  # ModelReadyRequest(name="iris")
+        answers = [ask.future(question, metadata=named, timeout=60) for _ in range(8)]
+        assert [each.result() for each in answers] == [b"\x08\x01"] * 8  # ModelReadyResponse(ready=True)
+    assert kinds(stack, "iris").count("Woken") == 1
 
 
 def test_many_requests_at_once_wake_it_once(stack: Stack, iris_model: Path) -> None:

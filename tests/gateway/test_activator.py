@@ -294,10 +294,23 @@ async def test_no_more_wait_than_may() -> None:
 
 
 async def test_grpc_is_told_in_its_own_way(house: House) -> None:
+    plain = {"content-type": "application/grpc"}
+    named = {"x-inferplane-route": "iris.team.edge", "host": "h:7080", "x-inferplane-endpoint": ""}
+    grpc = plain | named
+    waiting = asyncio.create_task(house.client.post(f"/{UID}/a.B/C", headers=grpc))
+    await until(lambda: house.demand.traffic(UID).held == 1)
     house.demand.tell(UID, Standing((f"unix:{house.folder}/x.sock",)))
-    answer = await house.client.post("/a.B/C", headers={"content-type": "application/grpc"})
-    assert (answer.status_code, answer.headers["grpc-status"]) == (200, "14")
+    answer = await waiting
+    assert (answer.status_code, answer.headers["grpc-status"]) == (307, "14")
+    assert answer.headers["location"] == "http://h:7080/serving/team/iris.edge/a.B/C", "for the gateway"
     assert "woken" in answer.headers["grpc-message"]
+    assert int(answer.headers["grpc-retry-pushback-ms"]) > 0
+    other = await house.client.post("/grpc.health.v1.Health/Check", headers=plain)
+    assert (other.status_code, other.headers["grpc-status"]) == (200, "14"), "a service that is not routed"
+    house.demand.tell(UID, Standing(hopeless=True, reason="NotAModel", message="no model"))
+    refused = await house.client.post(f"/{UID}/a.B/C", headers=grpc)
+    assert (refused.status_code, refused.headers["grpc-status"]) == (200, "14")
+    assert "no model" in refused.headers["grpc-message"]
 
 
 async def test_a_request_that_names_no_endpoint(house: House) -> None:

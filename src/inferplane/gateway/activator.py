@@ -9,6 +9,9 @@ the replica: the controller says its address, and the request goes there at once
 What is promised to a client: its request is sent to a replica at most once (a connection that could not be
 made is no sending); it waits at most `X-Wake-Timeout` seconds; whoever cannot be served hears why, in JSON,
 with `Retry-After`. A client that goes away takes its request along, held or forwarded.
+
+gRPC is not forwarded from here, where answers have no trailers: once a replica answers, the gateway is told to look
+for the route anew (a redirect that no client sees), and so again until it has the route to the replica.
 """
 
 from __future__ import annotations
@@ -43,6 +46,10 @@ HOP_BY_HOP = frozenset(
 )
 OURS = frozenset({ENDPOINT_HEADER, WAKE_TIMEOUT_HEADER})
 GRPC_UNAVAILABLE = b"14"
+WOKEN = "the endpoint has just been woken; send the request again"
+ROUTE_HEADER = b"x-inferplane-route"
+# Between two looks of the gateway; it learns of a replica within tens of milliseconds.
+LOOK_AGAIN_SECONDS = 0.03
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -106,7 +113,7 @@ class Activator:
         given = dict(headers)
         grpc = given.get(b"content-type", b"").startswith(b"application/grpc")
         try:
-            uid = _uid_of(given)
+            uid = _uid_of(given, scope["raw_path"] if grpc else b"")
             deadline = asyncio.get_running_loop().time() + self._patience(given.get(WAKE_TIMEOUT_HEADER))
             with self._place(uid), self._demand.hold(uid) as held:
                 await self._wait_and_forward(scope, held, deadline, body, send, grpc=grpc)
@@ -127,7 +134,10 @@ class Activator:
         while True:
             address = self._pick(await _address(held, deadline))
             if grpc:
-                raise Refusal(503, "Woken", "the endpoint has just been woken; send the request again")
+                if dict(scope["headers"]).get(ENDPOINT_HEADER):  # not of a service that is routed
+                    raise Refusal(503, "Woken", WOKEN)
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                return await _send_elsewhere(scope, send)
             try:
                 with self._demand.forward(held.uid):
                     async with _ask(address, scope, body) as answer:
@@ -185,11 +195,16 @@ class _Place:
             del self.taken[self.uid]
 
 
-def _uid_of(headers: dict[bytes, bytes]) -> str:
-    uid = headers.get(ENDPOINT_HEADER, b"").decode("ascii", "replace")
-    if not uid:
+def _uid_of(headers: dict[bytes, bytes], grpc_path: bytes) -> str:
+    """From the gateway's header, or of gRPC from the beginning of the path."""
+    named = headers.get(ENDPOINT_HEADER, b"") or _uid_in(grpc_path)
+    if not named:
         raise Refusal(404, "NotFound", "the request names no endpoint")
-    return uid
+    return named.decode("ascii", "replace")
+
+
+def _uid_in(path: bytes) -> bytes:
+    return path.split(b"/")[1] if path.count(b"/") > 1 else b""
 
 
 async def _address(held: Held, deadline: float) -> tuple[str, ...]:
@@ -350,13 +365,35 @@ async def _send_refusal(send: Send, refusal: Refusal) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+async def _send_elsewhere(scope: MutableMapping[str, Any], send: Send) -> None:
+    """Have the gateway look for the route anew. What it cannot send again reaches its client as a refusal that
+    gRPC understands."""
+    given = dict(scope["headers"])
+    endpoint, _, rest = given.get(ROUTE_HEADER, b"").partition(b".")
+    workspace, _, cluster = rest.partition(b".")
+    named = endpoint + (b"." + cluster if cluster else b"")
+    host = given.get(b"host", b"gateway")
+    path = scope["raw_path"].removeprefix(b"/" + _uid_in(scope["raw_path"]))
+    headers = [
+        *_grpc_headers(WOKEN.encode()),
+        (b"location", b"http://%b/serving/%b/%b%b" % (host, workspace, named, path)),
+    ]
+    await send({"type": "http.response.start", "status": 307, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
 async def _send_grpc_refusal(send: Send, refusal: Refusal) -> None:
     """gRPC says it in headers, with an answer that is otherwise empty."""
     message = refusal.error.encode("ascii", "replace").replace(b"%", b"%25").replace(b"\n", b" ")
-    headers = [
+    await send({"type": "http.response.start", "status": 200, "headers": _grpc_headers(message)})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _grpc_headers(message: bytes) -> list[tuple[bytes, bytes]]:
+    """UNAVAILABLE, and when a client that may try again by itself should do so."""
+    return [
         (b"content-type", b"application/grpc"),
         (b"grpc-status", GRPC_UNAVAILABLE),
         (b"grpc-message", message),
+        (b"grpc-retry-pushback-ms", str(RETRY_AFTER_SECONDS * 1000).encode()),
     ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})

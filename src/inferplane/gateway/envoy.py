@@ -93,6 +93,8 @@ STREAM_IDLE_SLACK_SECONDS = 60
 UNMATCHED_TIMEOUT_SECONDS = 10
 # How long a request may wait at the activator at most; the activator itself gives up before.
 WAKE_SECONDS_MAX = 660
+# A gRPC call that waited at the activator is routed again, and again until the route to the replica is here.
+WOKEN_AGAIN_MAX = 100
 # So much of a body that is refused anyway is taken in, so that the refusal is read.
 REFUSED_BODY_BYTES_MAX = 64 * 1024 * 1024
 
@@ -241,7 +243,7 @@ def _ways(
     """The routes of one caller's requests."""
     awake = bool(by_revision) and not routes.asleep
     ways = [
-        *(_grpc_routes(routes, by_revision, caller) if awake else ()),
+        *(_grpc_routes(routes, by_revision, caller) if awake else _grpc_asleep(routes, config)),
         *(_revision_routes(routes, by_revision, caller) if awake else ()),
         _main_route(routes, by_revision, caller, config),
     ]
@@ -292,6 +294,31 @@ def _grpc_routes(
         for revision in (speaking if len(speaking) > 1 else ())
     ]
     return [*chosen, _route(routes, match, _shared_out(routes, speaking, caller, grpc=True), held=False)]
+
+
+def _grpc_asleep(routes: EndpointRoutes, config: GatewayConfig) -> list[dict[str, Any]]:
+    """Held by the activator until a replica answers, which it tells by a redirect: Envoy then looks for the
+    route anew with the request that it has kept. (An HTTP/1.1 server cannot forward gRPC by itself.)
+    """
+    if not (routes.asleep and config.activator_address):
+        return []
+    route = _route(
+        routes,
+        {"prefix": GRPC_PREFIX, "grpc": {}},
+        {
+            "cluster": ACTIVATOR_UPSTREAM,
+            # Not a header: Envoy would keep a reference to its name beyond the life of this route.
+            "prefix_rewrite": f"/{routes.uid}{GRPC_PREFIX}",
+            "internal_redirect_policy": {
+                "max_internal_redirects": WOKEN_AGAIN_MAX,
+                "redirect_response_codes": [307],
+                "allow_cross_scheme_redirect": True,
+            },
+        },
+        grace=WAKE_SECONDS_MAX,
+        held=False,
+    )
+    return [route]
 
 
 def _revision_routes(

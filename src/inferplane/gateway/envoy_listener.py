@@ -82,7 +82,7 @@ OTHER_STATISTICS = (
 )
 
 # Lua, because a choice between host, path and header is beyond what Envoy's own matching can do in one
-# table. It sees headers only. `routeName` is empty while no endpoint has the key.
+# table. It sees headers only. The header that names an endpoint goes no further: behind here it is ours. `routeName` is empty while no endpoint has the key.
 FIND_ROUTES = """
 local domain = {domain}
 local function key_of(headers, path)
@@ -110,6 +110,7 @@ function envoy_on_request(handle)
   local headers = handle:headers()
   local path = headers:get(":path") or "/"
   local key, rest = key_of(headers, path)
+  headers:remove("{endpoint_header}")
   if key then
     headers:replace("{route_header}", key)
     handle:clearRouteCache()
