@@ -58,9 +58,10 @@ PATIENCE_SHARE = 0.5
 QUEUE_BYTES_MAX = 512 * 1024 * 1024
 RETRY_AFTER_SECONDS_MAX = 30
 #: Where time depends on rows alone, a batch may have this many times the usual rows, while it takes no longer than
-#: this as the last ones went.
+#: this as the last ones went, and no more bytes than this.
 GROWTH_MAX = 8
 GROWN_SECONDS_MAX = 0.02
+GROWN_BYTES_MAX = 8 * 1024 * 1024
 QUEUE_FULL = "too many requests are waiting for this model; try again in a moment"
 #: How long the event loop stands back for a batch at a time when requests are being refused.
 YIELD_SECONDS = 0.02
@@ -320,16 +321,21 @@ class Batcher:
         Looks at no more entries than a full batch could hold, however many wait.
         """
         now = self._now()
-        rows_max = self._rows_max()
+        usual, rows_max = self._limits.max_batch_rows, self._rows_max()
         batch: list[Entry] = []
-        rows = 0
+        rows = size = 0
         for entry in self._next_ones(now, rows_max):
             if entry.deadline <= now:
                 self._too_late(entry)
-            elif not batch or rows + entry.work.rows <= rows_max:
+            elif (
+                not batch
+                or rows + entry.work.rows <= usual
+                or (rows + entry.work.rows <= rows_max and size + entry.size <= GROWN_BYTES_MAX)
+            ):
                 self._remove(entry)
                 batch.append(entry)
                 rows += entry.work.rows
+                size += entry.size
             if rows >= rows_max:
                 break
         return batch

@@ -34,7 +34,7 @@ LATENCY_BUCKETS = (
     10.0,
 )
 #: Rows.
-BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 PREFIX = "inferplane_model"
 
 
