@@ -38,6 +38,23 @@ async def test_a_killed_envoy_comes_back_on_the_same_port_with_its_routes(world:
         assert (await http.get(PREDICT)).status_code == 200
 
 
+async def test_clients_that_try_again_get_through_after_envoy_was_killed(world: World) -> None:
+    replica = await world.replica()
+    gateway = await world.gateway()
+    await publish(gateway, routes(replica.upstream))
+    async with client(gateway) as http:  # its connections are kept, and end with Envoy
+        assert (await http.get(PREDICT)).status_code == 200
+        os.kill(gateway.pid, signal.SIGKILL)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + 20
+        answers: list[int] = []
+        while not answers:
+            assert loop.time() < deadline
+            with contextlib.suppress(httpx.TransportError):
+                answers.append((await http.get(PREDICT)).status_code)
+        assert answers == [200], "the first answer is the replica's: no port without routes in between"
+
+
 async def test_routes_set_while_envoy_is_dead_are_there_when_it_is_back(world: World) -> None:
     replica = await world.replica()
     gateway = await world.gateway()
