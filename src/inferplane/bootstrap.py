@@ -74,6 +74,7 @@ from inferplane.services.bootstrap import (
     has_owner_key,
 )
 from inferplane.services.context import GatewayAddress, Platform
+from inferplane.services.names import Names
 from inferplane.settings import LOCAL_CLUSTER, ClusterSettings, EngineKind, LoadedSettings, Settings
 from inferplane.store.dialect import Claim
 from inferplane.store.sql import Change, Store
@@ -368,6 +369,8 @@ async def run_platform(
 
         woken_by_leases += [admission, runner, inventory_runner]
         woken.update(inventory=inventory_runner, endpoints=runner)
+        names = Names(_resolve, _steady_seconds)
+        stack.push_async_callback(names.close)
         clusters_runner = Runner(clusters, workers=CLUSTER_WORKERS)
         await clusters_runner.start()
         stack.push_async_callback(clusters_runner.close)
@@ -394,6 +397,7 @@ async def run_platform(
             default_access=settings.endpoint_access,
             signing_key=signing,
             links=Links(running, connect, clusters_runner.wake),
+            names=names,
         )
 
         def readiness() -> dict[str, str]:
@@ -620,6 +624,19 @@ def connect_to_cluster(
     credentials = credentials_for(cluster.connection, kubeconfig, environment)
     link = KubernetesLink(cluster.name, HttpApi(credentials), clock, ingress_address=cluster.ingress_address)
     return Connected(AwayEngine("this version runs no endpoints on Kubernetes yet"), link)
+
+
+async def _resolve(host: str) -> frozenset[str]:
+    """The addresses of a host name by this machine's resolver. Raises OSError where it cannot tell."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
+            return frozenset()
+        raise
+    except UnicodeError:  # a label that is too long: no name of anybody
+        return frozenset()
+    return frozenset(str(address[0]).partition("%")[0] for *_, address in found)
 
 
 def _wake_for_cluster(name: str, woken: Mapping[str, Runner]) -> None:

@@ -19,6 +19,7 @@ from inferplane.api.answers import Answer, EventStream
 from inferplane.api.call import Call
 from inferplane.api.metrics import CONTENT_TYPE
 from inferplane.api.streams import first_line, follow, watch
+from inferplane.api.ways import ingress_of
 from inferplane.domain.errors import (
     InferplaneError,
     Invalid,
@@ -47,6 +48,7 @@ from inferplane.services import (
     workspaces,
 )
 from inferplane.services.endpoints import Filter
+from inferplane.services.names import UNKNOWN
 from inferplane.wire import paths
 from inferplane.wire.access import (
     ApiKeyCreated,
@@ -486,9 +488,17 @@ async def get_endpoint(call: Call) -> EndpointEnvelope | EndpointList:
     if not name:
         return await list_endpoints(call)
     found = await endpoints.describe(call.platform, call.caller, call.workspace(), name, call.text("cluster"))
+    name_finding = UNKNOWN
+    if call.platform.names is not None:
+        name_finding = await call.platform.names.check(*ingress_of(found.endpoint, found.ingress_address))
     return EndpointEnvelope(
         views.endpoint_description(
-            found.endpoint, found.secret_keys, call.platform.gateway, found.gpu_requests
+            found.endpoint,
+            found.secret_keys,
+            call.platform.gateway,
+            found.gpu_requests,
+            ingress_address=found.ingress_address,
+            name=name_finding,
         )
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from inferplane.api import gpu_views, revision_views
+from inferplane.api.ways import Way, way_to
 from inferplane.domain.access import ApiKey
 from inferplane.domain.artifact import ArtifactPhase, ArtifactState
 from inferplane.domain.endpoint import (
@@ -36,6 +37,7 @@ from inferplane.domain.storage_uri import redacted
 from inferplane.domain.workspace import Workspace
 from inferplane.services.context import GatewayAddress
 from inferplane.services.endpoints import Finding
+from inferplane.services.names import UNKNOWN, NameFinding
 from inferplane.services.trail import AFTER, BEFORE, KEY_ID
 from inferplane.wire.access import ApiKeyItem
 from inferplane.wire.audit import AuditItem
@@ -43,7 +45,6 @@ from inferplane.wire.endpoints import (
     AutoscalingItem,
     CheckItem,
     ConditionItem,
-    DnsRecord,
     DownloadItem,
     EndpointDescription,
     EndpointItem,
@@ -128,11 +129,19 @@ def endpoint_description(
     secret_keys: list[str],
     gateway: GatewayAddress,
     gpu_requests: Sequence[GpuRequest] = (),
+    *,
+    ingress_address: str = "",
+    name: NameFinding = UNKNOWN,
 ) -> EndpointDescription:
-    """Everything about one endpoint; `gpu_requests` are all it ever made, oldest first."""
+    """Everything about one endpoint; `gpu_requests` are all it ever made, oldest first.
+
+    `ingress_address` is where its cluster was registered to let requests in, `name` what DNS says of its name.
+    """
     state = public_state(endpoint)
     spec, status = endpoint.spec, endpoint.status
-    host = gateway.host_of(endpoint.workspace, endpoint.name, endpoint.host_cluster)
+    way = way_to(endpoint, gateway, ingress_address)
+    dns_is_missing = state.ingress == READY and name.leads_there is False
+    ingress = ReasonCode.DNS_NOT_READY.value if dns_is_missing else state.ingress
     return EndpointDescription(
         endpoint_name=endpoint.name,
         model_name=spec.model.format,
@@ -141,10 +150,10 @@ def endpoint_description(
         cluster_name=endpoint.cluster,
         namespace=endpoint.namespace,
         predict_status=state.predict,
-        ingress_status=state.ingress,
+        ingress_status=ingress,
         auto_scaling_status=_auto_scaling(state),
-        try_command=try_command(endpoint, gateway, by_path=False),
-        dns_records=(DnsRecord(host, _record_type(gateway.advertised_host), gateway.advertised_host),),
+        try_command=try_command(endpoint, way, by_path=False),
+        dns_records=() if way.record is None else (way.record,),
         gpu_requests=tuple(gpu_views.gpu_request_item(each) for each in gpu_requests),
         gpu=gpu_views.endpoint_gpus(endpoint),
         workspace=endpoint.workspace,
@@ -154,15 +163,15 @@ def endpoint_description(
         next_action=state.next_action,
         next_retry_at=state.next_retry_at,
         evidence=evidence(endpoint, state),
-        conditions=conditions(endpoint, state),
+        conditions=conditions(endpoint, state, name.message if dns_is_missing else ""),
         replicas=tuple(_replica(each, endpoint) for each in status.replicas),
         replica_count=_count(endpoint),
         revisions=revision_views.revisions(endpoint),
         traffic=revision_views.traffic(endpoint),
         rollout=revision_views.rollout(endpoint),
         path_endpoint=_path_url(endpoint, gateway),
-        try_path_command=try_command(endpoint, gateway, by_path=True),
-        try_note=_note(endpoint, state),
+        try_path_command=try_command(endpoint, way, by_path=True),
+        try_note=_note(endpoint, state, name.message if dns_is_missing else ""),
         protocols=status.model.protocols if status.model is not None else (),
         model=_model(endpoint, secret_keys),
         limits=LimitsItem(
@@ -213,28 +222,31 @@ def explanation(endpoint: InferenceEndpoint, decided: Sequence[Event] = ()) -> E
     )
 
 
-def try_command(endpoint: InferenceEndpoint, gateway: GatewayAddress, *, by_path: bool) -> tuple[str, ...]:
-    """Lines that, joined with newlines, are a command to paste into a shell.
+def try_command(endpoint: InferenceEndpoint, way: Way, *, by_path: bool) -> tuple[str, ...]:
+    """Lines that, joined with newlines, are a command to paste into a shell; none where there is no such way.
 
     By host as documented, or by path, where no Host header is needed. Models that generate or embed text are
     asked in OpenAI's protocol, which is what their clients speak.
     """
     path, text = _question(endpoint)
     body = _shell_quoted(text)
-    host = gateway.host_of(endpoint.workspace, endpoint.name, endpoint.host_cluster)
-    if by_path:
-        lines = ["curl -v \\"]
-        url = gateway.path_url_of(endpoint.workspace, endpoint.name, endpoint.host_cluster) + path
-    else:
-        lines = ["curl -v \\", f'-H "Host: {host}" \\']
-        url = f"{gateway.address_url()}{path}"
+    base = way.by_path if by_path else way.by_address
+    if not base:
+        return ()
+    lines = ["curl -v \\", *(() if by_path else way.lines)]
     if endpoint.spec.access is Access.KEY:
         lines.append(KEY_LINE)
+    url = f"{base}{path}"
     return (*lines, '-H "Content-Type: application/json" \\', f'"{url}" \\', f"-d {body}")
 
 
-def conditions(endpoint: InferenceEndpoint, state: PublicState) -> tuple[ConditionItem, ...]:
-    """The endpoint's state as conditions, in the order in which they come true."""
+def conditions(
+    endpoint: InferenceEndpoint, state: PublicState, dns_message: str = ""
+) -> tuple[ConditionItem, ...]:
+    """The endpoint's state as conditions, in the order in which they come true.
+
+    `dns_message` is what DNS lacks where all else is ready.
+    """
     status = endpoint.status
     since = status.since or endpoint.created_at
     observed = status.observed_generation >= endpoint.generation
@@ -252,7 +264,13 @@ def conditions(endpoint: InferenceEndpoint, state: PublicState) -> tuple[Conditi
             artifact.finished_at or artifact.started_at or since,
         ),
         _condition("PredictReady", state.predict == READY, state.predict, redacted(state.message), loaded),
-        _condition("IngressReady", state.ingress == READY, state.ingress, redacted(state.message), ready),
+        _condition(
+            "IngressReady",
+            state.ingress == READY and not dns_message,
+            ReasonCode.DNS_NOT_READY.value if dns_message else state.ingress,
+            dns_message or redacted(state.message),
+            ready,
+        ),
         _condition("Ready", state.status is PublicStatus.RUNNING, state, redacted(state.message), since),
     )
 
@@ -348,15 +366,14 @@ def _redacted_values(value: Any) -> Any:
 
 def _url(endpoint: InferenceEndpoint, state: PublicState, gateway: GatewayAddress) -> str:
     """ "" until requests get through."""
-    if state.ingress != READY:
-        return ""
-    base = gateway.url_of(endpoint.workspace, endpoint.name, endpoint.host_cluster)
-    return base + _predict_path(endpoint)
+    base = way_to(endpoint, gateway).by_name
+    return base + _predict_path(endpoint) if base and state.ingress == READY else ""
 
 
 def _path_url(endpoint: InferenceEndpoint, gateway: GatewayAddress) -> str:
-    base = gateway.path_url_of(endpoint.workspace, endpoint.name, endpoint.host_cluster)
-    return base + _predict_path(endpoint)
+    """ "" on a cluster whose ingress knows no paths of ours."""
+    base = way_to(endpoint, gateway).by_path
+    return base + _predict_path(endpoint) if base else ""
 
 
 def _predict_path(endpoint: InferenceEndpoint) -> str:
@@ -394,8 +411,8 @@ def _shell_quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def _note(endpoint: InferenceEndpoint, state: PublicState) -> str:
-    notes = []
+def _note(endpoint: InferenceEndpoint, state: PublicState, dns_message: str) -> str:
+    notes = [f"The command works although {dns_message}."] if dns_message else []
     if state.ingress != READY:
         notes.append(NOTE_NOT_YET)
     if endpoint.spec.access is Access.KEY:
@@ -403,12 +420,6 @@ def _note(endpoint: InferenceEndpoint, state: PublicState) -> str:
     if _question(endpoint)[1] == PLACEHOLDER_BODY:
         notes.append(NOTE_PLACEHOLDER)
     return " ".join(notes)
-
-
-def _record_type(address: str) -> str:
-    if ":" in address:
-        return "AAAA"
-    return "A" if all(part.isdigit() for part in address.split(".")) else "CNAME"
 
 
 def _reason(state: PublicState) -> str:

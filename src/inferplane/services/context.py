@@ -12,6 +12,7 @@ from inferplane.engines.port import Clock, Engine
 from inferplane.gateway.history import TrafficHistory
 from inferplane.scheduler import Switches
 from inferplane.services.key_memory import KeyMemory
+from inferplane.services.names import Names
 from inferplane.services.questions import Questions
 from inferplane.store.sql import Store
 
@@ -94,6 +95,7 @@ class Platform:
     """Everything a verb may reach. `engines` is keyed by cluster name; `new_id(n)` gives n of a-z0-9.
 
     Engines come and go as clusters are registered and forgotten; `links` reaches those of Kubernetes.
+    `names` asks DNS, None where nobody may.
 
     `scheduling` holds the switches that the admission controller runs with, so that estimates agree.
     `keys` holds API keys that were read a moment ago; whoever deletes a key tells it.
@@ -117,3 +119,4 @@ class Platform:
     signing_key: str = field(default="", repr=False)
     traffic: TrafficHistory | None = None
     links: ClusterLinks = field(default_factory=NoLinks)
+    names: Names | None = None

@@ -486,11 +486,15 @@ async def list_endpoints(
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """An endpoint, the names (only the names) in its secret, and its GPU requests, oldest first."""
+    """An endpoint, the names (only the names) in its secret, and its GPU requests, oldest first.
+
+    `ingress_address` is where its cluster was registered to let requests in, "" for nothing said.
+    """
 
     endpoint: InferenceEndpoint
     secret_keys: list[str]
     gpu_requests: list[GpuRequest]
+    ingress_address: str = ""
 
 
 async def describe(
@@ -500,10 +504,15 @@ async def describe(
     caller.require(Verb.READ_ENDPOINT, workspace)
     async with platform.store.read() as tx:
         endpoint = await find(tx, workspace, name, cluster)
+        address = ""
+        if endpoint.status.ingress is not None:
+            found = [each for each in await tx.list_clusters() if each.name == endpoint.cluster]
+            address = found[0].ingress_address if found else ""
         return Described(
             endpoint,
             sorted(await tx.endpoint_secret(endpoint.uid)),
             await tx.list_gpu_requests(endpoint_uid=endpoint.uid),
+            address,
         )
 
 
