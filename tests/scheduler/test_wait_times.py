@@ -9,7 +9,7 @@ from typing import Any
 
 from inferplane.domain.gpu_request import Selection
 from inferplane.domain.workspace import WorkspacePolicy
-from inferplane.scheduler import Snapshot, wait_times
+from inferplane.scheduler import Snapshot, Switches, wait_times
 from inferplane.scheduler.decisions import Basis
 
 World = Any
@@ -43,6 +43,10 @@ def test_todays_holders_are_named_and_those_ahead_counted(world: World) -> None:
         "8 GPUs are needed; none is free; r9 holds 7 GPUs until 2026-01-05 12:30:00Z, "
         "a request of another workspace holds 1 GPU until 2026-01-05 13:00:00Z, unless it is renewed"
     )
+    allowance = replace(
+        world.snapshot(floor, [mine, other]), switches=Switches(draining=timedelta(seconds=10))
+    )
+    assert "until 2026-01-05 12:30:00Z" in said(allowance, question), "as its own description says"
     crowded = said(world.snapshot(floor, [mine, other, *line]), question)
     assert "none is free; 2 requests ahead in line want GPUs of this kind; r9 holds 7 GPUs" in crowded
     assert "1 request ahead in line wants GPUs" in said(

@@ -170,7 +170,7 @@ class Cause:
                     each.request.name,
                     each.request.workspace,
                     each.gpus,
-                    min(each.ends_at, each.request.ends_at or each.ends_at),  # draining not included
+                    each.told_end,
                     each.draining,
                     each.request.auto_renew,
                 )

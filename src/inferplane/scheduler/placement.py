@@ -56,6 +56,11 @@ class Holder:
         self.gpus = gpus
         self.parts: list[tuple[Slot, int]] = []
 
+    @property
+    def told_end(self) -> datetime:
+        """The end that its owner is told: when it has to give its GPUs back, not when they are seen free."""
+        return min(self.ends_at, self.request.ends_at or self.ends_at)
+
 
 class Slot:
     """A node on the floor. `free_mask` has a bit for each GPU index that can be granted now."""

@@ -481,7 +481,7 @@ def _holders(asked: _Asked) -> list[str]:
             said.append(f"{who} is giving back {gpus}")
         else:
             renews = ", unless it is renewed" if holder.request.auto_renew else ""
-            said.append(f"{who} holds {gpus} until {instant(holder.ends_at)}{renews}")
+            said.append(f"{who} holds {gpus} until {instant(holder.told_end)}{renews}")
     more = len(asked.today.holders) - len(shown)
     if more:
         said.append(f"{counted(more, 'request')} more {'holds' if more == 1 else 'hold'} others for longer")
