@@ -324,6 +324,7 @@ def _plan_service(
             next_failure_deadline(artifact, restarts, seen.replicas, now),
             scale.look_again_seconds,
             watch_seconds(endpoint, rollout),
+            seen.look_again_seconds,
         ),
         on_traffic=scale.on_traffic,
     )

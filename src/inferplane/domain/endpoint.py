@@ -243,12 +243,14 @@ class Waiting:
     """Why a model server that has not ended is not there yet, where the engine knows more than its state says.
 
     `fails` tells what will not come right by waiting from what is on its way. `since` is when it began.
+    `next_try_at` is when the cluster tries again by itself, where it says so.
     """
 
     reason: ReasonCode
     message: str
     since: datetime | None = None
     fails: bool = False
+    next_try_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

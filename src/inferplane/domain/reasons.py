@@ -58,6 +58,11 @@ class ReasonCode(StrEnum):
     START_TIMEOUT = "StartTimeout"
     PORT_UNAVAILABLE = "PortUnavailable"
     IMAGE_PULL_BACK_OFF = "ImagePullBackOff"
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    CONTAINER_START_FAILED = "ContainerStartFailed"
+    VOLUME_NOT_READY = "VolumeNotReady"
+    POD_REFUSED = "PodRefused"
+    SPEC_REFUSED = "SpecRefused"
     ENGINE_ERROR = "EngineError"
     # Taken away or put to rest.
     GPU_RELEASED = "GpuReleased"
@@ -66,6 +71,8 @@ class ReasonCode(StrEnum):
     EXIT_DURATION_REACHED = "ExitDurationReached"
     STOPPED_BY_USER = "StoppedByUser"
     SCALED_TO_ZERO = "ScaledToZero"
+    POD_EVICTED = "PodEvicted"
+    CHANGED_OUTSIDE = "ChangedOutside"
     ROLLED_BACK = "RolledBack"
     ROLLOUT_IN_PROGRESS = "RolloutInProgress"
 
@@ -121,7 +128,7 @@ REASONS: dict[ReasonCode, Reason] = _table(
     Reason(ReasonCode.CLUSTER_UNAUTHORIZED, "The cluster does not know the credentials that it was registered with.", "The cluster's answer.", "Register the cluster again with a kubeconfig that works with kubectl; the endpoint goes on by itself.", True, to_mend="Register the cluster again with a kubeconfig that works with kubectl."),
     Reason(ReasonCode.CLUSTER_FORBIDDEN, "The cluster knows the platform's credentials and refuses what is needed.", "The verb and the resource that are refused.", "Grant what `inferplane cluster check NAME` lists; it is tried again by itself.", True, to_mend="Grant what `inferplane cluster check NAME` lists."),
     Reason(ReasonCode.KSERVE_NOT_READY, "KServe is not installed in the cluster, or not set up so that it can serve.", "What is missing.", "Install KServe, or set it up as `inferplane cluster check NAME` says.", True),
-    Reason(ReasonCode.NODE_NOT_READY, "The node of its GPUs does not answer, or was taken out of use before the model server ran.", "The node, what it says, since when.", "Nothing to do where GPUs are asked for again by themselves; else mend the node, or ask again for GPUs.", True, to_mend="Mend the node, or ask again for GPUs elsewhere."),
+    Reason(ReasonCode.NODE_NOT_READY, "The node of the model server does not answer, or was taken out of use before the model server ran.", "The node, what it says, since when.", "Nothing to do where the cluster moves it to another node, or GPUs are asked for again by themselves; else mend the node, or ask again for GPUs.", True, to_mend="Mend the node, or ask again for GPUs elsewhere."),
     Reason(ReasonCode.UNSCHEDULABLE, "The cluster has no place for the replica.", "The scheduler's message.", "Ask for fewer resources or add a node.", True),
     Reason(ReasonCode.MODEL_NOT_FOUND, "Nothing is stored at the storage URI.", "The URI and the storage's answer.", "Correct the storage URI and create the endpoint again.", to_mend="Store the model at the storage URI, or correct the URI."),
     Reason(ReasonCode.STORAGE_UNAUTHORIZED, "The storage asks for credentials, or does not know those given.", "The URI and the storage's answer.", "Give credentials in the model's secret (see docs/user-guide.md, Storage)."),
@@ -148,6 +155,11 @@ REASONS: dict[ReasonCode, Reason] = _table(
     Reason(ReasonCode.START_TIMEOUT, "The model server did not become ready within the start timeout, or not for as long as its GPUs were held for it.", "The timeout and the server's last log lines.", "Raise the start timeout (or exitDuration, where that was shorter), or find out from the logs what takes so long.", True),
     Reason(ReasonCode.PORT_UNAVAILABLE, "The model server's address could not be opened.", "The address and the error.", "Free the address; the server is started again by itself.", True, to_mend="Free the address."),
     Reason(ReasonCode.IMAGE_PULL_BACK_OFF, "The cluster cannot pull the server's container image.", "The image and the registry's answer.", "Correct the image name or give the cluster access to the registry.", True),
+    Reason(ReasonCode.CONTAINER_CONFIG_ERROR, "The cluster cannot put the server's container together: something that it refers to is not there.", "What is missing, in the cluster's words.", "Create the Secret or ConfigMap that is named (or the key in it), or take it out of the manifest; the pod goes on by itself.", True, to_mend="Create the Secret or ConfigMap that is named, or take it out of the manifest."),
+    Reason(ReasonCode.CONTAINER_START_FAILED, "The server's container could not be started.", "The command and the container runtime's error.", "Correct the command in the manifest, or use an image that has it."),
+    Reason(ReasonCode.VOLUME_NOT_READY, "A volume of the replica cannot be mounted.", "The volume and the error.", "Check that the volume's claim, Secret or ConfigMap exists in the endpoint's namespace and is bound; it is tried again by itself.", True, to_mend="Check that the volume's claim, Secret or ConfigMap exists in the endpoint's namespace and is bound."),
+    Reason(ReasonCode.POD_REFUSED, "The cluster refuses to create the replica.", "The API server's words: which rule, which webhook, which account.", "Change the manifest so that the rule allows it, or ask the cluster's administrator to change the rule; it is tried again by itself.", True, to_mend="Change the manifest so that the rule allows it, or ask the cluster's administrator to change the rule."),
+    Reason(ReasonCode.SPEC_REFUSED, "KServe cannot make servers out of the InferenceService.", "KServe's message.", "Correct what the message names, and update the endpoint."),
     Reason(ReasonCode.ENGINE_ERROR, "The engine failed to carry out a step.", "The error.", "Nothing to do; the step is tried again. If it repeats, report it with the platform's log.", True, to_mend="Read the platform's log for the error."),
     Reason(ReasonCode.GPU_RELEASED, "The GPUs under the endpoint were released.", "Which request ended, when and why.", "Start the endpoint again to ask for GPUs anew."),
     Reason(ReasonCode.EVICTED, "The endpoint's GPUs went to a request of higher priority.", "Who took them and when.", "Wait to be requeued, or raise the priority.", True),
@@ -155,6 +167,8 @@ REASONS: dict[ReasonCode, Reason] = _table(
     Reason(ReasonCode.EXIT_DURATION_REACHED, "The time asked for with exitDuration is over.", "When it began and ended.", "Start the endpoint again, or ask for a longer duration."),
     Reason(ReasonCode.STOPPED_BY_USER, "A person stopped the endpoint.", "Who and when.", "`inferplane start NAME` starts it again."),
     Reason(ReasonCode.SCALED_TO_ZERO, "No request came for a while, so no replica runs.", "The last request.", "Send a request; it wakes the endpoint.", True),
+    Reason(ReasonCode.POD_EVICTED, "The cluster ended the replica to make room, or because its node had too little left.", "The cluster's message.", "Nothing to do; the cluster starts another. If it repeats, give the replica the memory and the disk that it uses (resources), or a node that has them.", True, to_mend="Give the replica the memory and the disk that it uses, or a node that has them."),
+    Reason(ReasonCode.CHANGED_OUTSIDE, "Somebody changed in the cluster what the platform had set up there.", "What was changed.", "Undo the change in the cluster, or stop and start the endpoint; then it is set up anew."),
     Reason(ReasonCode.ROLLED_BACK, "A new revision was worse and the earlier one was put back.", "The measured difference.", "Mend the model and update the endpoint again, or roll back to accept the earlier revision."),
     Reason(ReasonCode.ROLLOUT_IN_PROGRESS, "Two revisions serve, each with its share of requests, until one of them is chosen.", "The shares.", "Promote the new revision, or roll back to the one before.", True),
 )  # fmt: skip

@@ -115,6 +115,7 @@ class Observation:
 
     On a cluster that runs replicas by itself `ingress` is set, and `mark` is that of the last StartReplica as
     far as what it created is still there and unchanged, "" otherwise; `drift` then says what somebody else did to it.
+    `look_again_seconds` is when this would read differently by time alone (None: never).
     """
 
     artifacts: Mapping[int, ArtifactState] = field(default_factory=dict)
@@ -124,6 +125,7 @@ class Observation:
     mark: str = ""
     drift: str = ""
     unreachable: Unreachable | None = None
+    look_again_seconds: float | None = None
 
     def artifact(self, revision: int) -> ArtifactState:
         """Where that revision's model is; ABSENT where it was never asked for."""

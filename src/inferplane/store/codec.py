@@ -725,6 +725,7 @@ def _waiting_to(waiting: Waiting | None) -> dict[str, Any] | None:
         "message": waiting.message,
         "since": micros_of(waiting.since),
         "fails": waiting.fails,
+        "next_try_at": micros_of(waiting.next_try_at),
     }
 
 
@@ -734,7 +735,11 @@ def _waiting_from(value: object) -> Waiting | None:
     if reason is None:
         return None
     return Waiting(
-        reason, text_of(raw, "message"), since=moment_of(raw.get("since")), fails=raw.get("fails") is True
+        reason,
+        text_of(raw, "message"),
+        since=moment_of(raw.get("since")),
+        fails=raw.get("fails") is True,
+        next_try_at=moment_of(raw.get("next_try_at")),
     )
 
 
