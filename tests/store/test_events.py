@@ -12,7 +12,7 @@ import pytest
 from inferplane.domain.endpoint import EndpointStatus
 from inferplane.domain.events import Event
 from inferplane.domain.reasons import ReasonCode
-from inferplane.store.sql import Change, Store, even_share
+from inferplane.store.sql import PRUNE_SLICE_EVENTS, Change, Store, even_share
 
 Until = Callable[..., Awaitable[None]]
 
@@ -88,6 +88,25 @@ async def test_pruning_keeps_the_newest_and_never_reuses_a_number(store: Store, 
     assert await store.prune_events(events_max=0) == 3
     async with store.transaction() as tx:
         assert await tx.append_event(make.event("next")) > last
+
+
+async def test_many_events_go_in_slices_and_whoever_writes_meanwhile_loses_nothing(
+    store: Store, make: Any
+) -> None:
+    async with store.transaction() as tx:
+        for number in range(2 * PRUNE_SLICE_EVENTS + 100):
+            await tx.append_event(make.event(str(number)))
+    pruning = asyncio.create_task(store.prune_events(events_max=50))
+    written = []
+    while not pruning.done():
+        async with store.transaction() as tx:
+            written.append(await tx.append_event(make.event("meanwhile")))
+    left = 2 * PRUNE_SLICE_EVENTS + 100 + len(written) - await pruning
+    async with store.read() as tx:
+        newest = await tx.list_events(limit=left + 1, newest_first=True)
+    assert left == len(newest) >= 50
+    assert {event.seq for event in newest} >= set(written[-50:])
+    assert newest[-1].seq == newest[0].seq - left + 1, "the newest, without a gap"
 
 
 async def test_who_makes_a_noise_pushes_out_nobody_elses_history(store: Store, make: Any) -> None:

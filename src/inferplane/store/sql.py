@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 
@@ -60,6 +60,8 @@ POLL_EVENTS_MAX = 1000  # in one look; the rest follows at the next
 EVENTS_KEPT_MAX = 200_000
 ANSWERS_KEPT_MAX = 10_000
 PRUNE_INTERVAL_SECONDS = 600.0
+PRUNE_SLICE_EVENTS = 1_000
+DOOMED_EVENTS_MAX = 50_000
 EVENTS_PAGE_MAX = 1000
 INSTALLATION_SECRET_BYTES = 32
 
@@ -207,7 +209,16 @@ class Store:
         async with self.transaction(durable=False) as tx:
             await tx.prune_gpu_requests()
             await tx.prune_answers(answers_max)
-            return await tx.prune_events(events_max)
+        gone, more = 0, True
+        while more:
+            async with self.read() as tx:
+                doomed = await tx.doomed_events(events_max, DOOMED_EVENTS_MAX)
+            # In slices: whoever wants to write meanwhile waits for one of them and not for all.
+            for first in range(0, len(doomed), PRUNE_SLICE_EVENTS):
+                async with self.transaction(durable=False) as tx:
+                    gone += await tx.delete_events(doomed[first : first + PRUNE_SLICE_EVENTS])
+            more = len(doomed) >= DOOMED_EVENTS_MAX
+        return gone
 
     def _announce(self, tx: Tx) -> None:
         self._own_seqs.update(seq for seq in tx.appended if seq > self._seen_seq)
@@ -672,8 +683,8 @@ class Tx(GpuRows, AccessRows, LeaseRows):
             for row in rows
         ]
 
-    async def prune_events(self, kept_max: int = EVENTS_KEPT_MAX) -> int:
-        """Delete events beyond `kept_max`; returns how many went.
+    async def doomed_events(self, kept_max: int, limit: int) -> list[int]:
+        """The numbers of events beyond `kept_max`, at most `limit` of them; nothing is written.
 
         Whoever has most loses first: all workspaces keep their newest ones up to the same number, and
         within a workspace all endpoints (and GPU requests of their own, and what is of neither) do. So
@@ -695,32 +706,39 @@ class Tx(GpuRows, AccessRows, LeaseRows):
         for row in rows:
             found.setdefault(row.workspace, []).append(row.events)
         each_may = even_share([sum(counts) for counts in found.values()], kept_max)
-        gone = 0
+        if not each_may:  # more workspaces than events may be kept
+            return await self._oldest_events(columns.seq > 0, kept_max, limit)
+        doomed: list[int] = []
         for workspace, counts in sorted(found.items()):
-            if each_may is not None and sum(counts) > each_may:
-                gone += await self._prune_events_of(workspace, even_share(counts, each_may), each_may)
-        return gone + await self._prune_oldest_events(columns.seq > 0, kept_max)
+            if sum(counts) > each_may and len(doomed) < limit:
+                share = even_share(counts, each_may)
+                doomed += await self._doomed_events_of(workspace, share, each_may, limit - len(doomed))
+        return doomed
 
-    async def _prune_events_of(self, workspace: str, each_may: int | None, kept_max: int) -> int:
-        """Leave `each_may` of each thing of the workspace, and `kept_max` in all."""
+    async def delete_events(self, seqs: Sequence[int]) -> int:
+        """Delete the events of these numbers; returns how many were still there."""
+        return await self._count(delete(events).where(events.c.seq.in_(seqs)))
+
+    async def _doomed_events_of(
+        self, workspace: str, each_may: int | None, kept_max: int, limit: int
+    ) -> list[int]:
+        """All but `each_may` of each thing of the workspace; where there are too many things for that, all
+        but `kept_max` in all."""
         columns = events.c
-        gone = 0
-        if each_may:
-            place = func.row_number().over(
-                partition_by=(columns.endpoint_uid, columns.gpu_request_id), order_by=columns.seq.desc()
-            )
-            placed = (
-                select(columns.seq, place.label("place")).where(columns.workspace == workspace).subquery()
-            )
-            doomed = select(placed.c.seq).where(placed.c.place > each_may)
-            gone = await self._count(delete(events).where(columns.seq.in_(doomed)))
-        return gone + await self._prune_oldest_events(columns.workspace == workspace, kept_max)
+        if not each_may:
+            return await self._oldest_events(columns.workspace == workspace, kept_max, limit)
+        place = func.row_number().over(
+            partition_by=(columns.endpoint_uid, columns.gpu_request_id), order_by=columns.seq.desc()
+        )
+        placed = select(columns.seq, place.label("place")).where(columns.workspace == workspace).subquery()
+        rows = await self._all(select(placed.c.seq).where(placed.c.place > each_may).limit(limit))
+        return [row.seq for row in rows]
 
-    async def _prune_oldest_events(self, which: ColumnElement[bool], kept_max: int) -> int:
-        newest_doomed = (
-            select(events.c.seq).where(which).order_by(events.c.seq.desc()).offset(max(0, kept_max)).limit(1)
-        ).scalar_subquery()
-        return await self._count(delete(events).where(which, events.c.seq <= newest_doomed))
+    async def _oldest_events(self, which: ColumnElement[bool], kept_max: int, limit: int) -> list[int]:
+        columns = events.c
+        statement = select(columns.seq).where(which).order_by(columns.seq.desc())
+        rows = await self._all(statement.offset(max(0, kept_max)).limit(limit))
+        return [row.seq for row in rows]
 
     # Answers already given, and secrets of the installation
 
