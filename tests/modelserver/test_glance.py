@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from inferplane.modelserver.http import Glance, glance_at
+from inferplane.modelserver.http import HEADS_SEEN_MAX, Glance, glance_at
 
 PATH = "/v1/models/iris:predict"
 BODY = b'{"instances": [[1, 2]]}'
@@ -28,14 +28,14 @@ LENGTH = f"content-length: {len(BODY)}"
     ],
 )
 def test_a_whole_plain_post_is_seen(headers: tuple[str, ...]) -> None:
-    assert glance_at(request(*headers)) == Glance(PATH, len(BODY), math.inf)
+    assert glance_at(request(*headers), {}) == Glance(PATH, len(BODY), math.inf)
 
 
 @pytest.mark.parametrize(
     ("word", "patience"), [("500", 0.5), ("0", math.inf), ("soon", math.inf), ("", math.inf)]
 )
 def test_the_callers_patience_is_seen(word: str, patience: float) -> None:
-    glance = glance_at(request(f"X-Envoy-Expected-Rq-Timeout-Ms: {word}", LENGTH))
+    glance = glance_at(request(f"X-Envoy-Expected-Rq-Timeout-Ms: {word}", LENGTH), {})
     assert glance == Glance(PATH, len(BODY), patience)
 
 
@@ -69,4 +69,25 @@ def test_the_callers_patience_is_seen(word: str, patience: float) -> None:
     ],
 )
 def test_everything_else_is_left_to_the_parser(data: bytes) -> None:
-    assert glance_at(data) is None
+    seen: dict[bytes, Glance | None] = {}
+    assert glance_at(data, seen) is None
+    assert glance_at(data, seen) is None, "nor when its head has been seen before"
+
+
+def test_a_head_is_remembered_without_its_request_id() -> None:
+    seen: dict[bytes, Glance | None] = {}
+    for name in ("one", "two", ""):
+        glance = glance_at(request("host: x", f"x-request-id: {name}", LENGTH), seen)
+        assert glance == Glance(PATH, len(BODY), math.inf)
+    assert len(seen) == 1
+    assert glance_at(request("host: x", "x-request-id: three", LENGTH) + b"G", seen) is None
+    assert glance_at(request("host: x", "x-request-id: a\nexpect: 100-continue", LENGTH), seen) is None
+    assert glance_at(request("host: x", LENGTH, "x-request-id: last"), seen) is not None
+    assert glance_at(request("host: x", LENGTH, "x-request-id: last", body=BODY * 2), seen) is None
+
+
+def test_no_more_heads_are_remembered_than_there_is_room_for() -> None:
+    seen: dict[bytes, Glance | None] = {}
+    for number in range(2 * HEADS_SEEN_MAX):
+        assert glance_at(request(LENGTH, f"traceparent: {number}"), seen) is not None
+        assert len(seen) <= HEADS_SEEN_MAX
