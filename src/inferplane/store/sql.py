@@ -693,7 +693,7 @@ class Tx(GpuRows, AccessRows, LeaseRows):
         columns = events.c
         beyond = select(columns.seq).order_by(columns.seq.desc()).offset(max(0, kept_max)).limit(1)
         if await self._first(beyond) is None:
-            return 0
+            return []
         rows = await self._all(
             select(
                 columns.workspace,
