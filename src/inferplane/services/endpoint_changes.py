@@ -23,12 +23,14 @@ from inferplane.services.endpoint_change_drafts import (
     ChangeDraft,
     understand_change,
 )
+from inferplane.services.endpoint_on_kubernetes import check_on_kubernetes
 from inferplane.services.endpoints import (
     UPDATE_ATTEMPTS_MAX,
     Finding,
     check_servable,
     engine_findings,
     find,
+    gateway_findings,
     merged_findings,
     refuse_going,
     servable_findings,
@@ -74,7 +76,9 @@ async def update(
 
     async def decide(tx: Tx, endpoint: InferenceEndpoint, now: datetime) -> _Step:
         change = _understood(platform, caller, endpoint, draft, now)
-        check_servable(change.wish, await tx.get_cluster(endpoint.cluster))
+        cluster = await tx.get_cluster(endpoint.cluster)
+        check_servable(change.wish, cluster)
+        check_on_kubernetes(change.spec, cluster)
         return _Step(change.spec, change.message, change.secret, change.warnings)
 
     place = (draft.workspace, draft.endpoint, draft.cluster)
@@ -97,6 +101,7 @@ async def preflight(platform: Platform, caller: Caller, draft: ChangeDraft) -> t
     except Conflict as error:
         return endpoint.name, [Finding("rollout", False, error.reason, error.message, error.next_action)]
     findings = [Finding("change", True, "", change.message or "nothing changes", "")]
+    findings += gateway_findings(change.spec, cluster)
     if change.spec.revision != endpoint.spec.revision or change.secret is not None:
         findings += servable_findings(change.wish, cluster)
         if all(finding.ok for finding in findings):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from inferplane.domain.access import Caller, Role, Verb
-from inferplane.domain.endpoint import GpuSpec, InferenceEndpoint, PublicStatus, public_state
+from inferplane.domain.endpoint import EndpointSpec, GpuSpec, InferenceEndpoint, PublicStatus, public_state
 from inferplane.domain.endpoint_access import Access
 from inferplane.domain.errors import (
     AlreadyExists,
@@ -36,6 +36,7 @@ from inferplane.engines.port import EngineError, LogLine, Target
 from inferplane.services import endpoint_gpus
 from inferplane.services.context import Platform
 from inferplane.services.endpoint_drafts import EndpointDraft, Wish, settled, understand
+from inferplane.services.endpoint_on_kubernetes import check_on_kubernetes
 from inferplane.services.idempotency import IDEMPOTENCY_KEY_HEADER, Ticket, once, recall, remember
 from inferplane.services.trail import difference, entry, facts
 from inferplane.store.sql import Tx
@@ -101,6 +102,7 @@ async def _create(
         check_servable(wish, cluster)
         await _check_quota(tx, platform, draft.workspace)
         endpoint = await _with_own_host(tx, _endpoint(platform, caller, draft, wish, cluster, gpu))
+        check_on_kubernetes(endpoint.spec, cluster)
         try:
             await tx.insert_endpoint(endpoint, wish.secret)
         except AlreadyExists:
@@ -205,7 +207,7 @@ async def preflight(platform: Platform, caller: Caller, draft: EndpointDraft) ->
         sentence = await endpoint_gpus.wait_sentence(platform, endpoint, gpu)
         gpu_finding = replace(gpu_finding, message=sentence)
     findings.append(gpu_finding)
-    findings += servable_findings(wish, cluster)
+    findings += servable_findings(wish, cluster) + gateway_findings(endpoint.spec, cluster)
     if all(finding.ok for finding in findings if finding.check in {"scheme", "runtime", "gpu"}):
         found = await engine_findings(platform, endpoint, wish.secret)
         findings = merged_findings(findings, found)
@@ -276,6 +278,15 @@ async def _finding(check: str, trial: Awaitable[None], good: str) -> Finding:
     except (AlreadyExists, Invalid, QuotaExceeded) as error:
         return Finding(check, False, error.reason, error.message, error.next_action)
     return Finding(check, True, "", good, "")
+
+
+def gateway_findings(spec: EndpointSpec, cluster: Cluster) -> list[Finding]:
+    """What only our gateway could do, on a cluster whose requests do not come through it; else nothing."""
+    try:
+        check_on_kubernetes(spec, cluster)
+    except Invalid as error:
+        return [Finding("gateway", False, error.reason, error.message, error.next_action)]
+    return []
 
 
 def servable_findings(wish: Wish, cluster: Cluster) -> list[Finding]:

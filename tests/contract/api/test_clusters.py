@@ -25,6 +25,7 @@ from inferplane.engines.port import EngineError
 CLUSTER = "/api/v1/cluster"
 LIST = f"{CLUSTER}/list"
 CHECK = f"{CLUSTER}/check"
+ENDPOINT = "/api/v1/inference-endpoint"
 KUBE_CONFIG = "/api/v1/slice-workspace/kube-config"
 SECRET = "hunter2hunter2"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -338,3 +339,52 @@ def test_the_cluster_s_own_namespaces_are_nobody_s(k8s: ClusterWorld) -> None:
     change = {"workspaceName": team, "namespaces": ["kube-system"]}
     k8s.owner("PUT", "/api/v1/slice-workspace", change).ok()
     k8s.owner("POST", KUBE_CONFIG, {"workspaceName": team}).is_error(409, "CONFLICT", "NamespaceReserved")
+
+
+# --- what only our gateway can do --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "field_"),
+    [
+        ({"access": "key"}, "access"),
+        ({"autoscaling": {"minReplicas": 0, "maxReplicas": 1}}, "autoscaling.minReplicas"),
+        ({"limits": {"requestsPerSecond": 5}}, "limits.requestsPerSecond"),
+        ({"limits": {"concurrencyMax": 5}}, "limits.concurrencyMax"),
+    ],
+)
+def test_what_a_cluster_s_own_ingress_cannot_do_is_refused(
+    k8s: ClusterWorld, asked: dict[str, Any], field_: str
+) -> None:
+    name = k8s.register()
+    team = k8s.world.workspace(name)
+    body = {
+        "endpointName": "iris",
+        "workspace": team,
+        "modelSpec": {"modelName": "sklearn", "storageURI": "s3://b/m"},
+    }
+    error = k8s.owner("POST", ENDPOINT, {**body, **asked}).is_error(422, "INVALID", "NotOnKubernetes")
+    assert error["field"] == field_
+    assert "its own ingress" in error["message"]
+    assert error["nextAction"]
+    checks = k8s.owner("POST", f"{ENDPOINT}?dryRun=true", {**body, **asked}).data["preflight"]
+    assert "gateway" in [each["check"] for each in checks if not each["ok"]]
+    k8s.owner("POST", ENDPOINT, body).ok()
+    change = {"workspace": team, "endpoint": "iris", **asked}
+    k8s.owner("PATCH", ENDPOINT, change).is_error(422, "INVALID", "NotOnKubernetes")
+
+
+def test_a_share_of_requests_is_refused_and_a_plain_update_is_not(k8s: ClusterWorld) -> None:
+    name = k8s.register()
+    team = k8s.world.workspace(name)
+    endpoint = k8s.world.create(team, modelSpec={"modelName": "sklearn", "storageURI": "s3://b/m"})
+    k8s.world.run(team, endpoint)
+    change = {
+        "workspace": team,
+        "endpoint": endpoint,
+        "modelSpec": {"modelName": "sklearn", "storageURI": "s3://b/m2"},
+    }
+    canary = {**change, "canary": {"percent": 10}}
+    error = k8s.owner("PATCH", ENDPOINT, canary).is_error(422, "INVALID", "NotOnKubernetes")
+    assert "pod by pod" in error["nextAction"]
+    assert k8s.owner("PATCH", ENDPOINT, change).data["revision"] == 2
