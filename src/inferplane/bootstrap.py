@@ -623,7 +623,7 @@ def connect_to_cluster(
     assert cluster.connection is not None
     credentials = credentials_for(cluster.connection, kubeconfig, environment)
     link = KubernetesLink(cluster.name, HttpApi(credentials), clock, ingress_address=cluster.ingress_address)
-    return Connected(AwayEngine("this version runs no endpoints on Kubernetes yet"), link)
+    return Connected(AwayEngine("this version runs no endpoints on Kubernetes yet", clock()), link)
 
 
 async def _resolve(host: str) -> frozenset[str]:

@@ -26,7 +26,7 @@ from inferplane.domain.inventory import Node
 from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.engines.away import AwayEngine
 from inferplane.engines.clusters import WorkspaceAccess
-from inferplane.engines.port import EngineError
+from inferplane.engines.port import EngineError, Observation, Unreachable
 from inferplane.store.sql import Store
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -36,7 +36,7 @@ class WatchedEngine(AwayEngine):
     """Keeps what became of it."""
 
     def __init__(self) -> None:
-        super().__init__("nothing runs here")
+        super().__init__("nothing runs here", T0)
         self.started = False
         self.closed: list[bool] = []
 
@@ -178,8 +178,12 @@ async def test_one_that_cannot_be_connected_is_away_and_not_gone(world: ClusterW
     world.unusable = "the kubeconfig cannot be read"
     await world.controller.connect_all()
     assert "east" in world.running.engines
+    away = world.running.engines["east"]
+    seen = await away.observe("x")
+    assert seen == Observation(unreachable=Unreachable(T0, "the kubeconfig cannot be read"))
     with pytest.raises(EngineError, match="the kubeconfig cannot be read"):
-        await world.running.engines["east"].observe("x")
+        await away.release_orphan("x")
+    assert await away.owned() == frozenset()
     assert await world.controller.reconcile("east") == AWAY_LOOK_SECONDS
     report = await world.report()
     assert (report.reachable, report.message) == (False, "the kubeconfig cannot be read")

@@ -206,7 +206,7 @@ class ClusterController:
         except InferplaneError as error:
             # What is connected stays: the endpoints' word is better than none.
             if cluster.name not in self._running.engines:
-                self._running.engines[cluster.name] = AwayEngine(f"cluster {cluster.name}: {error.message}")
+                self._running.engines[cluster.name] = AwayEngine(error.message, self._clock())
             return error.message
         await self._take_down(cluster.name)
         self._credentials[cluster.name] = wanted

@@ -8,17 +8,19 @@ Whatever is asked, the answer is that nobody can tell.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
 
 from inferplane.domain.preflight import Check
 from inferplane.domain.reasons import ReasonCode, reason_of
-from inferplane.engines.port import Action, EngineError, LogLine, Observation, Target
+from inferplane.engines.port import Action, EngineError, LogLine, Observation, Target, Unreachable
 
 
 class AwayEngine:
-    """An engine that reaches nobody. `problem` says why, in a sentence that is safe to show."""
+    """An engine that reaches nobody, since when. `problem` says why, in a sentence that is safe to show."""
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, since: datetime) -> None:
         self._problem = problem
+        self._unreachable = Unreachable(since, problem)
 
     async def start(self, wake: Callable[[str], None]) -> None:
         """Nothing will ever be announced."""
@@ -27,8 +29,8 @@ class AwayEngine:
         """There is nothing to close."""
 
     async def observe(self, uid: str) -> Observation:  # noqa: ARG002 - whichever it is
-        """Raises EngineError."""
-        raise self._error()
+        """That nobody can tell."""
+        return Observation(unreachable=self._unreachable)
 
     async def apply(self, target: Target, action: Action) -> None:  # noqa: ARG002 - whatever it is
         """Raises EngineError."""
