@@ -169,6 +169,28 @@ def test_indexes_that_mean_other_devices_wait_until_nothing_is_held() -> None:
     assert nodes_to_keep(kept, seen, "") == seen
 
 
+def test_a_lost_device_that_comes_back_elsewhere_is_known_while_something_is_held() -> None:
+    held = frozenset({A100})
+    box = nodes_of("local", "box", (A, B))
+    lost = nodes_to_keep(box, nodes_of("local", "box", (Device(0), B)), "", held)
+    assert said(lost) == {A100: ("Unhealthy", (0,), ()), T4: ("Healthy", (1,), (1,))}
+    assert nodes_to_keep(lost, nodes_of("local", "box", (Device(0), B)), "", held) == lost
+    # Another card has its index now, and whoever holds index 0 computes on the one with index 2.
+    seen = nodes_of("local", "box", (replace(A, uuid="GPU-z"), B, replace(A, index=2)))
+    kept = nodes_to_keep(lost, seen, "", held)
+    assert said(kept) == {A100: ("Unhealthy", (0,), ()), T4: ("Unhealthy", (1,), (1,))}
+    assert nodes_to_keep(kept, seen, "", held) == kept
+    assert nodes_to_keep(kept, seen, "") == seen
+    assert nodes_to_keep(lost, box, "", held) == box, "back where it was"
+
+
+def test_another_card_in_its_place_waits_until_nothing_is_held() -> None:
+    seen = nodes_of("local", "box", (replace(A, uuid="GPU-z"), B, C))
+    kept = nodes_to_keep(BOX, seen, "", frozenset({A100}))
+    assert {node.health for node in kept} == {NodeHealth.UNHEALTHY}
+    assert nodes_to_keep(kept, seen, "") == seen
+
+
 async def test_a_held_node_goes_once_it_is_given_back(store: Store) -> None:
     await InventoryController(store, {"local": Machine(*BOX)}, lambda: NOW).refresh()
     async with store.transaction() as tx:

@@ -123,14 +123,18 @@ def nodes_to_keep(
     1. Nodes that cannot be seen for a `problem` stay, unhealthy, unless they were only declared.
     2. A machine whose GPU indexes mean other devices than before stays as it was, unhealthy, until nothing
        of it is held: servers still run on devices that now have the indexes of others.
-    3. A lost GPU stays on the node where it was known, which stays for it.
+    3. A lost GPU stays on the node where it was known, which stays for it. While anything is held it is not
+       forgotten which device it was: it may come back with another index, and somebody else in its place.
     4. A held node that is seen no longer stays, unhealthy, unless its GPUs are seen under another name.
     """
     if not seen and problem:
         return tuple(_unhealthy(node) for node in stored if not node.simulated or node.name in held)
     if held and _renumbered(stored, seen):
         return tuple(_unhealthy(node) for node in stored)
-    now = {node.name: node for node in _with_lost_at_home(stored, seen)}
+    present = _with_lost_at_home(stored, seen)
+    if held:
+        present = _with_lost_known(stored, present)
+    now = {node.name: node for node in present}
     hosts = {node.host for node in seen}
     for node in stored:
         if node.name in held and node.name not in now and not _is_renamed(node, seen):
@@ -157,9 +161,16 @@ def _unhealthy(node: Node) -> Node:
 
 
 def _renumbered(stored: tuple[Node, ...], seen: tuple[Node, ...]) -> bool:
-    """Whether a device has another index than before."""
-    before = {gpu.uuid: gpu.index for node in stored for gpu in node.gpus if gpu.uuid}
-    return any(before.get(gpu.uuid, gpu.index) != gpu.index for node in seen for gpu in node.gpus if gpu.uuid)
+    """Whether a device has another index than before, or an index of a machine another device."""
+    index_of = {gpu.uuid: gpu.index for node in stored for gpu in node.gpus if gpu.uuid}
+    device_at = {(node.host, gpu.index): gpu.uuid for node in stored for gpu in node.gpus if gpu.uuid}
+    return any(
+        index_of.get(gpu.uuid, gpu.index) != gpu.index
+        or device_at.get((node.host, gpu.index), gpu.uuid) != gpu.uuid
+        for node in seen
+        for gpu in node.gpus
+        if gpu.uuid
+    )
 
 
 def _is_renamed(node: Node, seen: tuple[Node, ...]) -> bool:
@@ -188,6 +199,23 @@ def _with_lost_at_home(stored: tuple[Node, ...], seen: tuple[Node, ...]) -> list
             there = nodes.get(home.name) or _unhealthy(replace(home, gpus=()))
             nodes[home.name] = _with_gpus(there, [*there.gpus, gpu])
     return list(nodes.values())
+
+
+def _with_lost_known(stored: tuple[Node, ...], present: list[Node]) -> list[Node]:
+    """`present`, with what is known of the lost GPUs of the same machine: which devices they were."""
+    known = {(node.host, gpu.index): gpu.uuid for node in stored for gpu in node.gpus if gpu.uuid}
+    return [
+        _with_gpus(
+            node,
+            [
+                gpu if gpu.uuid or gpu.healthy else replace(gpu, uuid=known.get((node.host, gpu.index), ""))
+                for gpu in node.gpus
+            ],
+        )
+        if any(not gpu.uuid and not gpu.healthy for gpu in node.gpus)
+        else node
+        for node in present
+    ]
 
 
 def _with_gpus(node: Node, gpus: Iterable[Gpu]) -> Node:
