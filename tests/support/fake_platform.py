@@ -33,7 +33,7 @@ from inferplane.wire.endpoints import (
     ReplicaItem,
 )
 from inferplane.wire.envelope import ErrorKey, failure, success
-from inferplane.wire.workspaces import ClusterItem, WorkspaceItem
+from inferplane.wire.workspaces import ClusterItem, ClusterRegistered, ClusterReportItem, WorkspaceItem
 
 KEY = "ipk_fake"
 AT = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
@@ -116,6 +116,10 @@ class FakePlatform:
     checks: list[CheckItem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     workspaces: list[str] = field(default_factory=lambda: ["default"])
+    clusters: list[ClusterItem] = field(default_factory=list)
+    cluster_report: ClusterReportItem = ClusterReportItem(
+        True, AT, AT, checks=(CheckItem("api", True, "", "Kubernetes v1.36.2"),)
+    )
     keys: list[ApiKeyItem] = field(default_factory=list)
     after_create: list[EndpointDescription | None] = field(default_factory=list)
     prediction: Told | None = None
@@ -205,9 +209,23 @@ class FakePlatform:
                 ),
             ),
             ("GET", paths.CLUSTER_LIST): lambda _: Told(
-                200, success({"items": [ClusterItem("local", "local")]})
+                200, success({"items": [ClusterItem("local", "local"), *self.clusters]})
+            ),
+            ("POST", paths.CLUSTER): self._cluster,
+            ("PUT", paths.CLUSTER): self._cluster,
+            ("POST", paths.CLUSTER_CHECK): self._cluster,
+            ("DELETE", paths.CLUSTER): lambda _: Told(200, success({})),
+            ("POST", paths.WORKSPACE_KUBE_CONFIG): lambda _: Told(
+                200, success({"kubeConfig": "kind: Config\n"})
             ),
         }
+
+    def _cluster(self, asked: Asked) -> Told:
+        of_kubernetes = asked.body.get("engine", "kserve") == "kserve"
+        return Told(
+            200,
+            success(ClusterRegistered(asked.body["name"], self.cluster_report if of_kubernetes else None)),
+        )
 
     def _token(self, asked: Asked) -> Told:
         if asked.body["apiKey"] != KEY:
