@@ -143,31 +143,44 @@ def _age_key(raw: Raw) -> tuple[str, str]:
 # --- pods -----------------------------------------------------------------------------------------
 
 
+def pods_of(endpoint_uid: str, picture: Picture, now: datetime) -> tuple[tuple[ReplicaId, Raw], ...]:
+    """The pod behind each replica that `observe` tells of."""
+    return tuple((each, pod) for each, pod, _ in _named(endpoint_uid, _scene(picture, now)))
+
+
 def _replicas_of_pods(uid: str, scene: _Scene) -> tuple[list[Replica], datetime | None]:
+    named = _named(uid, scene)
+    replicas = [
+        Replica(
+            each,
+            facts.state,
+            started_at=facts.started_at,
+            ready_at=facts.ready_at,
+            exit=facts.exit,
+            waiting=facts.waiting,
+        )
+        for each, _, facts in named
+    ]
+    again = [facts.look_again_at for _, _, facts in named if facts.look_again_at is not None]
+    return replicas, min(again, default=None)
+
+
+def _named(uid: str, scene: _Scene) -> list[tuple[ReplicaId, Raw, PodFacts]]:
+    """Every pod that is worth telling, as which replica, and what it tells."""
     sets = {text(each, "metadata", "uid"): each for each in scene.replica_sets}
-    read: list[tuple[int, tuple[bool, str, str], PodFacts]] = []
+    read: list[tuple[int, tuple[bool, str, str], Raw, PodFacts]] = []
     for owner, pods in _by_owner(scene.pods).items():
         for pod, facts in _worth_telling(scene, pods):
             revision = _revision(pod, sets.get(owner))
             is_late = facts.state in (ReplicaState.STOPPING, ReplicaState.EXITED) and is_going(pod)
-            read.append((revision, (is_late, *_age_key(pod)), facts))
-    replicas: list[Replica] = []
+            read.append((revision, (is_late, *_age_key(pod)), pod, facts))
+    named: list[tuple[ReplicaId, Raw, PodFacts]] = []
     counts: dict[int, int] = {}
-    for revision, _, facts in sorted(read, key=lambda each: each[:2]):
+    for revision, _, pod, facts in sorted(read, key=lambda each: each[:2]):
         index = counts.get(revision, 0)
         counts[revision] = index + 1
-        replicas.append(
-            Replica(
-                ReplicaId(uid, revision, index),
-                facts.state,
-                started_at=facts.started_at,
-                ready_at=facts.ready_at,
-                exit=facts.exit,
-                waiting=facts.waiting,
-            )
-        )
-    again = [facts.look_again_at for _, _, facts in read if facts.look_again_at is not None]
-    return replicas, min(again, default=None)
+        named.append((ReplicaId(uid, revision, index), pod, facts))
+    return named
 
 
 def _by_owner(pods: Iterable[Raw]) -> dict[str, list[Raw]]:

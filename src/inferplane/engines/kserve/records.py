@@ -119,7 +119,8 @@ def with_record(observation: Observation, picture: Picture, *, leave: bool) -> O
         for revision in sorted(record.prepared)
     }
     mark = record.mark if leave or not drift else ""
-    return replace(observation, artifacts=artifacts, mark=mark, drift=drift)
+    # What others did to what KServe made of it cannot be put right by saying it again.
+    return replace(observation, artifacts=artifacts, mark=mark, drift=drift or observation.drift)
 
 
 def _last_editor(service: Raw) -> str:
