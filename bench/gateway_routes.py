@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shutil
 import statistics
 import tempfile
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import harness
 import psutil
 import uvloop
 
@@ -27,6 +29,7 @@ from inferplane.gateway.route_table import EndpointRoutes, Upstream
 
 ASK_AGAIN_SECONDS = 0.0005
 DEADLINE_SECONDS = 30.0
+SECTION = "gateway-routes"
 
 
 class Replica:
@@ -73,6 +76,7 @@ def endpoint(number: int, replica: Replica, revision: int = 1) -> EndpointRoutes
 
 
 async def main(endpoints: int, changes: int) -> None:
+    load = os.getloadavg()[0]
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     replicas = [Replica(folder, number) for number in range(2)]
     for replica in replicas:
@@ -88,30 +92,24 @@ async def main(endpoints: int, changes: int) -> None:
             publisher.set(one)
         await until(lambda: publisher.problem() == "" and publisher.confirmed(table[-1].uid) == table[-1])
         await until(lambda: all(publisher.confirmed(one.uid) == one for one in table))
-        print(f"{endpoints} endpoints, first table    {time.perf_counter() - began:8.2f} s")
-        print(f"Envoy's memory                 {rss_megabytes(publisher.pid):8.0f} MB")
+        first_seconds = time.perf_counter() - began
+        memory = rss_megabytes(publisher.pid)
 
         http = Client()
         await http.connect(publisher.port)
         fresh = range(endpoints, endpoints + changes)
-        report(
-            "a new endpoint",
-            [await effect(publisher, http, endpoint(n, replicas[0]), (200, b"0")) for n in fresh],
-        )
-        report(
-            "a replica in place of another",
-            [await effect(publisher, http, endpoint(n, replicas[1]), (200, b"1")) for n in range(changes)],
-        )
-        report(
-            "a revision in place of another",
-            [
+        found = {
+            "a new endpoint": [
+                await effect(publisher, http, endpoint(n, replicas[0]), (200, b"0")) for n in fresh
+            ],
+            "a replica in place of another": [
+                await effect(publisher, http, endpoint(n, replicas[1]), (200, b"1")) for n in range(changes)
+            ],
+            "a revision in place of another": [
                 await effect(publisher, http, endpoint(n, replicas[1], 2), (200, b"1"))
                 for n in range(changes, 2 * changes)
             ],
-        )
-        report(
-            "a new reason for a 503",
-            [
+            "a new reason for a 503": [
                 await effect(
                     publisher,
                     http,
@@ -120,12 +118,10 @@ async def main(endpoints: int, changes: int) -> None:
                 )
                 for n in range(2 * changes, 3 * changes)
             ],
-        )
-        report(
-            "an endpoint removed",
-            [await effect(publisher, http, fresh[n], (404, None)) for n in range(changes)],
-        )
-        print(f"Envoy's memory                 {rss_megabytes(publisher.pid):8.0f} MB")
+            "an endpoint removed": [
+                await effect(publisher, http, fresh[n], (404, None)) for n in range(changes)
+            ],
+        }
 
         wanted = [routes for n in range(endpoints) if (routes := publisher.confirmed(f"uid{n:09d}"))]
         await publisher.close(stop_gateway=False)
@@ -136,10 +132,18 @@ async def main(endpoints: int, changes: int) -> None:
             publisher.set(one)
         publisher.open()
         await until(lambda: publisher.problem() == "")
-        print(f"adopted by a new control plane {time.perf_counter() - began:8.2f} s")
+        adopted_seconds = time.perf_counter() - began
     finally:
         await publisher.close(stop_gateway=True)
         shutil.rmtree(folder)
+    head = ("change to effect, ms", "p50", "p95", "most")
+    rows = [(what, *shown(milliseconds)) for what, milliseconds in found.items()]
+    harness.publish(
+        SECTION,
+        f"{harness.machine()}; {endpoints:,} endpoints, {changes} changes of each kind; load average {load:.1f} "
+        f"before.\n\n{harness.table(head, rows)}\n\nFirst table: {first_seconds:.1f} s. Adopted by a new control "
+        f"plane: {adopted_seconds:.1f} s. Envoy: {memory:.0f} MB.",
+    )
 
 
 async def effect(
@@ -171,10 +175,10 @@ def rss_megabytes(pid: int) -> float:
     return float(psutil.Process(pid).memory_info().rss) / 1e6
 
 
-def report(what: str, milliseconds: Iterable[float]) -> None:
+def shown(milliseconds: Iterable[float]) -> tuple[str, str, str]:
+    """Median, 95th percentile and the most."""
     found = sorted(milliseconds)
-    p95 = found[int(len(found) * 0.95)]
-    print(f"{what:<32} p50 {statistics.median(found):6.1f} ms   p95 {p95:6.1f} ms   max {found[-1]:6.1f} ms")
+    return f"{statistics.median(found):.1f}", f"{found[int(len(found) * 0.95)]:.1f}", f"{found[-1]:.1f}"
 
 
 if __name__ == "__main__":
