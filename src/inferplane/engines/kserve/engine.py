@@ -291,7 +291,7 @@ class KServeEngine:
     async def _prepare(self, endpoint: InferenceEndpoint, secret: Mapping[str, str], revision: int) -> None:
         """Namespace, credentials, account, quota; then the note that it is so."""
         place = endpoint.namespace
-        found = await self._client.find(NAMESPACE.path(name=place))
+        found: Raw | None = await self._client.find(NAMESPACE.path(name=place))
         if found is None:
             wanted = manifests.namespace(endpoint)
             found = await self._client.apply(NAMESPACE.path(name=place), wanted)
@@ -334,7 +334,7 @@ class KServeEngine:
 
     async def _rest(self, endpoint: InferenceEndpoint) -> None:
         """No pod, by KServe's own word for it; what there should be stays written."""
-        found = await self._client.find(NAMESPACE.path(name=endpoint.namespace))
+        found: Raw | None = await self._client.find(NAMESPACE.path(name=endpoint.namespace))
         if found is None:
             return
         self._check_owner(found, endpoint.uid, going=True)

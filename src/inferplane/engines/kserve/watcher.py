@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from inferplane.engines.kserve.cache import Cache, version_of
-from inferplane.engines.kserve.client import Busy, Kind, KubeClient, Raw, TooOld
+from inferplane.engines.kserve.client import Busy, Kind, KubeClient, TooOld
 from inferplane.engines.kserve.http_api import ApiError
-from inferplane.engines.kserve.raw import text
+from inferplane.engines.kserve.raw import Raw, text
 from inferplane.observability import get_logger
 
 PAUSE_SECONDS = 0.25
