@@ -41,11 +41,13 @@ from inferplane.controllers.inventory import DeclaredNodes, InventoryController,
 from inferplane.controllers.leases import Holding, Leases, Sole, wanted_leases
 from inferplane.controllers.runner import Runner
 from inferplane.controllers.usage import UsageCollector
+from inferplane.domain.cluster import Drift
 from inferplane.domain.errors import InferplaneError, Unavailable
 from inferplane.domain.gpu_request import Grant
 from inferplane.domain.lease import cluster_lease
 from inferplane.domain.workspace import Cluster
-from inferplane.engines.away import AwayEngine
+from inferplane.engines.kserve.client import KubeClient
+from inferplane.engines.kserve.engine import KServeEngine, Options
 from inferplane.engines.kserve.http_api import HttpApi, credentials_for
 from inferplane.engines.kserve.link import KubernetesLink
 from inferplane.engines.local.engine import LocalEngine, end_fork_server
@@ -295,7 +297,9 @@ async def run_platform(
         for engine in (*engines.values(), *retired.values()):
             stack.push_async_callback(engine.close, stop_servers=True)
             await engine.start(wake)
-        connect = partial(connect_to_cluster, clock=clock, environment=os.environ)
+        connect = partial(
+            connect_to_cluster, clock=clock, environment=os.environ, epoch=partial(epoch_of, leases)
+        )
         clusters = ClusterController(
             store, running, connect, clock, wake=wake, changed=lambda name: _wake_for_cluster(name, woken)
         )
@@ -617,13 +621,27 @@ def _unconnected(clusters: tuple[ClusterSettings, ...]) -> tuple[ClusterSettings
 
 
 def connect_to_cluster(
-    cluster: Cluster, kubeconfig: str, *, clock: Clock, environment: Mapping[str, str]
+    cluster: Cluster,
+    kubeconfig: str,
+    *,
+    clock: Clock,
+    environment: Mapping[str, str],
+    epoch: Callable[[str], int] = lambda _: 0,
 ) -> Connected:
-    """An engine for a cluster of Kubernetes, and a link to it. Contacts nobody. Raises Invalid."""
+    """An engine for a cluster of Kubernetes, and a link to it. Contacts nobody. Raises Invalid.
+
+    `epoch` is that in which this control plane acts on a cluster.
+    """
     assert cluster.connection is not None
     credentials = credentials_for(cluster.connection, kubeconfig, environment)
     link = KubernetesLink(cluster.name, HttpApi(credentials), clock, ingress_address=cluster.ingress_address)
-    return Connected(AwayEngine("this version runs no endpoints on Kubernetes yet", clock()), link)
+    engine = KServeEngine(
+        KubeClient(credentials),
+        clock,
+        options=Options(leave_drift=cluster.connection.drift is Drift.LEAVE),
+        fence=partial(epoch, cluster.name),
+    )
+    return Connected(engine, link)
 
 
 async def _resolve(host: str) -> frozenset[str]:

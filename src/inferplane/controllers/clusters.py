@@ -12,6 +12,7 @@ somebody still looks. Taking down leaves everything in the cluster as it is: it 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -31,6 +32,7 @@ from inferplane.store.sql import Store
 ACTOR = "clusters"
 LOOK_SECONDS = 30.0
 AWAY_LOOK_SECONDS = 10.0
+CONNECTING_MAX = 50
 STILL_LOOKING = timedelta(minutes=5)
 THOROUGH = timedelta(minutes=10)
 """So often everything is asked anew; in between only whether the cluster answers."""
@@ -93,6 +95,7 @@ class Links:
         try:
             return await connected.link.look()
         finally:
+            await connected.engine.close(stop_servers=False)
             await connected.link.close()
 
     def changed(self, cluster: str) -> None:
@@ -135,10 +138,15 @@ class ClusterController:
 
     async def connect_all(self) -> None:
         """Connect to every registered cluster, without looking at any: what runs there is known from then on."""
-        for name in await self.keys():
+        gate = asyncio.Semaphore(CONNECTING_MAX)
+
+        async def connect(name: str) -> None:
             cluster, kubeconfig = await self._registered(name)
             if cluster is not None:
-                await self._keep_connected(cluster, kubeconfig)
+                async with gate:  # one that is away takes some seconds
+                    await self._keep_connected(cluster, kubeconfig)
+
+        await asyncio.gather(*(connect(name) for name in await self.keys()))
 
     async def reconcile(self, key: str) -> float | None:
         """Connect, connect anew or take down; then look. Returns when to look again."""
