@@ -487,6 +487,9 @@ def public_state(endpoint: InferenceEndpoint) -> PublicState:
         state = _state(PublicStatus.TERMINATING, ReasonCode.TERMINATING, f"being deleted; left: {left}")
         if status.problem_message:
             state = replace(state, message=f"{state.message}; {status.problem_message}")
+        if status.unreachable_since is not None:
+            away = f"its cluster has not answered since {_instant(status.unreachable_since)}"
+            state = replace(state, message=f"{state.message}; {away} ({status.unreachable_message})")
         return state
     if status.observed_generation < endpoint.generation and not status.replicas:
         return _state(
@@ -547,15 +550,24 @@ def _serving_state(endpoint: InferenceEndpoint) -> PublicState | None:
     if rollout is not None:
         return rollout
     wanted = endpoint.desired_replicas
+    is_managed = status.ingress is not None
     current = [r for r in answering if r.id.revision == revision]
-    if len(current) >= wanted:
+    failed = _failed_state(endpoint) if is_managed or len(current) < wanted else None
+    older = sorted({r.id.revision for r in answering} - {revision})
+    if len(current) >= wanted and failed is None:
         said = status.model.note if status.model is not None else ""
         return PublicState(PublicStatus.RUNNING, None, said, "", predict="Ready", ingress="Ready")
-    failed = _failed_state(endpoint)
-    older = sorted({r.id.revision for r in answering} - {revision})
     if failed is None and not older and _is_growing(endpoint, len(answering)):
         message = f"{len(answering)} of {wanted} replicas answer; the others are on their way"
         return PublicState(PublicStatus.RUNNING, None, message, "", predict="Ready", ingress="Ready")
+    if failed is not None and len(current) >= wanted:
+        message = (
+            f"{len(current)} replica{'s' if len(current) > 1 else ''} answer{'' if len(current) > 1 else 's'}"
+        )
+        message = f"{message}, while another does not come up; {failed.message}"
+        return replace(
+            failed, status=PublicStatus.DEGRADED, message=message, predict="Ready", ingress="Ready"
+        )
     rest = failed or _progress_state(endpoint)
     if older:
         word = PublicStatus.DEGRADED if failed else PublicStatus.UPDATING
@@ -590,7 +602,12 @@ def _rollout_state(endpoint: InferenceEndpoint, answering: frozenset[int]) -> Pu
 
 
 def _is_growing(endpoint: InferenceEndpoint, answering: int) -> bool:
-    """Whether replicas are missing only because more were decided on than must be there."""
+    """Whether replicas are missing only because more were decided on than must be there.
+
+    Where a cluster runs them by itself: whether nothing is in the way of those that are missing.
+    """
+    if endpoint.status.ingress is not None:
+        return _progress_state(endpoint).reason in _UNDISTURBED
     return endpoint.status.scale is not None and answering >= max(endpoint.spec.scaling.min_replicas, 1)
 
 
@@ -610,16 +627,21 @@ def _failed_state(endpoint: InferenceEndpoint) -> PublicState | None:
         return _state(PublicStatus.FAILED, status.problem, status.problem_message)
     if note is not None and _is_without_gpus(note):
         return None  # how servers ended on GPUs that it no longer has is history
+    for replica in _coming(endpoint):
+        stuck = replica.waiting
+        if stuck is not None and stuck.fails:
+            return _state(
+                PublicStatus.FAILED,
+                stuck.reason,
+                stuck.message,
+                exit_=replica.exit,
+                next_retry_at=stuck.next_try_at,
+            )
+    if status.ingress is not None:
+        return None  # there a replica itself says how its server ended, for as long as that matters
     running = {r.id.name for r in status.replicas if r.state is not ReplicaState.EXITED}
     wanted = {replica_id.name for replica_id in endpoint.replica_ids()}
     failing = [r for r in status.restarts if r.replica in wanted and _is_failing(r, running)]
-    stuck = [
-        r.waiting
-        for r in status.replicas
-        if r.id.name in wanted and r.waiting is not None and r.waiting.fails
-    ]
-    if stuck:
-        return _state(PublicStatus.FAILED, stuck[0].reason, stuck[0].message)
     if not failing:
         return None
     record = max(failing, key=lambda r: (r.failures, r.replica))
@@ -629,6 +651,23 @@ def _failed_state(endpoint: InferenceEndpoint) -> PublicState | None:
         reason = ReasonCode.CRASH_LOOP
         message = f"ended {record.failures} times in a row; last: {message}"
     return _state(PublicStatus.FAILED, reason, message, exit_=last, next_retry_at=record.next_start_at)
+
+
+def _coming(endpoint: InferenceEndpoint) -> list[Replica]:
+    """Replicas that should serve and do not, by name.
+
+    A cluster that runs them by itself may have more of them than were asked for: while one takes over
+    from another, or by its own scaling.
+    """
+    status = endpoint.status
+    wanted = {replica_id.name for replica_id in endpoint.replica_ids()}
+    revisions = {replica_id.revision for replica_id in endpoint.replica_ids()}
+    return [
+        replica
+        for replica in sorted(status.replicas, key=lambda r: r.id)
+        if replica.id.name in wanted or (status.ingress is not None and replica.id.revision in revisions)
+        if replica.state is not ReplicaState.READY or replica.id.name not in status.routed
+    ]
 
 
 def _is_failing(record: RestartRecord, running: set[str]) -> bool:
@@ -660,8 +699,7 @@ def _progress_state(endpoint: InferenceEndpoint) -> PublicState:
             _route_sentence(status),
             predict="Ready",
         )
-    wanted = {replica_id.name for replica_id in endpoint.replica_ids()}
-    waiting = [r.waiting for r in coming if r.waiting is not None and r.id.name in wanted]
+    waiting = [r.waiting for r in _coming(endpoint) if r.waiting is not None]
     if waiting:
         word = _WAITING_WORDS.get(waiting[0].reason, PublicStatus.LOADING)
         return _state(word, waiting[0].reason, waiting[0].message)
@@ -690,10 +728,28 @@ def _progress_state(endpoint: InferenceEndpoint) -> PublicState:
 _WAITING_WORDS = {
     ReasonCode.UNSCHEDULABLE: PublicStatus.PENDING,
     ReasonCode.QUOTA_EXCEEDED: PublicStatus.PENDING,
+    ReasonCode.POD_REFUSED: PublicStatus.PENDING,
+    ReasonCode.VOLUME_NOT_READY: PublicStatus.PENDING,
+    ReasonCode.KSERVE_NOT_READY: PublicStatus.PENDING,
+    ReasonCode.SPEC_REFUSED: PublicStatus.PENDING,
     ReasonCode.ACCEPTED: PublicStatus.PENDING,
+    ReasonCode.STARTING: PublicStatus.PROVISIONING,
+    ReasonCode.CONTAINER_START_FAILED: PublicStatus.PROVISIONING,
     ReasonCode.DOWNLOADING: PublicStatus.DOWNLOADING,
+    ReasonCode.SCALED_TO_ZERO: PublicStatus.IDLE,
 }
 """What a replica that waits makes of the endpoint; Loading where nothing else is said."""
+
+_UNDISTURBED = frozenset(
+    {
+        ReasonCode.ACCEPTED,
+        ReasonCode.STARTING,
+        ReasonCode.DOWNLOADING,
+        ReasonCode.LOADING,
+        ReasonCode.ROUTE_NOT_READY,
+    }
+)
+"""Reasons of what is on its way with nothing in between."""
 
 
 def _route_sentence(status: EndpointStatus) -> str:
