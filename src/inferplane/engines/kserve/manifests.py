@@ -114,7 +114,9 @@ def secrets(endpoint: InferenceEndpoint, secret: Mapping[str, str]) -> list[Mani
     made = []
     if "AWS_ACCESS_KEY_ID" in env or "AWS_SECRET_ACCESS_KEY" in env or _is_anonymous(env):
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-        data = {name: env[name] for name in names if name in env}
+        # KServe knows such a Secret by its keys, also where they are empty because none is needed.
+        data = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+        data |= {name: env[name] for name in names if name in env}
         made.append(_secret(endpoint, "s3", data, _s3_annotations(env)))
     google = (
         "gcloud-application-credentials.json",
