@@ -42,7 +42,7 @@ from inferplane.controllers.leases import Holding, Leases, Sole, wanted_leases
 from inferplane.controllers.runner import Runner
 from inferplane.controllers.usage import UsageCollector
 from inferplane.domain.cluster import Drift
-from inferplane.domain.errors import InferplaneError, Unavailable
+from inferplane.domain.errors import InferplaneError, StaleLease, Unavailable
 from inferplane.domain.gpu_request import Grant
 from inferplane.domain.lease import cluster_lease
 from inferplane.domain.workspace import Cluster
@@ -564,9 +564,15 @@ def _wake_each(runners: Iterable[Runner]) -> None:
 
 
 def epoch_of(leases: Holding, cluster: str) -> int:
-    """The epoch in which this control plane acts on the cluster; 0 where it does not, or has it to itself."""
-    fence = leases.fence(cluster_lease(cluster))
-    return 0 if fence is None else fence.epoch
+    """The epoch in which this control plane acts on the cluster, 0 where it has everything to itself.
+
+    Raises StaleLease where it does not act on it: an act under way must not go on without an epoch.
+    """
+    name = cluster_lease(cluster)
+    fence = leases.fence(name)
+    if fence is None:
+        raise StaleLease(f"the lease {name} is not held any more")
+    return fence.epoch
 
 
 def _holder(home: Path) -> str:

@@ -33,7 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select, Table, event, exc
+from sqlalchemy import Select, Table, event, exc, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -60,6 +60,7 @@ POSTGRES_CONNECT_TIMEOUT_SECONDS = 10.0
 POSTGRES_COMMAND_TIMEOUT_SECONDS = 60.0
 POSTGRES_LOCK_TIMEOUT_MS = 15_000
 POSTGRES_IDLE_IN_TRANSACTION_MS = 30_000  # a stopped process must not hold the others up for longer
+POSTGRES_NOTICE_BYTES_MAX = 7000  # PostgreSQL takes a little less than 8000
 POSTGRES_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 POOL_WAIT_SECONDS = 30.0
 CLAIM_SECONDS = 3.0
@@ -89,6 +90,10 @@ class Hint(StrEnum):
 
     CHANGES = "changes"  # something with an event
     LEASES = "leases"  # it gave some back
+
+
+Hear = Callable[[Hint, str], None]
+"""Told of what another process has committed, and what it is about ("" where that is not said)."""
 
 
 class Claim:
@@ -169,10 +174,17 @@ class Database:
         found = await connection.exec_driver_sql(_SQLITE_NOW if self.is_sqlite else _POSTGRES_NOW)
         return int(found.scalar_one())
 
-    async def notify(self, connection: AsyncConnection, hint: Hint) -> None:
-        """Within a write transaction: once it is committed, tell the other processes that `listen`."""
+    async def notify(self, connection: AsyncConnection, hint: Hint, about: str = "") -> None:
+        """Within a write transaction: once it is committed, tell the other processes that `listen`.
+
+        What it is about is left out where it is too long to be told.
+        """
         if not self.is_sqlite:
-            await connection.exec_driver_sql(f"NOTIFY {_CHANNEL}, '{hint} {self.token}'")
+            fits = len(about.encode()) <= POSTGRES_NOTICE_BYTES_MAX
+            said = f"{hint} {self.token} {about if fits else ''}"
+            await connection.execute(
+                text("SELECT pg_notify(:channel, :said)"), {"channel": _CHANNEL, "said": said}
+            )
 
     def write_turn(self) -> AbstractAsyncContextManager[object]:
         """Wait for one's turn to write, within this process."""
@@ -201,7 +213,7 @@ class Database:
         async with claiming as claim:
             yield claim
 
-    async def listen(self, hear: Callable[[Hint], None]) -> None:
+    async def listen(self, hear: Hear) -> None:
         """Call `hear` whenever another process has notified, until cancelled; on SQLite nobody can.
 
         What is said while there is no connection is not heard: this is a hint, nothing to rely on.
@@ -555,13 +567,13 @@ async def _keep(session: _LockSession, claim: Claim) -> None:
             _log.info("the database is claimed again")
 
 
-async def _hear_session(engine: AsyncEngine, own: str, hear: Callable[[Hint], None]) -> None:
+async def _hear_session(engine: AsyncEngine, own: str, hear: Hear) -> None:
     """Listen on a connection of its own for as long as it lasts, to all but what is our `own`."""
 
     def heard(_connection: object, _pid: int, _channel: str, said: str) -> None:
-        word, _, token = said.partition(" ")
+        word, token, about = (*said.split(" ", 2), "", "", "")[:3]
         if token != own and word in tuple(Hint):  # others may know more words
-            hear(Hint(word))
+            hear(Hint(word), about)
 
     async with engine.connect() as connection:
         raw = (await connection.get_raw_connection()).driver_connection

@@ -4,8 +4,8 @@ A `Tx` is one database transaction and belongs to one task. Whoever changes an e
 says which version it read; if the row has moved on, StaleVersion tells it to read again. Changes are
 announced after the commit, never before: at once to subscribers in this process, and, for what other
 processes did, when the store next looks at the events (`POLL_INTERVAL_SECONDS`); what another process
-wrote without an event (bare progress in a status) is not announced here. An announcement is a hint that
-carries only the key. Never wait for the network inside a transaction: on SQLite everybody else waits too.
+wrote without an event (bare progress in a status) is announced here on PostgreSQL only, by its NOTIFY, which
+may be lost. An announcement is a hint that carries only the key. Never wait for the network inside a transaction: on SQLite everybody else waits too.
 
 Errors are the domain's: NotFound, AlreadyExists, Conflict, StaleVersion, and Unavailable when the
 database itself does not answer.
@@ -18,6 +18,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
+from itertools import islice
 
 from sqlalchemy import ColumnElement, bindparam, delete, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -56,6 +57,7 @@ from inferplane.store.values import from_json, to_json, to_micros
 __all__ = ["STATEMENT_KEYS_MAX", "Change", "Store", "Tx", "even_share"]
 
 POLL_INTERVAL_SECONDS = 0.5
+HINT_CHANGES_MAX = 20  # named in one hint; what follows is seen in the events
 POLL_EVENTS_MAX = 1000  # in one look; the rest follows at the next
 EVENTS_KEPT_MAX = 200_000
 ANSWERS_KEPT_MAX = 10_000
@@ -148,8 +150,8 @@ class Store:
                 await tx.hold_fence(fence)
             yield tx
             with translated():
-                if tx.touched:
-                    await self._database.notify(connection, Hint.CHANGES)
+                if tx.touched or tx.appended:
+                    await self._database.notify(connection, Hint.CHANGES, _told(tx.touched))
                 await stack.aclose()
         self._announce(tx)
 
@@ -192,9 +194,10 @@ class Store:
 
         return stop
 
-    def _on_hint(self, hint: Hint) -> None:
+    def _on_hint(self, hint: Hint, about: str) -> None:
         if hint is Hint.CHANGES:
             self._hint.set()
+            self._tell(_heard(about))
         for callback in tuple(self._hinted.values()):
             callback(hint)
 
@@ -793,6 +796,26 @@ class Tx(GpuRows, AccessRows, LeaseRows):
 
     def _touch(self, endpoint: InferenceEndpoint) -> None:
         self.touched[Change(endpoint.workspace, endpoint.name, endpoint.uid)] = None
+
+
+def _told(changes: Iterable[Change]) -> str:
+    """What changed, for other processes."""
+    return to_json(
+        [
+            [each.workspace, each.endpoint, each.endpoint_uid, each.gpu_request_id]
+            for each in islice(changes, HINT_CHANGES_MAX)
+        ]
+    )
+
+
+def _heard(about: str) -> dict[Change, None]:
+    """What another process said; nothing where it cannot be read, as from another version."""
+    listed = from_json(about)
+    return {
+        Change(*each): None
+        for each in (listed if isinstance(listed, list) else ())
+        if isinstance(each, list) and len(each) == 4 and all(isinstance(part, str) for part in each)
+    }
 
 
 def even_share(counts: Iterable[int], room: int) -> int | None:
