@@ -80,7 +80,8 @@ def texts(gateway: str) -> dict[str, Any]:
         "temperature": 0,
         "max_tokens": 20,
     }
-    whole = chat.chat.completions.create(**wanted).choices[0].message.content
+    answer = chat.chat.completions.create(**wanted)
+    whole = answer.choices[0].message.content
     pieces = [
         chunk.choices[0].delta.content or "" for chunk in chat.chat.completions.create(**wanted, stream=True)
     ]
@@ -95,6 +96,7 @@ def texts(gateway: str) -> dict[str, Any]:
         "unlike": float(vectors[0] @ vectors[2]),
         "same": bool(np.allclose(same, vectors, atol=1e-5)),
         "whole": whole,
+        "tokens": answer.usage.total_tokens,
         "pieces": pieces,
         "models": [model.id for model in chat.models.list()],
         "refused": refused,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from platform_stack import Stack
+from platform_stack import Stack, wait_for
 
 PYTHON = Path(sys.prefix) / "clients" / "bin" / "python"
 pytestmark = pytest.mark.skipif(
@@ -77,3 +77,13 @@ def test_openais_client_chats_streams_and_embeds(stack: Stack, tmp_path: Path) -
     assert sum(1 for piece in got["pieces"] if piece) > 3
     assert got["models"] == ["chat"]
     assert got["refused"] == "model_not_found"
+
+    def used() -> int:
+        status, answer = stack.request("GET", "usage", workspace="default", endpoint="chat")
+        assert status == 200, answer
+        return int(answer["data"]["total"]["tokens"])
+
+    wait_for(lambda: used() == 2 * got["tokens"], "the tokens of the streamed answer to be counted too")
+    command = "\n".join((stack.describe("chat") or {})["tryCommand"]).replace("curl -v", "curl -sS")
+    tried = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(tried.stdout)["object"] == "chat.completion"
