@@ -134,6 +134,57 @@ def test_children_outlive_their_parent(
     assert server.predict([[5.1, 3.5, 1.4, 0.2]]).json() == {"predictions": [0]}
 
 
+def test_the_next_start_is_served_by_the_spare_that_waits(
+    make_forkserver: MakeForkServer,
+    launch: Callable[..., Any],
+    model_files: Path,
+    until: Callable[[Callable[[], Any], str], Any],
+) -> None:
+    parent = make_forkserver("sklearn")
+    (spare,) = until(lambda: _children(parent), "a spare")
+    server = launch("sklearn", model_files / "iris.joblib", parent=parent)
+    assert server.pid == spare
+    server.wait_for("ready")
+    open_files = {str(path.readlink()) for path in Path(f"/proc/{spare}/fd").iterdir()}
+    assert str(server.folder / "lock") in open_files
+    assert not any(name.endswith("control") for name in open_files)
+    assert parent.ask({"op": "hello"})["children"] == [spare]
+    assert until(lambda: _children(parent) - {spare}, "the next spare")
+
+
+def test_a_spare_that_died_or_cannot_be_told_costs_no_start(
+    make_forkserver: MakeForkServer,
+    launch: Callable[..., Any],
+    model_files: Path,
+    until: Callable[[Callable[[], Any], str], Any],
+) -> None:
+    parent = make_forkserver("sklearn")
+    (spare,) = until(lambda: _children(parent), "a spare")
+    os.kill(spare, signal.SIGKILL)
+    until(lambda: spare not in _children(parent), "its parent took note")
+    server = launch("sklearn", model_files / "iris.joblib", parent=parent)
+    server.wait_for("ready")
+    assert _children(parent) >= {server.pid}
+    (spare,) = until(lambda: _children(parent) - {server.pid}, "the next spare")
+    refused = {"config_path": "/nowhere/config.json", "log_path": str(server.folder / "log")}
+    assert "/nowhere/config.json" in parent.ask(refused)["error"]
+    huge = {"config_path": str(server.folder / "config.json"), "log_path": str(server.folder / "again.log")}
+    # Its address is taken, so that it ends by itself; which process it was is what matters.
+    other = parent.ask(huge | {"env": {"MUCH": "x" * 512 * 1024}})["pid"]
+    assert other not in (spare, server.pid)
+    until(lambda: other not in _children(parent), "it ended")
+
+
+def test_a_spare_ends_with_its_parent(
+    make_forkserver: MakeForkServer, until: Callable[[Callable[[], Any], str], Any]
+) -> None:
+    parent = make_forkserver("no-such-format")
+    (spare,) = until(lambda: _children(parent), "a spare")
+    parent.process.kill()
+    parent.process.wait()
+    until(lambda: not _lives(spare), "the spare ended")
+
+
 def test_it_ends_when_asked_and_skips_what_is_not_there(make_forkserver: MakeForkServer) -> None:
     parent = make_forkserver("no-such-format")
     assert parent.ask({"op": "hello"})["skipped"] == {}
@@ -151,6 +202,18 @@ def test_children_do_not_share_random_numbers(
         server.wait_for("ready")
         answers.append(server.predict([[1.0]]).json()["predictions"])
     assert answers[0] != answers[1]
+
+
+def _children(parent: Any) -> set[int]:
+    pid = parent.process.pid
+    return {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _state(folder: Path) -> str:

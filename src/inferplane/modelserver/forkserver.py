@@ -9,6 +9,11 @@ stay locked in the child for ever. It counts its threads before each fork and re
 than one. Libraries that start threads when they are imported (onnxruntime) are therefore left for the
 child to import.
 
+A fork copies the tables of a hundred megabytes, which takes tens of milliseconds, and longer the more children
+share them. So one child, the *spare*, is forked ahead of time, while nobody waits: it holds nothing of the
+parent's but a socket, blocks on it, and becomes the server of the next request. Without a spare (several
+starts at once) a request is forked for when it comes. A spare ends with its parent.
+
 The control socket is a unix stream; each request is one line of JSON, each answer too:
 
 * `{"op": "hello"}` → `{"pid", "version", "preloaded": […], "skipped": {name: why}}`
@@ -38,6 +43,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +68,10 @@ STANDARD_STREAMS = 3
 #: Pools of numerical libraries are this large in the parent: no thread but its own may be started.
 POOL_THREADS = 1
 EXIT_CRASHED = 1
+#: The next spare is forked so long after a start, which has the machine to itself until then.
+SPARE_SECONDS = 0.25
+#: And so long after one that died by itself.
+SPARE_RETRY_SECONDS = 30.0
 
 #: What every server needs, whatever its model.
 COMMON_MODULES = (
@@ -176,6 +186,15 @@ class _Child:
 
 
 @dataclass(frozen=True, slots=True)
+class _Spare:
+    """A child that waits at the other end of `socket` for a request to serve."""
+
+    pid: int
+    pidfd: int
+    socket: socket.socket
+
+
+@dataclass(frozen=True, slots=True)
 class Preloaded:
     """What was imported, and what was not and why. `pools` are the libraries' thread pools, if known."""
 
@@ -243,20 +262,30 @@ class ForkServer:
         self._clock = clock
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, _Child] = {}
+        self._spare: _Spare | None = None
+        self._spare_at: float | None = None  # when to fork one, on the monotonic clock
         self._running = True
 
     def run(self) -> None:
         """Serve until asked to shut down."""
         listener = _listen(self._control)
         self._selector.register(listener, selectors.EVENT_READ)
+        self._spare_at = time.monotonic() + SPARE_SECONDS
         while self._running:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._until_spare()):
                 if key.fileobj is listener:
                     self._accept(listener)
                 elif isinstance(key.data, _Connection):
                     self._read(key.data)
                 elif isinstance(key.data, _Child):
                     self._reap(key.data)
+                elif isinstance(key.data, _Spare) and key.data is self._spare:
+                    self._end_spare(key.data)
+                    self._spare_at = time.monotonic() + SPARE_RETRY_SECONDS
+            if self._until_spare() == 0.0:
+                self._make_spare()
+        if self._spare is not None:
+            self._end_spare(self._spare)
         listener.close()
         self._control.unlink(missing_ok=True)
 
@@ -329,15 +358,73 @@ class ForkServer:
         limits = _limits(request.rlimits)
         log = os.open(request.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            pid = os.fork()
-            if pid == 0:
-                _become_server(request, config, limits, log, descriptors, self._preloaded.pools)
+            pid = self._hand_over(request, log, descriptors)
+            if pid is None:
+                pid = os.fork()
+                if pid == 0:
+                    _become_server(request, config, limits, log, descriptors, self._preloaded.pools)
         finally:
             os.close(log)
         child = _Child(pid, os.pidfd_open(pid), config, Path(request.config_path).with_name(EXIT_FILE))
         self._children[pid] = child
         self._selector.register(child.pidfd, selectors.EVENT_READ, child)
+        self._spare_at = time.monotonic() + SPARE_SECONDS
         return pid
+
+    def _until_spare(self) -> float | None:
+        """Seconds until a spare is to be forked; None for not at all."""
+        if self._spare_at is None or self._spare is not None:
+            return None
+        return max(0.0, self._spare_at - time.monotonic())
+
+    def _make_spare(self) -> None:
+        self._spare_at = None
+        if thread_count() != 1:
+            return  # the next start says so
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:  # without a spare, starts are forked for as they come
+            self._spare_at = time.monotonic() + SPARE_RETRY_SECONDS
+            return
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _be_spare(theirs, self._preloaded.pools)
+            spare = _Spare(pid, os.pidfd_open(pid), ours)
+        except OSError:
+            ours.close()
+            self._spare_at = time.monotonic() + SPARE_RETRY_SECONDS
+            return
+        finally:
+            theirs.close()
+        self._spare = spare
+        self._selector.register(spare.pidfd, selectors.EVENT_READ, spare)
+
+    def _hand_over(self, request: StartRequest, log: int, descriptors: Sequence[int]) -> int | None:
+        """Have the spare serve this; None when there is none, or none that can be told."""
+        spare = self._spare
+        if spare is None:
+            return None
+        try:
+            socket.send_fds(spare.socket, [msgspec.json.encode(request)], [log, *descriptors[:1]])
+        except OSError:  # it is gone, or the request is longer than a message may be
+            self._end_spare(spare)
+            return None
+        self._forget_spare(spare)
+        return spare.pid
+
+    def _end_spare(self, spare: _Spare) -> None:
+        self._forget_spare(spare)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(spare.pid, signal.SIGKILL)  # it is ours and not reaped: the number is still its own
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(spare.pid, 0)
+
+    def _forget_spare(self, spare: _Spare) -> None:
+        self._spare = None
+        self._selector.unregister(spare.pidfd)
+        os.close(spare.pidfd)
+        spare.socket.close()
 
     def _reap(self, child: _Child) -> None:
         self._selector.unregister(child.pidfd)
@@ -360,6 +447,25 @@ class ForkServer:
         notify(child.config.notify_socket, child.config.notify_key)
 
 
+def _be_spare(requests: socket.socket, pools: ThreadpoolController | None) -> None:
+    """The spare's side of the fork: wait for a request, or for the parent's end. Never returns."""
+    try:
+        os.setsid()
+        kept = requests.fileno()
+        os.closerange(STANDARD_STREAMS, kept)
+        os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+        message, descriptors, _, _ = socket.recv_fds(requests, REQUEST_BYTES_MAX, DESCRIPTORS_MAX)
+        if message:
+            request = msgspec.json.decode(message, type=StartRequest)
+            config = read_config(request.config_path)
+            log, *lock = descriptors
+            _become_server(request, config, _limits(request.rlimits), log, lock, pools)
+    except BaseException:  # noqa: BLE001 - nothing may climb out of the child into the parent's loop
+        traceback.print_exc()
+        os._exit(EXIT_CRASHED)
+    os._exit(0)
+
+
 def _become_server(
     request: StartRequest,
     config: ServerConfig,
@@ -371,7 +477,8 @@ def _become_server(
     """The child's side of the fork. Never returns."""
     code = EXIT_CRASHED
     try:
-        os.setsid()
+        if os.getsid(0) != os.getpid():  # a spare has one already
+            os.setsid()
         _take_descriptors(log, descriptors)
         for which in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(which, signal.SIG_DFL)
