@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from collections import Counter
@@ -213,6 +214,28 @@ def test_a_slower_model_gives_the_requests_back_by_itself(stack: Stack, models: 
     assert found is not None
     assert (found["status"], found["reason"]) == ("Degraded", "RolledBack")
     assert "took over" in found["message"]
+
+
+def test_a_model_that_was_overwritten_is_served_after_a_restart_and_no_request_is_lost(
+    stack: Stack, models: dict[str, str], tmp_path: Path
+) -> None:
+    model = tmp_path / "model.joblib"
+    shutil.copy(models["one"], model)
+    deploy(stack, str(model))
+    fresh = tmp_path / "fresh"
+    shutil.copy(models["two"], fresh)
+    fresh.replace(model)
+    assert "nothing of this is different" in change(stack, str(model))["warnings"][0]
+    with load(stack) as seen:
+        let_come(seen, 20)
+        status, answer = stack.request("PATCH", "inference-endpoint", {**PLACE, "restart": True})
+        assert (status, answer["data"]["revision"]) == (200, 2), answer
+        until_phase(stack, "Shifted")
+        wait_for(lambda: seen.predictions[2] > 50, "the new content's answers")
+        before = seen.predictions[1]
+        let_come(seen, 50)
+    assert seen.failures == []
+    assert seen.predictions[1] == before
 
 
 FAILING_SERVER = """
