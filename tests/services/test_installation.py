@@ -13,7 +13,14 @@ import pytest
 from inferplane.domain.access import Role
 from inferplane.domain.errors import Unavailable
 from inferplane.services.api_keys import digest_of, load_secrets
-from inferplane.services.bootstrap import ensure_installation, ensure_local_cluster, ensure_owner_key
+from inferplane.services.bootstrap import (
+    adopt_owner_key,
+    ensure_installation,
+    ensure_local_cluster,
+    ensure_owner_key,
+    ensure_workspace,
+    has_owner_key,
+)
 from inferplane.store.sql import Store
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -123,3 +130,56 @@ async def test_a_deleted_default_workspace_stays_deleted_while_there_are_others(
     await ensure_local_cluster(store, clock(), cluster="local")
     async with store.read() as tx:
         assert [each.name for each in await tx.list_workspaces()] == ["mine"]
+
+
+CHOSEN = "ipk_" + "c" * 43
+
+
+async def test_a_chosen_owner_key_is_taken_over_by_all_who_share(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "owner.key"
+    path.write_text(f"{CHOSEN}\n")
+    path.chmod(0o440)
+    assert not await has_owner_key(store, clock())
+    for _ in range(3):
+        await adopt_owner_key(store, path, clock(), new_id)
+    assert await role_of(store, CHOSEN) is Role.OWNER
+    assert await has_owner_key(store, clock())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o440
+    async with store.read() as tx:
+        assert len(await tx.list_api_keys(None)) == 1
+
+
+async def test_another_chosen_one_ends_the_one_before(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "owner.key"
+    path.write_text(CHOSEN)
+    await adopt_owner_key(store, path, clock(), new_id)
+    path.write_text(CHOSEN.replace("c", "d"))
+    await adopt_owner_key(store, path, clock(), new_id)
+    assert await role_of(store, CHOSEN) is None
+    assert await role_of(store, CHOSEN.replace("c", "d")) is Role.OWNER
+
+
+@pytest.mark.parametrize("content", [None, "", "hunter2", "ipk_short", "ipk_" + "é" * 43])
+async def test_a_file_without_a_key_is_said(store: Store, tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "owner.key"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(Unavailable) as caught:
+        await adopt_owner_key(store, path, clock(), new_id)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.field == "owner_key_file"
+
+
+async def test_an_expired_one_is_not_brought_back(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "owner.key"
+    path.write_text(CHOSEN)
+    await adopt_owner_key(store, path, clock(), new_id)
+    with pytest.raises(Unavailable, match="expired"):
+        await adopt_owner_key(store, path, clock(timedelta(days=10_000)), new_id)
+
+
+async def test_a_workspace_is_made_on_the_declared_clusters_once(store: Store) -> None:
+    await ensure_workspace(store, clock(), ["main"])
+    await ensure_workspace(store, clock(), ["other"])
+    async with store.read() as tx:
+        assert [each.clusters for each in await tx.list_workspaces()] == [("main",)]

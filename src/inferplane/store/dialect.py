@@ -74,6 +74,7 @@ _LOCK_UPGRADE = 0x1F_E2_0001
 _LOCK_EVENTS = 0x1F_E2_0002
 _LOCK_CONTROL_PLANE = 0x1F_E2_0003  # shared by all; versions before leases take it alone
 _LOCK_OWN_CLUSTERS = 0x1F_E2_0004  # of the one that keeps clusters on its own machine
+_LOCK_COUNTS = 0x1F_E2_0005
 
 _CHANNEL = "inferplane"
 _SQLITE_NOW = "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000"
@@ -185,6 +186,14 @@ class Database:
             await connection.execute(
                 text("SELECT pg_notify(:channel, :said)"), {"channel": _CHANNEL, "said": said}
             )
+
+    async def count_alone(self, connection: AsyncConnection) -> None:
+        """Within a write transaction: what is counted from here on stays true until it ends.
+
+        For what belongs to nobody in particular; others who do the same wait.
+        """
+        if not self.is_sqlite:
+            await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_COUNTS})")
 
     def write_turn(self) -> AbstractAsyncContextManager[object]:
         """Wait for one's turn to write, within this process."""

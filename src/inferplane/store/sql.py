@@ -547,6 +547,11 @@ class Tx(GpuRows, AccessRows, LeaseRows):
             statement = statement.where(endpoints.c.workspace == workspace)
         return int((await self._run(statement)).scalar_one())
 
+    async def hold_endpoint_count(self) -> None:
+        """Make others who hold it wait until this transaction ends; see `hold_workspace`."""
+        with translated():
+            await self._database.count_alone(self._connection)
+
     async def update_endpoint_spec(self, endpoint: InferenceEndpoint) -> int:
         """Write what services own: spec, generation, request of deletion. Returns the new version.
 
