@@ -14,6 +14,14 @@ import yaml
 from kube_api import ApiInThread
 from platform_stack import Stack, platform, wait_for
 
+GPU = {
+    "gpuShape": "NVIDIA-A100-SXM4-80GB",
+    "instanceType": "a2-ultragpu-4g",
+    "memoryPerGPU": 80,
+    "numberOfGPUs": 3,
+    "numberOfGPUNodes": 1,
+    "exitDuration": "1h",
+}
 MODEL = {"modelName": "sklearn", "storageURI": "s3://models/iris"}
 
 
@@ -44,9 +52,13 @@ def test_a_cluster_comes_works_and_goes_without_a_restart(
 
         add_workspace(stack, "east")
         create(stack, "iris")
-        service = wait_for(partial(inference_service, there), "the InferenceService")
-        assert service["metadata"]["name"] == "iris"
+        create(stack, "big", gpuSpec=GPU)
+        service = wait_for(partial(inference_service, there, "iris"), "the InferenceService")
         assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://models/iris"
+        on_gpus = wait_for(partial(inference_service, there, "big"), "the one with GPUs")["spec"]["predictor"]
+        assert on_gpus["model"]["resources"]["limits"]["nvidia.com/gpu"] == "3"
+        assert "node1" in str(on_gpus["affinity"]["nodeAffinity"])
+        assert clusters(stack)[0]["capacity"]["free"] == 1
         endpoint = describe(stack, "iris")
         assert endpoint is not None
         assert endpoint["namespace"] == service["metadata"]["namespace"]
@@ -78,11 +90,14 @@ def test_a_cluster_comes_works_and_goes_without_a_restart(
         stack.kill()
         stack.restart()
         wait_for(lambda: clusters(stack)[0]["reachable"], "the cluster after a restart")
-        assert inference_service(there) is not None
+        assert inference_service(there, "iris") is not None
 
-        delete(stack, "iris")
-        wait_for(lambda: describe(stack, "iris") is None, f"it to be gone: {describe(stack, 'iris')}")
-        assert inference_service(there) is None
+        for name in ("iris", "big"):
+            delete(stack, name)
+        for name in ("iris", "big"):
+            wait_for(partial(gone, stack, name), f"{name} to be gone: {describe(stack, name)}")
+            assert inference_service(there, name) is None
+        assert clusters(stack)[0]["capacity"]["free"] == 4
         stack.request("DELETE", "slice-workspace", {"workspaceName": "team"})
         status, answer = stack.request("DELETE", "cluster", {"name": "east"})
         assert status == 200, answer
@@ -107,9 +122,9 @@ def inventory(stack: Stack) -> list[dict[str, Any]]:
     return [each for each in found if each["clusterName"] == "east"]
 
 
-def inference_service(there: ApiInThread) -> dict[str, Any] | None:
+def inference_service(there: ApiInThread, name: str) -> dict[str, Any] | None:
     found = there.call(lambda: there.api.store.list("InferenceService"))
-    return found[0] if found else None
+    return next((each for each in found if each["metadata"]["name"] == name), None)
 
 
 def add_workspace(stack: Stack, *clusters: str) -> None:
@@ -137,6 +152,10 @@ def describe(stack: Stack, name: str) -> dict[str, Any] | None:
     assert status == 200, answer
     endpoint: dict[str, Any] = answer["data"]["endpoint"]
     return endpoint
+
+
+def gone(stack: Stack, name: str) -> bool:
+    return describe(stack, name) is None
 
 
 def one_with(stack: Stack, field: str, value: str) -> dict[str, Any] | None:
