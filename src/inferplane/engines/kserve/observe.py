@@ -54,6 +54,7 @@ DEADLINE_SECONDS = 600.0
 """KServe's own deadline for a Deployment, where the Deployment does not say."""
 KSERVE_SILENT_SECONDS = 30.0
 """After so long without any trace of the controller, that is worth saying."""
+NO_PODS_SECONDS = 30.0
 RECENT_FAILURE_SECONDS = 120.0
 
 
@@ -68,7 +69,7 @@ def observe(endpoint_uid: str, picture: Picture, now: datetime) -> Observation:
     replicas = sorted((*placed, *missing), key=lambda each: each.id)
     return Observation(
         replicas=tuple(replicas),
-        left=_left(picture),
+        left=_left(picture, replicas),
         ingress=_ingress(scene, picture),
         drift=_drift(scene),
         look_again_seconds=_seconds_until(look_again_at, scene),
@@ -171,7 +172,7 @@ def _named(uid: str, scene: _Scene) -> list[tuple[ReplicaId, Raw, PodFacts]]:
     read: list[tuple[int, tuple[bool, str, str], Raw, PodFacts]] = []
     for owner, pods in _by_owner(scene.pods).items():
         for pod, facts in _worth_telling(scene, pods):
-            revision = _revision(pod, sets.get(owner))
+            revision = _revision(scene, pod, sets.get(owner, {}))
             is_late = facts.state in (ReplicaState.STOPPING, ReplicaState.EXITED) and is_going(pod)
             read.append((revision, (is_late, *_age_key(pod)), pod, facts))
     named: list[tuple[ReplicaId, Raw, PodFacts]] = []
@@ -236,14 +237,18 @@ def _is_over(pod: Raw) -> bool:
     return text(pod, "status", "phase") in ("Failed", "Succeeded") and not is_going(pod)
 
 
-def _revision(pod: Raw, replica_set: Raw | None) -> int:
+def _revision(scene: _Scene, pod: Raw, replica_set: Raw) -> int:
     """The platform's number of the revision that the pod is of."""
-    said = (
-        label(pod, REVISION_LABEL),
-        annotation(replica_set or {}, DEPLOYMENT_REVISION),
-        label(pod, KNATIVE_GENERATION),
-    )
-    return next((int(each) for each in said if each.isdigit() and int(each) > 0), 1)
+    said = label(pod, REVISION_LABEL) or _set_revision(scene, replica_set) or label(pod, KNATIVE_GENERATION)
+    return _number(said) or 1
+
+
+def _set_revision(scene: _Scene, replica_set: Raw) -> str:
+    """The Deployment's number of what the ReplicaSet is of."""
+    said = annotation(replica_set, DEPLOYMENT_REVISION)
+    is_newest = bool(replica_set) and replica_set is _newest_set(scene)
+    whole_set = annotation(scene.deployment, DEPLOYMENT_REVISION)
+    return whole_set if is_newest and _number(whole_set) > _number(said) else said
 
 
 # --- where there should be pods and are none -------------------------------------------------------
@@ -256,7 +261,7 @@ def _missing(uid: str, scene: _Scene, placed: list[Replica]) -> list[Replica]:
     newest = _newest_set(scene)
     revision = _wished_revision(scene, newest)
     there = [r for r in placed if r.id.revision == revision and r.state is not ReplicaState.STOPPING]
-    waiting = _complaint(scene, newest) or _refused_pods(scene, newest)
+    waiting = _namespace_goes(scene) or _complaint(scene, newest) or _refused_pods(scene, newest)
     if waiting is None:
         if there or (placed and not scene.deployment):
             return []
@@ -270,12 +275,40 @@ def _missing(uid: str, scene: _Scene, placed: list[Replica]) -> list[Replica]:
     return [Replica(ReplicaId(uid, revision, index), ReplicaState.STARTING, waiting=waiting)]
 
 
+def _namespace_goes(scene: _Scene) -> Waiting | None:
+    namespace = scene.picture.namespace
+    if namespace is None or not is_going(namespace):
+        return None
+    message = f"somebody deletes namespace {name(namespace)}, and all that is in it"
+    since = moment(namespace, "metadata", "deletionTimestamp")
+    return Waiting(ReasonCode.CHANGED_OUTSIDE, message, since, fails=True)
+
+
 def _newest_set(scene: _Scene) -> Raw:
-    """The ReplicaSet that the Deployment is bringing up; empty where there is none."""
+    """The ReplicaSet that the Deployment is bringing up; empty where there is none.
+
+    It is the one with the Deployment's own template. One of an earlier revision is used again when that comes
+    back, and its number is then written only after the Deployment's.
+    """
     owner = text(scene.deployment, "metadata", "uid")
     own = [each for each in scene.replica_sets if not owner or owner_uid(each) in ("", owner)]
+    template = _template(scene.deployment)
+    same = [each for each in own if template and _template(each) == template]
     return max(
-        own, key=lambda each: (_number(annotation(each, DEPLOYMENT_REVISION)), *_age_key(each)), default={}
+        same or own,
+        key=lambda each: (_number(annotation(each, DEPLOYMENT_REVISION)), *_age_key(each)),
+        default={},
+    )
+
+
+def _template(raw: Raw) -> tuple[Raw, Raw, Raw]:
+    """The pods' template, without the hash that tells ReplicaSets apart."""
+    template = mapping(raw, "spec", "template")
+    labels = mapping(template, "metadata", "labels")
+    return (
+        {key: value for key, value in labels.items() if key != "pod-template-hash"},
+        mapping(template, "metadata", "annotations"),
+        mapping(template, "spec"),
     )
 
 
@@ -288,8 +321,7 @@ def _wished_revision(scene: _Scene, newest: Raw) -> int:
     said = _number(label(scene.service, REVISION_LABEL))
     if said:
         return said
-    made = _number(label(newest, REVISION_LABEL)) or _number(annotation(newest, DEPLOYMENT_REVISION))
-    return made or 1
+    return _number(label(newest, REVISION_LABEL)) or _number(_set_revision(scene, newest)) or 1
 
 
 def _complaint(scene: _Scene, newest: Raw) -> Waiting | None:
@@ -419,8 +451,12 @@ def _no_pods_yet(scene: _Scene) -> Waiting | None:
             )
         if wished == 0:
             return Waiting(ReasonCode.CHANGED_OUTSIDE, _scaled_by_hand(scene), fails=True)
-        created = moment(scene.deployment, "metadata", "creationTimestamp")
-        return Waiting(ReasonCode.STARTING, "the cluster makes the pod", created)
+        begun = _without_pods_since(scene)
+        is_alone = all(is_going(pod) for pod in scene.pods)
+        if is_alone and begun is not None and (scene.now - begun).total_seconds() >= NO_PODS_SECONDS:
+            message = f"the cluster has made no pod in more than {NO_PODS_SECONDS:.0f} s and does not say why"
+            return Waiting(ReasonCode.STARTING, message, begun)
+        return Waiting(ReasonCode.STARTING, "the cluster makes the pod", begun)
     if scene.is_knative and condition(scene.service, "Ready").get("status") == "True":
         return Waiting(ReasonCode.SCALED_TO_ZERO, "Knative has scaled it to zero; the next request wakes it")
     waits = (scene.now - since).total_seconds() if since is not None else 0.0
@@ -429,6 +465,24 @@ def _no_pods_yet(scene: _Scene) -> Waiting | None:
         message = "KServe's controller has not acted on the InferenceService; it may not be running"
         return Waiting(ReasonCode.KSERVE_NOT_READY, message, since)
     return Waiting(ReasonCode.STARTING, "KServe sets up the model server", since)
+
+
+def _without_pods_since(scene: _Scene) -> datetime | None:
+    created = moment(scene.deployment, "metadata", "creationTimestamp")
+    changed = moment(condition(scene.deployment, "Available"), "lastTransitionTime")
+    made = moment(_newest_set(scene), "metadata", "creationTimestamp")
+    known = [created, changed, made, *(_deleted_at(pod) for pod in scene.pods)]
+    return max((at for at in known if at is not None), default=None)
+
+
+def _deleted_at(pod: Raw) -> datetime | None:
+    """When somebody deleted it: what the object says is when its grace is over."""
+    until = moment(pod, "metadata", "deletionTimestamp")
+    return (
+        until - timedelta(seconds=whole(pod, "metadata", "deletionGracePeriodSeconds") or 0)
+        if until
+        else None
+    )
 
 
 def _scaled_by_hand(scene: _Scene) -> str:
@@ -469,15 +523,17 @@ def _drift(scene: _Scene) -> str:
     return _scaled_by_hand(scene) if whole(scene.deployment, "spec", "replicas") == 0 else ""
 
 
-def _left(picture: Picture) -> tuple[str, ...]:
-    """What a delete has still to undo."""
+def _left(picture: Picture, replicas: Iterable[Replica]) -> tuple[str, ...]:
+    """What a delete has still to undo; model servers that have not ended are counted by whoever reads this."""
     found = []
     if picture.inference_service is not None:
         found.append("InferenceService")
     if picture.deployments:
         found.append("Deployment")
-    if picture.pods:
-        found.append(f"{len(picture.pods)} pod{'s' if len(picture.pods) > 1 else ''}")
+    ended = sum(each.state is ReplicaState.EXITED for each in replicas)
+    others = sum(not _is_predictor_of(each, name(picture.inference_service)) for each in picture.pods)
+    if ended + others:
+        found.append(f"{ended + others} pod{'s' if ended + others > 1 else ''}")
     if picture.namespace is not None:
         found.append("namespace")
     return tuple(found)
@@ -488,5 +544,8 @@ def _seconds_until(at: datetime | None, scene: _Scene) -> float | None:
     since = moment(scene.service, "metadata", "creationTimestamp")
     if since is not None and scene.should_run and not scene.deployment:
         moments.append(since + timedelta(seconds=KSERVE_SILENT_SECONDS))
+    begun = _without_pods_since(scene)
+    if begun is not None and scene.should_run and all(is_going(pod) for pod in scene.pods):
+        moments.append(begun + timedelta(seconds=NO_PODS_SECONDS))
     ahead = [(each - scene.now).total_seconds() for each in moments if each > scene.now]
     return min(ahead, default=None)

@@ -140,7 +140,8 @@ def read_pod(
         return PodFacts(ReplicaState.UNRESPONSIVE, started, waiting=lost)
     coming = next((each for each in known if each.state is not ReplicaState.READY), None)
     if coming is None or (coming.state is ReplicaState.STARTING and coming.waiting is None):
-        return PodFacts(ReplicaState.STARTING, started, waiting=_preparing(view))
+        is_past_inits = bool(inits) and all(each.state is ReplicaState.READY for each in inits)
+        return PodFacts(ReplicaState.STARTING, started, waiting=_preparing(view, is_past_inits=is_past_inits))
     return replace(coming, started_at=coming.started_at or started)
 
 
@@ -166,7 +167,7 @@ def _unplaced(view: _View) -> Waiting | None:
     return Waiting(found.reason, found.message, since, found.fails)
 
 
-def _preparing(view: _View) -> Waiting:
+def _preparing(view: _View, *, is_past_inits: bool) -> Waiting:
     """On a node, no container started; pods' volumes and network come first."""
     since = moment(view.pod, "status", "startTime")
     mount = latest(view.events, "FailedMount", "FailedAttachVolume", "FailedMapVolume")
@@ -179,6 +180,10 @@ def _preparing(view: _View) -> Waiting:
         lasts = (sandbox.last - sandbox.first).total_seconds() >= STUCK_AFTER_SECONDS
         message = words.sentence(sandbox.message)
         return Waiting(ReasonCode.CONTAINER_START_FAILED, message, sandbox.first, lasts)
+    if is_past_inits:
+        return Waiting(
+            ReasonCode.LOADING, f"the model is here; node {view.node} starts the model server", since
+        )
     return Waiting(ReasonCode.STARTING, f"node {view.node} prepares the pod", since)
 
 

@@ -18,10 +18,8 @@ from inferplane.domain.reasons import ReasonCode
 SENTENCE_CHARACTERS_MAX = 400
 
 _SCHEDULER_NOISE = re.compile(
-    r"\.?\s*(no new claims to deallocate,?\s*)?(preemption: .*|Preemption is not helpful.*)?$",
-    re.DOTALL,
+    r"[.,\s]*(?:no new claims to deallocate\b|preemption: |Preemption is not helpful).*$", re.DOTALL
 )
-_NO_CLAIMS = re.compile(r",?\s*no new claims to deallocate\.?")
 _POD_FORBIDDEN = re.compile(r'^(?:Error creating: )?pods "[^"]*" is forbidden: ')
 _ERROR_CREATING = re.compile(r"^Error creating: ")
 _PULL_NOISE = re.compile(
@@ -65,7 +63,7 @@ def last_line(lines: Sequence[str]) -> str:
 def scheduling(words: str) -> Finding:
     """Why no node takes the pod."""
     cannot_ever = "preemption is not helpful" in words.lower()
-    plain = sentence(_SCHEDULER_NOISE.sub("", _NO_CLAIMS.sub("", words)))
+    plain = sentence(_SCHEDULER_NOISE.sub("", words))
     lowered = plain.lower()
     if "persistentvolumeclaim" in lowered or "volume node affinity" in lowered:
         missing = "not found" in lowered
