@@ -7,11 +7,12 @@ caller has one place in which to begin again.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -32,7 +33,12 @@ SILENCE_SECONDS_MAX = 100.0
 """The API server sends a bookmark each minute or so; a watch that is silent for longer has been cut unnoticed."""
 LINE_BYTES_MAX = 8 * 1024 * 1024
 
+TRIES = 4
+TRY_AGAIN_SECONDS = 0.1
+WAIT_FOR_BUSY_SECONDS_MAX = 1.0
+
 Raw = dict[str, Any]
+T = TypeVar("T")
 
 
 class TooOld(ApiError):
@@ -79,12 +85,17 @@ INFERENCE_SERVICE = Kind("serving.kserve.io", "v1beta1", "inferenceservices", "I
 
 
 class KubeClient(HttpApi):
-    """An API server as the engine uses it."""
+    """An API server as the engine uses it.
+
+    Everything here may be asked twice: an object is read, or said as a whole, or patched as of one version. So what the
+    API server could not do in this moment (5xx, 429) is asked a few times. Where nobody answers it is not: that
+    takes longer than a step may.
+    """
 
     async def find(self, path: str) -> Raw | None:
         """One object; None where there is none. Raises ApiError."""
         try:
-            return await self.call("GET", path)
+            return await _insistently(lambda: self.call("GET", path))
         except ApiError as error:
             if error.status == 404:
                 return None
@@ -92,19 +103,25 @@ class KubeClient(HttpApi):
 
     async def apply(self, path: str, manifest: Mapping[str, Any]) -> Raw:
         """Server-side apply: what `manifest` says is ours from here on, whoever said something else. Raises ApiError."""
-        return await self.call("PATCH", path, manifest, fieldManager=MANAGER, force="true")
+        return await _insistently(
+            lambda: self.call("PATCH", path, manifest, fieldManager=MANAGER, force="true")
+        )
 
     async def merge(self, path: str, patch: Mapping[str, Any]) -> Raw:
         """A merge patch: None takes a field away. With metadata.resourceVersion only of that version (else 409)."""
         content = json.dumps(patch).encode()
-        async with self._opened(
-            "PATCH",
-            path,
-            {"fieldManager": MANAGER},
-            content=content,
-            content_type="application/merge-patch+json",
-        ) as response:
-            return _object(await response.aread())
+
+        async def once() -> Raw:
+            async with self._opened(
+                "PATCH",
+                path,
+                {"fieldManager": MANAGER},
+                content=content,
+                content_type="application/merge-patch+json",
+            ) as response:
+                return _object(await response.aread())
+
+        return await _insistently(once)
 
     async def delete(self, path: str, *, uid: str = "") -> bool:
         """Delete an object with what belongs to it, in the background; whether there was one. With `uid` only that
@@ -114,7 +131,7 @@ class KubeClient(HttpApi):
         if uid:
             body["preconditions"] = {"uid": uid}
         try:
-            await self.call("DELETE", path, body)
+            await _insistently(lambda: self.call("DELETE", path, body))
         except ApiError as error:
             if error.status == 404 or (error.status == 409 and uid):
                 return False
@@ -130,8 +147,7 @@ class KubeClient(HttpApi):
         following = ""
         while True:
             asked = query | ({"continue": following} if following else {})
-            async with self._opened("GET", path, asked) as response:
-                page = _object(await response.aread())
+            page = await _insistently(lambda asked=asked: self._page(path, asked))  # type: ignore[misc]
             metadata = page.get("metadata")
             metadata = metadata if isinstance(metadata, Mapping) else {}
             found = page.get("items")
@@ -142,6 +158,10 @@ class KubeClient(HttpApi):
             following = str(metadata.get("continue") or "")
             if not following:
                 return
+
+    async def _page(self, path: str, query: Mapping[str, str]) -> Raw:
+        async with self._opened("GET", path, query) as response:
+            return _object(await response.aread())
 
     async def watch(self, path: str, version: str, selector: str = "") -> AsyncIterator[tuple[str, Raw]]:
         """Changes after `version` as (type, object), bookmarks too, until the API server ends it.
@@ -228,6 +248,27 @@ class KubeClient(HttpApi):
     def _extensions(self) -> dict[str, Any]:
         name = self._credentials.server_name
         return {"sni_hostname": name} if name else {}
+
+
+async def _insistently(ask: Callable[[], Awaitable[T]]) -> T:
+    """The answer, asked for again where the API server could not give it in this moment. Raises ApiError."""
+    for attempt in range(1, TRIES):
+        try:
+            return await ask()
+        except ApiError as error:
+            wait = TRY_AGAIN_SECONDS * attempt
+            if isinstance(error, Busy):
+                wait = max(wait, error.retry_after_seconds)
+            is_passing = error.status == 429 or error.status >= 500
+            if not is_passing or is_refused_by_webhook(error) or wait > WAIT_FOR_BUSY_SECONDS_MAX:
+                raise
+            await asyncio.sleep(wait)
+    return await ask()
+
+
+def is_refused_by_webhook(error: ApiError) -> bool:
+    """Whether a webhook did not want it; KServe's says so with a 500 where the object makes it stumble."""
+    return "denied the request" in error.message
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:

@@ -45,6 +45,7 @@ from inferplane.engines.kserve.client import (
     SERVICE_ACCOUNT,
     Kind,
     KubeClient,
+    is_refused_by_webhook,
 )
 from inferplane.engines.kserve.http_api import ApiError
 from inferplane.engines.kserve.observe import observe, pods_of
@@ -99,6 +100,7 @@ TAILS_AT_ONCE_MAX = 4
 TAILS_WAITING_MAX = 10_000
 ERROR_CHARACTERS_MAX = 600
 LOG_LINE_CHARACTERS_MAX = 2000
+STEP_TRIES = 3
 
 log = get_logger("engines.kserve")
 
@@ -206,24 +208,18 @@ class KServeEngine:
 
     async def apply(self, target: Target, action: Action) -> None:
         """A few requests. Raises EngineError, EngineAway where the API server did not answer."""
-        endpoint = target.endpoint
-        try:
-            async with self._lock(endpoint.uid):
-                match action:
-                    case FetchModel():
-                        await self._prepare(endpoint, target.secret, action.revision)
-                    case StartReplica():
-                        await self._say(endpoint, action)
-                    case StopReplica():
-                        await self._rest(endpoint)
-                    case DropModel():
-                        await self._forget(endpoint, action.revision)
-                    case Release():
-                        await self._release(endpoint.uid, endpoint.namespace)
-        except ApiError as error:
-            raise _translated(error) from error
-        except Invalid as error:
-            raise EngineError(error.message, reason=error.reason) from error
+        async with self._lock(target.endpoint.uid):
+            for attempt in range(1, STEP_TRIES + 1):
+                try:
+                    await self._take(target, action)
+                except ApiError as error:
+                    # Somebody wrote between our reading and our writing: read again, decide again.
+                    if error.status != 409 or attempt == STEP_TRIES:
+                        raise _translated(error) from error
+                except Invalid as error:
+                    raise EngineError(error.message, reason=error.reason) from error
+                else:
+                    return
 
     async def owned(self) -> frozenset[str]:
         """By the labels of Namespaces; nobody's before they were listed."""
@@ -287,6 +283,20 @@ class KServeEngine:
             raise _translated(error) from error
 
     # --- steps ----------------------------------------------------------------------------------------
+
+    async def _take(self, target: Target, action: Action) -> None:
+        endpoint = target.endpoint
+        match action:
+            case FetchModel():
+                await self._prepare(endpoint, target.secret, action.revision)
+            case StartReplica():
+                await self._say(endpoint, action)
+            case StopReplica():
+                await self._rest(endpoint)
+            case DropModel():
+                await self._forget(endpoint, action.revision)
+            case Release():
+                await self._release(endpoint.uid, endpoint.namespace)
 
     async def _prepare(self, endpoint: InferenceEndpoint, secret: Mapping[str, str], revision: int) -> None:
         """Namespace, credentials, account, quota; then the note that it is so."""
@@ -365,12 +375,10 @@ class KServeEngine:
         if not _belongs(found, uid):
             raise EngineError(f"namespace {place} is not this endpoint's, so it is left as it is")
         self._fenced(found)
-        services = await self._client.call(
-            "GET", INFERENCE_SERVICE.path(place), None, labelSelector=f"{ENDPOINT_LABEL}={uid}"
-        )
-        for each in items(services, "items"):
-            if not is_going(each):
-                await self._client.delete(INFERENCE_SERVICE.path(place, name(each)))
+        async for page, _ in self._client.pages(INFERENCE_SERVICE.path(place), f"{ENDPOINT_LABEL}={uid}"):
+            for each in page:
+                if not is_going(each):
+                    await self._client.delete(INFERENCE_SERVICE.path(place, name(each)))
         if not is_going(found):
             await self._client.delete(NAMESPACE.path(name=place), uid=text(found, "metadata", "uid"))
 
@@ -530,7 +538,9 @@ def _ended_runs(uid: str, pod: Raw) -> list[_Ended]:
     for part in ("initContainerStatuses", "containerStatuses"):
         for status in items(pod, "status", part):
             runs = whole(status, "restartCount") or 0
-            for state, run, previous in (("state", runs, False), ("lastState", runs - 1, True)):
+            # Between two runs the count is still that of the one that ended.
+            before = runs if mapping(status, "state", "waiting") else runs - 1
+            for state, run, previous in (("state", runs, False), ("lastState", before, True)):
                 ended = mapping(status, state, "terminated")
                 if ended and run >= 0 and whole(ended, "exitCode") != 0:
                     found.append(
@@ -574,7 +584,6 @@ def _belongs(found: Raw, uid: str) -> bool:
 def _translated(error: ApiError) -> EngineError:
     """Where nobody answered, or all could be well in a moment, that says nothing about the endpoint."""
     message = error.message[:ERROR_CHARACTERS_MAX]
-    by_webhook = "admission webhook" in message
-    if error.status in (0, 429) or (error.status >= 500 and not by_webhook):
+    if error.status in (0, 429) or (error.status >= 500 and not is_refused_by_webhook(error)):
         return EngineAway(f"the cluster's API server: {message}", reason=ReasonCode.CLUSTER_UNREACHABLE.value)
     return EngineError(message, reason=error.reason)
