@@ -31,6 +31,7 @@ class ControlPlane:
     home: Path
     database_url: str
     world: Path
+    command: tuple[str, ...] = ()
     process: subprocess.Popen[str] | None = None
     api: str = ""
     ready: threading.Event = field(default_factory=threading.Event)
@@ -52,7 +53,7 @@ class ControlPlane:
         self.api = ""
         with (self.home.parent / f"{self.home.name}.log").open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, PROGRAM, self.world],
+                self.command or [sys.executable, PROGRAM, self.world],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -163,14 +164,20 @@ class Installation:
 
 
 @contextmanager
-def installation(folder: Path, database_url: str, count: int = 2) -> Iterator[Installation]:
-    """`count` control planes that run; none is left afterwards."""
+def installation(
+    folder: Path, database_url: str, configuration: str = "", count: int = 2
+) -> Iterator[Installation]:
+    """`count` control planes that run; none is left afterwards.
+
+    With a `configuration` they are `inferplane up` as users start it, else programs before a shared world.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tables = "".join(f'[[cluster]]\nname = "{each}"\nengine = "simulated"\n' for each in CLUSTERS)
-    (folder / "inferplane.toml").write_text(tables)
+    (folder / "inferplane.toml").write_text(configuration or tables)
     (folder / "owner.key").write_text(OWNER_KEY + "\n")
     world = folder / "world.db"
-    planes = [ControlPlane(folder / f"plane-{number}", database_url, world) for number in range(count)]
+    command = (sys.executable, "-m", "inferplane", "up") if configuration else ()
+    planes = [ControlPlane(folder / f"plane-{each}", database_url, world, command) for each in range(count)]
     try:
         for each in planes:
             each.start()
