@@ -7,6 +7,7 @@ What it does beside the usual is asked for in the configuration's `args`:
     --mute             is ready but never answers         --grow-mib=N     takes that much memory
     --print=N          prints N numbered lines            --environment    prints its environment
     --helper           starts a helper that outlives it   --silent         never says anything of itself
+    --child-grow-mib=N starts a process that takes that much memory
     --abort            ends itself by SIGABRT once ready  --print-forever  prints without end
 """
 
@@ -42,6 +43,9 @@ def main() -> None:
         print("Traceback: the reason why", flush=True)
         sys.exit(3)
     ballast = bytearray(int(options.get("--grow-mib", 0)) * 1024**2)
+    if "--child-grow-mib" in options:
+        code = f"import time; ballast = b'x' * ({int(options['--child-grow-mib'])} << 20); time.sleep(600)"
+        subprocess.Popen([sys.executable, "-c", code])
     for start in range(0, len(ballast), 4096):
         ballast[start] = 1
     if "--helper" in options:

@@ -17,10 +17,18 @@ from inferplane.domain.errors import StaleLease, StaleVersion
 from inferplane.observability import get_logger
 
 RESYNC_SECONDS = 30.0
+"""Everybody is looked at again within this time, or with many within a time in which they are so few a second:"""
+RESYNC_PASSES_A_SECOND_MAX = 10.0
+RESYNC_SECONDS_MAX = 300.0
 RESYNC_RETRY_SECONDS = 2.0
 WORKERS = 8
 
 log = get_logger("controllers")
+
+
+def resync_seconds(count: int) -> float:
+    """How long regular looks at so many keys are spread over."""
+    return min(RESYNC_SECONDS_MAX, max(RESYNC_SECONDS, count / RESYNC_PASSES_A_SECOND_MAX))
 
 
 def spread(keys: Iterable[str], seconds: float) -> list[tuple[str, float]]:
@@ -111,9 +119,10 @@ class Runner:
             at_once = self._all.is_set()
             self._all.clear()
             try:
-                for key, delay in spread(await self._controller.keys(), RESYNC_SECONDS):
+                keys = list(await self._controller.keys())
+                pause = resync_seconds(len(keys))
+                for key, delay in spread(keys, pause):
                     self._queue.put_after(key, 0.0 if at_once else delay)
-                pause = RESYNC_SECONDS
             except Exception:  # the store may be away for a while; the loop has to outlive that
                 pause = RESYNC_RETRY_SECONDS
                 log.exception("listing keys failed", controller=self._controller.name)

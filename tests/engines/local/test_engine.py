@@ -172,6 +172,13 @@ async def test_too_much_memory_ends_a_server_with_limit_and_use(engine: LocalEng
     assert "its limit is 100 MiB" in ended.exit.message
 
 
+async def test_what_a_server_started_counts_for_its_memory(engine: LocalEngine) -> None:
+    one = endpoint("a1", "--child-grow-mib=300", resources=Resources(memory_bytes=200 * 1024**2))
+    ended = await wait_for_state(engine, await start(engine, one), EXITED)
+    assert ended.exit is not None
+    assert ended.exit.reason is ReasonCode.OUT_OF_MEMORY
+
+
 async def test_a_cpu_limit_keeps_a_server_on_so_many_cores(engine: LocalEngine, home: Path) -> None:
     one = endpoint(resources=Resources(cpu_millis=500))
     replica = await start_until_ready(engine, one)

@@ -23,6 +23,7 @@ from inferplane.engines.local.launch import (
     server_environment,
     thread_count,
     visible_gpus,
+    worker_count,
 )
 
 REPLICA = ReplicaId("0123456789ab", 12, 3)
@@ -110,6 +111,26 @@ def test_an_intent_survives_its_file() -> None:
     assert Intent.from_json(intent.to_json()) == intent
 
 
+@pytest.mark.parametrize(
+    ("cpu_millis", "model_format", "workers"),
+    [
+        (None, "sklearn", 1),
+        (1999, "sklearn", 1),
+        (2000, "sklearn", 2),
+        (3500, "sklearn", 3),
+        (64_000, "sklearn", 4),  # as many as there are cores
+        (4000, "xgboost", 1),
+        (4000, "onnx", 1),
+    ],
+)
+def test_a_server_whose_model_uses_one_core_gets_a_process_for_each_core_of_its_limit(
+    cpu_millis: int | None, model_format: str, workers: int
+) -> None:
+    model = endpoint(model={"format": model_format}, resources=Resources(cpu_millis=cpu_millis)).spec.model
+    assert worker_count(model, 4) == workers
+    assert worker_count(replace(model, command=("serve",)), 4) == 1
+
+
 def test_names_of_folders_are_names_of_replicas_or_nothing() -> None:
     assert parse_replica_name(REPLICA.endpoint_uid, REPLICA.name) == REPLICA
     for name in ("", "r1", "1-0", "r-0", "r1-", "r1-0-2x", "rx-0", ".r1-0", "server.log"):
@@ -149,6 +170,7 @@ def test_the_servers_configuration_is_the_contract() -> None:
         "notify_key": "0123456789ab",
         "version": "1",
         "threads": 2,
+        "workers": 1,
         "max_request_bytes": 16 * 1024 * 1024,
         "request_timeout_seconds": 60.0,
         "predict_proba": True,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -45,6 +46,7 @@ from inferplane.engines.local.launch import (
     server_environment,
     thread_count,
     visible_gpus,
+    worker_count,
 )
 from inferplane.engines.local.launchers import FreshLauncher, Launcher
 from inferplane.engines.local.limits import Limits
@@ -487,7 +489,9 @@ class LocalEngine:
         """Clear away the last run and write down the intent. Raises OSError."""
         assert self._hints is not None, "the engine was not started"
         resources = endpoint.spec.model.resources
-        threads = thread_count(resources, len(self._cores))
+        workers = worker_count(endpoint.spec.model, len(self._cores))
+        # Several processes divide the cores between them.
+        threads = max(1, thread_count(resources, len(self._cores)) // workers)
         load = Counter(core for server in self._servers.values() for core in server.intent.cores)
         intent = Intent(
             replica=replica,
@@ -509,6 +513,7 @@ class LocalEngine:
                 model_path,
                 paths,
                 threads=threads,
+                workers=workers,
                 notify_socket=self._hints.path,
                 otlp_endpoint=self._otlp_endpoint,
             ),
@@ -654,9 +659,14 @@ class LocalEngine:
                     self._wake(uid)
 
     async def _sweep_forever(self) -> None:
-        while True:
+        for turn in itertools.count():
             await asyncio.sleep(self._limits.sweep_seconds)
-            for index, server in enumerate(tuple(self._servers.values())):
+            looked_at = [
+                server
+                for index, server in enumerate(tuple(self._servers.values()))
+                if not server.is_steady or (index + turn) % self._limits.steady_sweeps == 0
+            ]
+            for index, server in enumerate(looked_at):
                 if index and index % self._limits.sweep_together == 0:
                     await asyncio.sleep(0)  # whoever is waiting has their turn between hundreds of servers
                 if self._servers.get(server.intent.replica) is not server:

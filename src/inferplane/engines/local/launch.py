@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from inferplane.domain.endpoint import InferenceEndpoint, ReplicaId, Resources
+from inferplane.domain.endpoint import InferenceEndpoint, ModelSpec, ReplicaId, Resources
 from inferplane.domain.runtime import VLLM_FORMAT
 from inferplane.private_folders import fits_sockets
 
@@ -32,6 +32,11 @@ NOTIFY_SOCKET_NAME = "notify.sock"
 # Without a CPU limit a server gets this many threads at most: more hardly helps one small model,
 # and many servers on one machine would only push each other aside.
 UNLIMITED_THREADS_MAX = 4
+
+# Formats whose models hold the interpreter's lock while they compute, for much of the time: more cores than one
+# only help them as more processes. Others (XGBoost, LightGBM, ONNX, torch) let go of it and use threads.
+ONE_CORE_FORMATS = frozenset({"sklearn"})
+WORKERS_BY_CPU_MAX = 8
 
 # The kernel's limit on private memory is a backstop for a server that grows faster than it is
 # sampled. It counts what is reserved, not what is used, so it lies well above the limit itself.
@@ -222,6 +227,15 @@ def thread_count(resources: Resources, cores: int) -> int:
     return max(1, min(cores, math.ceil(resources.cpu_millis / 1000)))
 
 
+def worker_count(model: ModelSpec, cores: int) -> int:
+    """Processes of one server, unless its arguments say how many: one for each whole core of its CPU limit,
+    where one process could not use them.
+    """
+    if model.command or model.format not in ONE_CORE_FORMATS or model.resources.cpu_millis is None:
+        return 1
+    return max(1, min(model.resources.cpu_millis // 1000, cores, WORKERS_BY_CPU_MAX))
+
+
 def choose_cores(resources: Resources, cores: Sequence[int], load: Mapping[int, int]) -> tuple[int, ...]:
     """The cores a server is kept on: those with the fewest servers on them, lowest number first.
 
@@ -305,6 +319,7 @@ def server_config(
     *,
     threads: int,
     notify_socket: Path,
+    workers: int = 1,
     otlp_endpoint: str = "",
 ) -> dict[str, Any]:
     """The model server's configuration file, as a mapping."""
@@ -323,6 +338,7 @@ def server_config(
         "notify_key": endpoint.uid,
         "version": "1",
         "threads": threads,
+        "workers": workers,
         "max_request_bytes": limits.max_request_bytes,
         "request_timeout_seconds": limits.timeout_seconds,
         "predict_proba": environment.get(PROBABILITY_VARIABLE, "").lower() in {"1", "true", "yes"},

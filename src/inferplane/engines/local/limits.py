@@ -13,13 +13,15 @@ class Limits:
 
     `sweep_seconds` is how often memory, start timeouts, log sizes and status files are looked at;
     it also bounds by how much a server can overshoot its memory limit or its log; `sweep_together`
-    servers are looked at in one go. A server that
+    servers are looked at in one go, and of those that are ready and have no memory limit only each
+    `steady_sweeps`-th time; as often it is asked which processes a server has started. A server that
     fails `health_failures_max` checks in a row is called unresponsive. `exit_record_seconds` is how
     long an observation waits for a fork server to write down a child's exit code.
     """
 
     sweep_seconds: float = 0.5
     sweep_together: int = 10
+    steady_sweeps: int = 4
     health_interval_seconds: float = 5.0
     health_timeout_seconds: float = 5.0
     health_failures_max: int = 3

@@ -27,6 +27,8 @@ PROC = Path("/proc")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STAT_START_TICKS = 19  # field 22 of /proc/<pid>/stat, counted from behind the command's name
 _STAT_STATE = 0
+FAMILY_MAX = 1000
+"""Processes of one server that are looked at for its memory."""
 
 
 class ProcessGone(Exception):
@@ -194,18 +196,47 @@ def kill_holders(lock: Path) -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def memory_bytes(pid: int, threshold: int) -> int:
-    """Memory the process uses. Exact above `threshold`; below it, an upper bound that is cheap to get.
+def memory_bytes(pid: int, threshold: int, known: Sequence[int] = ()) -> int:
+    """Memory that the process and those it started use. Exact above `threshold`; below it, an upper bound
+    that is cheap to get, of the process and those of its descendants that are `known`.
 
     Pages shared with a parent (servers forked from a warm one share its libraries) count for each
     sharer by its part. Reading that takes the kernel a walk over all pages, so the plain resident
     size, which is never smaller, is asked first. 0 when the process is gone.
     """
-    resident = _resident_bytes(pid)
-    if resident <= threshold:
-        return resident
-    proportional = _proportional_bytes(pid)
-    return resident if proportional is None else proportional
+    bound = sum(_resident_bytes(each) for each in (pid, *known))
+    if bound <= threshold:
+        return bound
+    used = 0
+    for each in (pid, *descendants(pid)):  # asked anew: numbers that were known may be others' by now
+        proportional = _proportional_bytes(each)
+        used += _resident_bytes(each) if proportional is None else proportional
+    return used
+
+
+def descendants(pid: int) -> tuple[int, ...]:
+    """The processes that this one started and that are there, theirs too: workers of a server, say.
+
+    Those whose parent has ended are somebody else's by now and not found.
+    """
+    found: dict[int, None] = {}
+    parents = [pid]
+    while parents and len(found) < FAMILY_MAX:
+        for child in _children(parents.pop()):
+            if child not in found:
+                found[child] = None
+                parents.append(child)
+    return tuple(found)
+
+
+def _children(pid: int) -> list[int]:
+    tasks = PROC / str(pid) / "task"
+    children: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(tasks):  # noqa: PTH208 - names are all that is wanted
+            with contextlib.suppress(OSError):
+                children += map(int, (tasks / task / "children").read_text().split())
+    return children
 
 
 def kernel_oom_kills() -> int:

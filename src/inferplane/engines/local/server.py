@@ -21,6 +21,7 @@ from inferplane.engines.local.logfile import rotate, tail
 from inferplane.engines.local.process import (
     ProcessGone,
     ProcessWatch,
+    descendants,
     is_same_process,
     kernel_oom_kills,
     kill_holders,
@@ -85,6 +86,9 @@ class RunningServer:
         self._checking: asyncio.Task[None] | None = None
         self._check_at = self._loop.time() + around.limits.health_interval_seconds
         self._health_failures = 0
+        self._steady = False
+        self._sweeps = 0
+        self._descendants: tuple[int, ...] = ()
         self._status_mark = _mark(paths.status)
         self._status_read: tuple[tuple[int, int] | None, ServerStatus | None] = (None, None)
         self._watch = ProcessWatch(record, self._process_ended)
@@ -100,6 +104,11 @@ class RunningServer:
     def has_process(self) -> bool:
         """Whether the process lives, asked of the kernel."""
         return not self._watch.has_ended
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether it was ready when last looked at and may use what memory it likes: it can wait for the next look."""
+        return self._steady
 
     # --- ending it --------------------------------------------------------------------------------
 
@@ -218,6 +227,7 @@ class RunningServer:
             self._around.changed(self.intent.replica.endpoint_uid)
         self._enforce_memory()
         state = self._state_by(mark)
+        self._steady = state is ReplicaState.READY and self.intent.memory_bytes is None
         if state in (ReplicaState.STARTING, ReplicaState.LOADING):
             self._enforce_start_timeout()
         elif state in (ReplicaState.READY, ReplicaState.UNRESPONSIVE):
@@ -255,7 +265,10 @@ class RunningServer:
         limit = self.intent.memory_bytes
         if limit is None or self._stop is not None:
             return
-        used = memory_bytes(self.pid, limit)
+        if self._sweeps % self._around.limits.steady_sweeps == 0:
+            self._descendants = descendants(self.pid)
+        self._sweeps += 1
+        used = memory_bytes(self.pid, limit, self._descendants)
         if used > limit:
             message = f"the model server used {_size(used)} of memory; its limit is {_size(limit)}"
             self.stop(0.0, reason=ReasonCode.OUT_OF_MEMORY, message=message)
