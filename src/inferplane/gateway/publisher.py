@@ -262,7 +262,7 @@ class RoutePublisher:
         if found is None and not succeeds:
             self._config = replace(self._config, port=self._free_port())
             self._places.port.write_text(str(self._config.port), encoding="utf-8")
-        self._take_up_journal(adopted=found is not None)
+        await self._take_up_journal(adopted=found is not None)
         if succeeds and not await self._succeed():
             succeeds = False
             self._free_port()
@@ -356,19 +356,22 @@ class RoutePublisher:
             )
         return port
 
-    def _take_up_journal(self, *, adopted: bool) -> None:
+    async def _take_up_journal(self, *, adopted: bool) -> None:
         """Want what an earlier run told Envoy, until the whole table is known.
 
         A running Envoy may use everything that the journal has; one about to start, only what it is told.
+        Nobody is connected yet, and nothing is published before `open`: others may have their turn in between.
         """
         # Earlier versions told Envoy by files.
         for old in ("files", "new"):
             shutil.rmtree(self._places.directory / old, ignore_errors=True)
         for each in envoy.shared_resources(self._config, access_log=str(self._places.access_log)):
             self._exchange.put(each)
-        found = dict(self._journal.read())
+        found = dict(await asyncio.to_thread(self._journal.read))
         self._journal.open()
-        for uid, told in found.items():
+        for number, (uid, told) in enumerate(found.items()):
+            if number % CHANGES_MAX == 0:
+                await asyncio.sleep(0)
             if told.routes is not None:
                 self._index(uid, told.routes)
             elif adopted:
@@ -378,8 +381,11 @@ class RoutePublisher:
             usable = told.usable if adopted else () if told.routes is None else told.routes.upstreams
             if told.routes is not None or usable:
                 self._usable[uid] = frozenset(usable)
-        for key in list(self._candidates):
-            self._serve(key, {uid: told.routes for uid, told in found.items() if told.routes is not None})
+        routes = {uid: told.routes for uid, told in found.items() if told.routes is not None}
+        for number, key in enumerate(list(self._candidates)):
+            if number % CHANGES_MAX == 0:
+                await asyncio.sleep(0)
+            self._serve(key, routes)
         self._known = dict(self._told)
         for uid in list(self._unsettled):
             if self._usable.get(uid, frozenset()) == frozenset(self._told[uid].upstreams):
