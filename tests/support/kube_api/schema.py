@@ -7,10 +7,13 @@ there are small ones here, by hand: enough to notice a field that does not exist
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,6 +26,7 @@ Raw = dict[str, Any]
 
 _INT32 = 2**31
 _INT64 = 2**63
+_CACHE = Path(tempfile.gettempdir()) / f"inferplane-tests-{os.getuid()}-kserve-schemas"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +126,20 @@ def of_crd_file(plural: str) -> Schema | None:
     path = kserve_data() / f"serving.kserve.io_{plural}.yaml"
     if not path.exists():
         return None
-    # The definition of InferenceService is two megabytes of YAML, so it is read when first needed, once a process.
+    # The definition of InferenceService is two megabytes of YAML, seconds to read on a busy machine. So what was
+    # read is kept as JSON beside the other temporary files, by the definition's size and time.
+    about = path.stat()
+    kept = _CACHE / f"{plural}-{about.st_size}-{about.st_mtime_ns}.json"
+    if kept.exists():
+        found: Schema = json.loads(kept.read_text())
+        return found
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    crd = yaml.load(path.read_text(), Loader=loader)
-    found: Schema = of_crd(crd)
-    return found
+    read = of_crd(yaml.load(path.read_text(), Loader=loader))
+    _CACHE.mkdir(mode=0o700, exist_ok=True)
+    unfinished = kept.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps(read))
+    unfinished.replace(kept)
+    return read
 
 
 def of_crd(crd: Mapping[str, Any]) -> Schema:

@@ -204,6 +204,9 @@ class KubeApi:
 
     async def start(self) -> KubeApi:
         """Listens on a free port of 127.0.0.1."""
+        for kind in self.store.kinds.values():
+            # Read now, not within somebody's first request, whose timeout may be short.
+            self.store.schema_of(kind)
         self._kept = _bound(0)
         self._port = self._kept.getsockname()[1]
         await self._listen_again()
@@ -731,7 +734,7 @@ class KubeApi:
             asked = Asked("create", place.kind.group, place.resource, place.namespace, place.name)
             self.authorizer.check(who, place.kind, asked)
 
-        return Write(manager or agent, bool(dry_run), validation, may_create)
+        return Write(manager or agent, bool(dry_run), validation, may_create=may_create)
 
     def _body(self, incoming: Incoming, kind: Kind) -> Raw:
         try:

@@ -45,6 +45,8 @@ class Write:
     dry_run: bool = False
     validation: str = "Warn"
     """Of unknown fields: Strict, Warn, Ignore."""
+    exact: bool = False
+    """Generation and deletion are as given: somebody plays the server."""
     may_create: Callable[[], None] = lambda: None
     """Raises Refused where an apply may not create what is not there."""
 
@@ -157,9 +159,9 @@ class Store:
 
     # -- writing from inside --------------------------------------------------------------------------
 
-    def put(self, object: Mapping[str, Any], *, manager: str = "test") -> Raw:
+    def put(self, object: Mapping[str, Any], *, manager: str = "test", exact: bool = False) -> Raw:
         """Makes it, or replaces spec, status and metadata of what is there of that name. As somebody else would,
-        with every right and past all checks."""
+        with every right and past all checks. `exact`: its generation and deletion too are as given."""
         new = deepcopy(dict(object))
         kind = self._kind_of(new)
         metadata = new["metadata"] = dict(new["metadata"])
@@ -167,12 +169,14 @@ class Store:
         before = self.peek(kind, namespace, metadata["name"])
         if before is None:
             admission.normalise(kind, new)
-            return deepcopy(self._add(kind, namespace, new, Write(manager), "Update"))
-        for name in ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"):
+            return deepcopy(self._add(kind, namespace, new, Write(manager, exact=exact), "Update"))
+        kept = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds")
+        for name in kept[:2] if exact else kept:
             if name in before["metadata"]:
                 metadata[name] = before["metadata"][name]
-        self._track(kind, before, new, Write(manager), "")
-        return deepcopy(self._replace(kind, namespace, before, new, Write(manager)))
+        write = Write(manager, exact=exact)
+        self._track(kind, before, new, write, "")
+        return deepcopy(self._replace(kind, namespace, before, new, write))
 
     def edit(
         self, kind: str, name: str, namespace: str, change: Callable[[Raw], Any], *, manager: str = "test"
@@ -690,13 +694,16 @@ class Store:
             now_text(),
         )
         for name in ("deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "selfLink"):
-            metadata.pop(name, None)
+            if not (write.exact and name.startswith("deletion")):
+                metadata.pop(name, None)
         metadata["uid"] = metadata.get("uid") if owned is None and metadata.get("uid") else str(uuid.uuid4())
         metadata.setdefault("creationTimestamp", now_text())
         if owned is not None:
             metadata["creationTimestamp"] = now_text()
         metadata["managedFields"] = managers.entries()
-        if kind.counted:
+        if write.exact and "generation" in metadata:
+            pass
+        elif kind.counted:
             metadata["generation"] = 1
         else:
             metadata.pop("generation", None)
@@ -738,14 +745,14 @@ class Store:
         metadata["resourceVersion"] = before["metadata"]["resourceVersion"]
         if not metadata.get("finalizers"):
             metadata.pop("finalizers", None)
-        if kind.counted:
+        if kind.counted and not (write.exact and "generation" in metadata):
             generation = before["metadata"].get("generation", 1)
             metadata["generation"] = generation + (_wish(before) != _wish(new))
         if _bare(new) == _bare(before):
             return before
         if write.dry_run:
             return new
-        if "deletionTimestamp" in metadata and not metadata.get("finalizers"):
+        if "deletionTimestamp" in metadata and not metadata.get("finalizers") and not write.exact:
             over = kind.name not in ("Pod", "Namespace") or bool(before["metadata"].get("finalizers"))
             if over and kind.name != "Namespace":
                 self._store(kind, namespace, before, new, "")
