@@ -317,9 +317,12 @@ async def _get(tx: Tx, caller: Caller, gpr_id: str) -> GpuRequest:
 
 def _is_unmeasured(platform: Platform, request: GpuRequest) -> bool:
     """Whether its idle timeout is enforced in vain: without an endpoint only the driver of a real GPU on this
-    machine can tell whether it is used, and not of every GPU."""
-    if not request.enforce_idle or request.endpoint_uid or not request.holds_gpus or request.grant is None:
+    machine can tell whether it is used, and not of every GPU; and of endpoints on Kubernetes nobody here sees
+    the requests."""
+    if not request.enforce_idle or not request.holds_gpus or request.grant is None:
         return False
+    if request.endpoint_uid:
+        return platform.links.of(request.grant.cluster) is not None
     return not platform.grant_measured(request.grant)
 
 
