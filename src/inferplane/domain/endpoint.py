@@ -554,6 +554,11 @@ def _serving_state(endpoint: InferenceEndpoint) -> PublicState | None:
     current = [r for r in answering if r.id.revision == revision]
     failed = _failed_state(endpoint) if is_managed or len(current) < wanted else None
     older = sorted({r.id.revision for r in answering} - {revision})
+    unsteady = next((r for r in current if r.waiting is not None), None)
+    if len(current) >= wanted and failed is None and unsteady is not None and unsteady.waiting is not None:
+        reason, message = unsteady.waiting.reason, f"it answers, but {unsteady.waiting.message}"
+        state = _state(PublicStatus.DEGRADED, reason, message, predict="Ready", exit_=unsteady.exit)
+        return replace(state, ingress="Ready")
     if len(current) >= wanted and failed is None:
         said = status.model.note if status.model is not None else ""
         return PublicState(PublicStatus.RUNNING, None, said, "", predict="Ready", ingress="Ready")
@@ -732,6 +737,7 @@ _WAITING_WORDS = {
     ReasonCode.VOLUME_NOT_READY: PublicStatus.PENDING,
     ReasonCode.KSERVE_NOT_READY: PublicStatus.PENDING,
     ReasonCode.SPEC_REFUSED: PublicStatus.PENDING,
+    ReasonCode.ENGINE_ERROR: PublicStatus.PENDING,
     ReasonCode.ACCEPTED: PublicStatus.PENDING,
     ReasonCode.STARTING: PublicStatus.PROVISIONING,
     ReasonCode.CONTAINER_START_FAILED: PublicStatus.PROVISIONING,

@@ -24,7 +24,7 @@ from inferplane.domain.reasons import ReasonCode
 from inferplane.engines.kserve import words
 from inferplane.engines.kserve.kube_events import KubeEvent, events_of, latest
 from inferplane.engines.kserve.picture import Picture
-from inferplane.engines.kserve.pods import PodFacts, read_pod
+from inferplane.engines.kserve.pods import PodFacts, disruption, read_pod
 from inferplane.engines.kserve.raw import (
     Raw,
     annotation,
@@ -95,6 +95,13 @@ class _Scene:
         return (mode or asked) in KNATIVE_MODES
 
     @property
+    def may_sleep(self) -> bool:
+        """Whether something in the cluster may scale it to zero by itself."""
+        scaler = annotation(self.service, "serving.kserve.io/autoscalerClass").lower()
+        least = whole(self.service, "spec", "predictor", "minReplicas")
+        return self.is_knative or (scaler in ("keda", "external") and least == 0)
+
+    @property
     def is_stopped(self) -> bool:
         return annotation(self.service, STOP_ANNOTATION).lower() == "true"
 
@@ -151,6 +158,7 @@ def pods_of(endpoint_uid: str, picture: Picture, now: datetime) -> tuple[tuple[R
 
 def _replicas_of_pods(uid: str, scene: _Scene) -> tuple[list[Replica], datetime | None]:
     named = _named(uid, scene)
+    before = _disruptions(scene)
     replicas = [
         Replica(
             each,
@@ -158,7 +166,7 @@ def _replicas_of_pods(uid: str, scene: _Scene) -> tuple[list[Replica], datetime 
             started_at=facts.started_at,
             ready_at=facts.ready_at,
             exit=facts.exit,
-            waiting=facts.waiting,
+            waiting=_with_history(facts.waiting, before),
         )
         for each, _, facts in named
     ]
@@ -182,6 +190,22 @@ def _named(uid: str, scene: _Scene) -> list[tuple[ReplicaId, Raw, PodFacts]]:
         counts[revision] = index + 1
         named.append((ReplicaId(uid, revision, index), pod, facts))
     return named
+
+
+def _disruptions(scene: _Scene) -> str:
+    """What befell the newest pod that is going, "" where nothing did: the reason why there is a new one."""
+    told = [
+        disruption(pod, scene.about(text(pod, "metadata", "uid"), "Pod", name(pod)))
+        for pod in sorted(scene.pods, key=_age_key)
+        if is_going(pod)
+    ]
+    return next((each for each in reversed(told) if each), "")
+
+
+def _with_history(waiting: Waiting | None, before: str) -> Waiting | None:
+    if waiting is None or not before or waiting.reason is not ReasonCode.UNSCHEDULABLE:
+        return waiting
+    return replace(waiting, message=f"{waiting.message}; the pod before it: {before}")
 
 
 def _by_owner(pods: Iterable[Raw]) -> dict[str, list[Raw]]:
@@ -268,8 +292,6 @@ def _missing(uid: str, scene: _Scene, placed: list[Replica]) -> list[Replica]:
         waiting = _no_pods_yet(scene)
         if waiting is None:
             return []
-    if waiting.reason is ReasonCode.SPEC_REFUSED and there and not waiting.fails:
-        return []
     taken = {r.id.index for r in placed if r.id.revision == revision}
     index = next(i for i in range(len(taken) + 1) if i not in taken)
     return [Replica(ReplicaId(uid, revision, index), ReplicaState.STARTING, waiting=waiting)]
@@ -328,11 +350,7 @@ def _complaint(scene: _Scene, newest: Raw) -> Waiting | None:
     """What KServe has against the InferenceService, where that is about its present generation."""
     status = mapping(scene.service, "status")
     about = scene.about(text(scene.service, "metadata", "uid"), "InferenceService", name(scene.service))
-    errors = [
-        e
-        for e in about
-        if e.warns and e.reason in ("InternalError", "ServerlessModeRejected", "UpdateFailed")
-    ]
+    errors = [e for e in about if e.warns and e.reason in ("InternalError", "ServerlessModeRejected")]
     real = [e for e in errors if words.kserve(e.message) is not None]
     newest_event = real[-1] if real else None
     seen, generation = (
@@ -445,9 +463,9 @@ def _no_pods_yet(scene: _Scene) -> Waiting | None:
     since = moment(scene.service, "metadata", "creationTimestamp")
     if scene.deployment:
         wished = whole(scene.deployment, "spec", "replicas")
-        if wished == 0 and scene.is_knative:
+        if wished == 0 and scene.may_sleep:
             return Waiting(
-                ReasonCode.SCALED_TO_ZERO, "Knative has scaled it to zero; the next request wakes it"
+                ReasonCode.SCALED_TO_ZERO, "the cluster has scaled it to zero; the next request wakes it"
             )
         if wished == 0:
             return Waiting(ReasonCode.CHANGED_OUTSIDE, _scaled_by_hand(scene), fails=True)
@@ -458,7 +476,9 @@ def _no_pods_yet(scene: _Scene) -> Waiting | None:
             return Waiting(ReasonCode.STARTING, message, begun)
         return Waiting(ReasonCode.STARTING, "the cluster makes the pod", begun)
     if scene.is_knative and condition(scene.service, "Ready").get("status") == "True":
-        return Waiting(ReasonCode.SCALED_TO_ZERO, "Knative has scaled it to zero; the next request wakes it")
+        return Waiting(
+            ReasonCode.SCALED_TO_ZERO, "the cluster has scaled it to zero; the next request wakes it"
+        )
     waits = (scene.now - since).total_seconds() if since is not None else 0.0
     is_silent = not items(scene.service, "status", "conditions") and waits >= KSERVE_SILENT_SECONDS
     if is_silent:
@@ -505,7 +525,9 @@ def _ingress(scene: _Scene, picture: Picture) -> Ingress:
     said = condition(scene.service, "IngressReady")
     top = condition(scene.service, "Ready")
     if not scene.should_run:
-        return Ingress(url, address)
+        return Ingress(
+            url, address, message="the InferenceService is being deleted" if is_going(scene.service) else ""
+        )
     if said.get("status") == "True":
         return Ingress(url, address, ready=bool(url), message="" if url else "its URL is not known yet")
     waits_for_pods = condition(scene.service, "PredictorReady").get("status") != "True"
@@ -518,7 +540,9 @@ def _ingress(scene: _Scene, picture: Picture) -> Ingress:
 
 def _drift(scene: _Scene) -> str:
     """What somebody did to what KServe made, as far as that is to be seen here."""
-    if not scene.should_run or scene.is_knative or not scene.deployment or is_going(scene.deployment):
+    if is_going(scene.service):
+        return f"somebody deletes InferenceService {name(scene.service)}"
+    if not scene.should_run or scene.may_sleep or not scene.deployment or is_going(scene.deployment):
         return ""
     return _scaled_by_hand(scene) if whole(scene.deployment, "spec", "replicas") == 0 else ""
 

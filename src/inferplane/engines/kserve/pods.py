@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from signal import Signals
 
 from inferplane.domain.endpoint import Exit, ReplicaState, Waiting
@@ -30,6 +30,8 @@ STORAGE_INITIALIZER = "storage-initializer"
 SETTLED_SECONDS = 20.0
 SETTLED_SECONDS_MAX = 600.0
 LOOPING_RESTARTS = 2
+STEADY_SECONDS = 600.0
+MISSING_SECONDS = 5.0
 PROBE_TOLD_AFTER_SECONDS = 10.0
 STUCK_AFTER_SECONDS = 60.0
 KILL_SECONDS = 90.0  # from the kubelet's decision to the end of a container: its grace, and some
@@ -131,17 +133,19 @@ def read_pod(
     if stuck is not None:
         return replace(stuck, started_at=stuck.started_at or started)
     if view.condition("Ready").get("status") == "True":
-        return PodFacts(
-            ReplicaState.READY,
-            started,
-            ready_at=moment(view.condition("Ready"), "lastTransitionTime") or started,
-        )
+        return _ready(view, started)
     if (lost := _node_lost(view)) is not None:
         return PodFacts(ReplicaState.UNRESPONSIVE, started, waiting=lost)
     coming = next((each for each in known if each.state is not ReplicaState.READY), None)
     if coming is None or (coming.state is ReplicaState.STARTING and coming.waiting is None):
         is_past_inits = bool(inits) and all(each.state is ReplicaState.READY for each in inits)
-        return PodFacts(ReplicaState.STARTING, started, waiting=_preparing(view, is_past_inits=is_past_inits))
+        waiting = _preparing(view, is_past_inits=is_past_inits)
+        again = None
+        if waiting.reason is ReasonCode.VOLUME_NOT_READY and not waiting.fails and waiting.since is not None:
+            steps = (MISSING_SECONDS, STUCK_AFTER_SECONDS)
+            moments = [waiting.since + timedelta(seconds=each) for each in steps]
+            again = next((each for each in moments if each > view.now), None)
+        return PodFacts(ReplicaState.STARTING, started, waiting=waiting, look_again_at=again)
     return replace(coming, started_at=coming.started_at or started)
 
 
@@ -171,15 +175,18 @@ def _preparing(view: _View, *, is_past_inits: bool) -> Waiting:
     """On a node, no container started; pods' volumes and network come first."""
     since = moment(view.pod, "status", "startTime")
     mount = latest(view.events, "FailedMount", "FailedAttachVolume", "FailedMapVolume")
-    if mount is not None and since is not None and mount.last >= since:
-        lasts = (view.now - mount.first).total_seconds() >= STUCK_AFTER_SECONDS
+    moved = latest(view.events, "Pulling", "Pulled", "Created", "Started")
+    if mount is not None and (moved is None or moved.last < mount.last):
+        lasts = (view.now - mount.first).total_seconds()
         message = words.sentence(mount.message)
-        return Waiting(ReasonCode.VOLUME_NOT_READY, message, mount.first, lasts or "not found" in message)
+        is_missing = "not found" in message or "does not exist" in message
+        fails = lasts >= (MISSING_SECONDS if is_missing else STUCK_AFTER_SECONDS)
+        return Waiting(ReasonCode.VOLUME_NOT_READY, message, mount.first, fails)
     sandbox = latest(view.events, "FailedCreatePodSandBox", "FailedPodSandBoxStatus", "NetworkNotReady")
     if sandbox is not None:
-        lasts = (sandbox.last - sandbox.first).total_seconds() >= STUCK_AFTER_SECONDS
+        is_stuck = (sandbox.last - sandbox.first).total_seconds() >= STUCK_AFTER_SECONDS
         message = words.sentence(sandbox.message)
-        return Waiting(ReasonCode.CONTAINER_START_FAILED, message, sandbox.first, lasts)
+        return Waiting(ReasonCode.CONTAINER_START_FAILED, message, sandbox.first, is_stuck)
     if is_past_inits:
         return Waiting(
             ReasonCode.LOADING, f"the model is here; node {view.node} starts the model server", since
@@ -187,15 +194,45 @@ def _preparing(view: _View, *, is_past_inits: bool) -> Waiting:
     return Waiting(ReasonCode.STARTING, f"node {view.node} prepares the pod", since)
 
 
+def _ready(view: _View, started: datetime | None) -> PodFacts:
+    """It answers. One that keeps ending and coming back is told so in between, too."""
+    since = moment(view.condition("Ready"), "lastTransitionTime") or started
+    facts = PodFacts(ReplicaState.READY, started, ready_at=since)
+    for status in items(view.pod, "status", "containerStatuses"):
+        runs, before = whole(status, "restartCount") or 0, mapping(status, "lastState", "terminated")
+        if runs < LOOPING_RESTARTS or not before:
+            continue
+        ended = _exit(view, text(status, "name"), before, runs - 1, is_init=False)
+        steady_at = ended.at + timedelta(seconds=STEADY_SECONDS)
+        if view.now < steady_at:
+            message = f"it was restarted {runs} times; the last time: {ended.message}"
+            told = Waiting(ended.reason, message, ended.at)
+            return replace(facts, exit=ended, waiting=told, look_again_at=steady_at)
+    return facts
+
+
+def disruption(pod: Raw, events: Sequence[KubeEvent]) -> str:
+    """What befell a pod that is being deleted, where it was not asked for: its node is lost, or it had to yield."""
+    view = _View(pod, tuple(events), {}, 0.0, datetime.max.replace(tzinfo=UTC))
+    if (lost := _node_lost(view)) is not None:
+        return lost.message
+    disrupted = view.condition("DisruptionTarget")
+    if disrupted.get("status") != "True":
+        return ""
+    return words.sentence(text(disrupted, "message") or text(disrupted, "reason"))
+
+
 def _node_lost(view: _View) -> Waiting | None:
-    """A node that no longer reports has its pods' Ready taken away by the cluster; the containers' own stays."""
+    """A node that no longer reports has its pods' Ready taken away by the cluster; the containers' own stays.
+
+    Of a pod that was not ready yet, only an event tells, as long as nothing newer comes from its node.
+    """
     ready, containers = view.condition("Ready"), view.condition("ContainersReady")
     if items(view.pod, "spec", "readinessGates") or ready.get("status") == "True":
         return None
-    event = latest(view.events, "NodeNotReady")
     since = moment(ready, "lastTransitionTime")
-    told = event is not None and since is not None and event.last >= since - timedelta(seconds=2)
-    if containers.get("status") != "True" and not told:
+    told = bool(view.events) and view.events[-1].reason == "NodeNotReady"
+    if ready.get("status") != "False" or (containers.get("status") != "True" and not told):
         return None
     return Waiting(ReasonCode.NODE_NOT_READY, f"node {view.node} does not answer", since, fails=True)
 
@@ -359,7 +396,7 @@ def _running(view: _View, status: Raw, running: Raw, *, is_init: bool) -> PodFac
     if status.get("ready") is True:
         return PodFacts(ReplicaState.READY, started)
     is_sidecar = is_init and text(view.spec_of(container), "restartPolicy") == "Always"
-    if before and whole(before, "exitCode") != 0 and not is_sidecar:
+    if before and (whole(before, "exitCode") != 0 or not is_init) and not is_sidecar:
         is_loop = runs >= LOOPING_RESTARTS
         crashed = _crashed(view, container, before, max(runs - 1, 0), is_init=is_init, looping=is_loop)
         settled = _settled_seconds(before) if is_loop else SETTLED_SECONDS

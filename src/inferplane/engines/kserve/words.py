@@ -172,7 +172,7 @@ def kserve(words: str) -> Finding | None:
         for each in ("invalid", "denied the request", "is forbidden", "unsupported", "must ", "unmarshal")
     ):
         return Finding(ReasonCode.SPEC_REFUSED, plain, fails=True)
-    return Finding(ReasonCode.SPEC_REFUSED, plain, fails=False)
+    return Finding(ReasonCode.ENGINE_ERROR, f"KServe tries again: {plain}", fails=False)
 
 
 # What a container printed before it ended
