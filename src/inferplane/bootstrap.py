@@ -74,6 +74,7 @@ from inferplane.services.bootstrap import (
     ensure_owner_key,
     ensure_workspace,
     has_owner_key,
+    installation_id,
 )
 from inferplane.services.context import GatewayAddress, Platform
 from inferplane.services.names import Names
@@ -298,7 +299,11 @@ async def run_platform(
             stack.push_async_callback(engine.close, stop_servers=True)
             await engine.start(wake)
         connect = partial(
-            connect_to_cluster, clock=clock, environment=os.environ, epoch=partial(epoch_of, leases)
+            connect_to_cluster,
+            clock=clock,
+            environment=os.environ,
+            epoch=partial(epoch_of, leases),
+            installation=await installation_id(store),
         )
         clusters = ClusterController(
             store, running, connect, clock, wake=wake, changed=lambda name: _wake_for_cluster(name, woken)
@@ -633,18 +638,25 @@ def connect_to_cluster(
     clock: Clock,
     environment: Mapping[str, str],
     epoch: Callable[[str], int] = lambda _: 0,
+    installation: str = "",
 ) -> Connected:
     """An engine for a cluster of Kubernetes, and a link to it. Contacts nobody. Raises Invalid.
 
-    `epoch` is that in which this control plane acts on a cluster.
+    `epoch` is that in which this control plane acts on a cluster. `installation` is whose everything is there.
     """
     assert cluster.connection is not None
     credentials = credentials_for(cluster.connection, kubeconfig, environment)
-    link = KubernetesLink(cluster.name, HttpApi(credentials), clock, ingress_address=cluster.ingress_address)
+    link = KubernetesLink(
+        cluster.name,
+        HttpApi(credentials),
+        clock,
+        ingress_address=cluster.ingress_address,
+        installation=installation,
+    )
     engine = KServeEngine(
         KubeClient(credentials),
         clock,
-        options=Options(leave_drift=cluster.connection.drift is Drift.LEAVE),
+        options=Options(leave_drift=cluster.connection.drift is Drift.LEAVE, installation=installation),
         fence=partial(epoch, cluster.name),
     )
     return Connected(engine, link)

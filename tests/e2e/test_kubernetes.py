@@ -11,8 +11,10 @@ import httpx
 import pytest
 import yaml
 
-from kube_api import ApiInThread
+from kube_api import ApiInThread, needs_recordings
 from platform_stack import Stack, platform, wait_for
+
+pytestmark = needs_recordings
 
 GPU = {
     "gpuShape": "NVIDIA-A100-SXM4-80GB",

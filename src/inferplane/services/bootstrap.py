@@ -6,6 +6,7 @@ read, so that the command line on this machine needs no set-up.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -103,6 +104,13 @@ async def ensure_workspace(
         await tx.append_event(
             Event(now, "WorkspaceCreated", f"workspace {workspace} was made", BOOTSTRAP, workspace)
         )
+
+
+async def installation_id(store: Store) -> str:
+    """Names this installation, for clusters that it may share with others: 12 hex digits, always the same."""
+    async with store.transaction() as tx:
+        secret = await tx.installation_secret("clusters")
+    return hashlib.blake2b(secret, digest_size=6).hexdigest()
 
 
 async def ensure_owner_key(store: Store, path: Path, clock: Clock, new_id: NewId) -> str:

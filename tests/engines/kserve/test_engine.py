@@ -183,6 +183,17 @@ async def test_an_orphan_is_found_by_its_label(world: KubeWorld) -> None:
     assert await engine.owned() == {other.uid}
 
 
+async def test_another_installation_on_the_same_cluster_owns_what_is_its_own(world: KubeWorld) -> None:
+    mine, theirs = endpoint("mine"), endpoint("theirs")
+    here = await world.started(installation="aaaaaaaaaaaa")
+    there = await world.started(installation="bbbbbbbbbbbb")
+    await said(here, mine)
+    await said(there, theirs)
+    await seen(here, theirs.uid, lambda found: found.artifacts, "both to be seen")
+    await seen(there, mine.uid, lambda found: found.artifacts, "both to be seen")
+    assert (await here.owned(), await there.owned()) == ({mine.uid}, {theirs.uid})
+
+
 async def test_somebody_elses_namespace_is_left_alone(world: KubeWorld) -> None:
     one = endpoint()
     world.api.store.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": one.namespace}})

@@ -27,7 +27,7 @@ CONFIG = "/api/v1/namespaces/kserve/configmaps/inferenceservice-config"
 CONTROLLER = "/apis/apps/v1/namespaces/kserve/deployments/kserve-controller-manager"
 RUNTIMES = "/apis/serving.kserve.io/v1alpha1/clusterservingruntimes"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
-ROLES = f"{RBAC}/roles"
+WRITER = pages.account_of("team", may_write=True)
 INGRESS = {"ingressDomain": "models.example.com", "disableIngressCreation": False}
 
 
@@ -264,11 +264,11 @@ async def test_a_workspace_gets_its_namespaces_and_nothing_else() -> None:
     assert config["contexts"][0]["context"]["namespace"] == "team-data"
     bound = sorted(path for path in api.objects if "/rolebindings/" in path)
     assert bound == [
-        f"{RBAC}/namespaces/{name}/rolebindings/inferplane-writer"
+        f"{RBAC}/namespaces/{name}/rolebindings/{WRITER}"
         for name in ("inferplane-ws-team", "team-data", "team-iris-000001")
     ]
     assert api.objects[bound[0]]["subjects"] == [
-        {"kind": "ServiceAccount", "name": "inferplane-writer", "namespace": "inferplane-ws-team"}
+        {"kind": "ServiceAccount", "name": WRITER, "namespace": "inferplane-ws-team"}
     ]
     assert "/api/v1/namespaces/team-new-000002" not in api.objects, "what is not there yet is not made"
 
@@ -297,7 +297,7 @@ async def test_a_namespace_that_the_workspace_lost_is_closed_again() -> None:
     await link(api).workspace_kubeconfig(asked("b"))
     left = {path for path in api.objects if path.startswith(f"{RBAC}/namespaces/a/")}
     assert left == {f"{RBAC}/namespaces/a/roles/others"}
-    assert f"{RBAC}/namespaces/b/roles/inferplane-writer" in api.objects
+    assert f"{RBAC}/namespaces/b/roles/{WRITER}" in api.objects
 
 
 async def test_a_workspace_is_revoked_whole() -> None:
@@ -310,6 +310,22 @@ async def test_a_workspace_is_revoked_whole() -> None:
     assert await there.workspaces() == frozenset()
     assert not [path for path in api.objects if "/roles/" in path or "/rolebindings/" in path]
     await there.revoke_workspace("team")  # twice is once
+
+
+async def test_installations_that_share_a_cluster_leave_each_other_alone() -> None:
+    api = DictionaryApi()
+    one, other = (
+        KubernetesLink("east", api, lambda: NOW, installation=name)
+        for name in ("aaaaaaaaaaaa", "bbbbbbbbbbbb")
+    )
+    for each in (one, other):
+        await each.workspace_kubeconfig(asked("shared"))
+    assert await one.workspaces() == await other.workspaces() == frozenset({"team"})
+    await one.revoke_workspace("team")
+    assert (await one.workspaces(), await other.workspaces()) == (frozenset(), frozenset({"team"}))
+    bindings = [path for path in api.objects if path.startswith(f"{RBAC}/namespaces/shared/rolebindings/")]
+    assert len(bindings) == 1
+    assert api.objects[bindings[0]]["subjects"][0]["namespace"] == "inferplane-ws-bbbbbbbbbbbb-team"
 
 
 def test_a_long_workspace_name_stays_a_namespace_of_its_own() -> None:

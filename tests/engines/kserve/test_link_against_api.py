@@ -19,7 +19,9 @@ from inferplane.engines.clusters import WorkspaceAccess
 from inferplane.engines.kserve.http_api import ApiError, HttpApi, credentials_for
 from inferplane.engines.kserve.link import KubernetesLink
 from inferplane.engines.kserve.permissions import CORE, KSERVE, PLATFORM
-from kube_api import ADMIN, KubeApi, Rule, User
+from kube_api import ADMIN, KubeApi, Rule, User, needs_recordings
+
+pytestmark = needs_recordings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 REVIEWS = Rule(("create",), ("authorization.k8s.io",), ("selfsubjectaccessreviews",))

@@ -1,6 +1,6 @@
 """What a workspace's own kubeconfig is made of: manifests in the cluster, and the file itself. Pure.
 
-A workspace has a namespace of its own for this (`home_of`), in which its two service accounts live: one that may
+Where several installations share a cluster, each has its own. A workspace has a namespace of its own for this (`home_of`), in which its two service accounts live: one that may
 only read, one that may change InferenceServices. A Role and a RoleBinding in each of the workspace's namespaces say
 so, and nothing says anything about any other namespace. Deleting the home ends every token at once.
 """
@@ -21,32 +21,34 @@ WORKSPACE_LABEL = "inferplane.io/workspace"
 ACCESS_LABEL = "inferplane.io/workspace-access"
 """On homes, Roles and RoleBindings of this page, so that they are found again."""
 
+INSTALLATION_LABEL = "inferplane.io/installation"
 HOME_PREFIX = "inferplane-ws-"
 NAME_CHARACTERS_MAX = 63
 TOKEN_SECONDS_MIN = 600
 """Kubernetes refuses shorter ones."""
 
 
-def home_of(workspace: str) -> str:
+def home_of(workspace: str, installation: str = "") -> str:
     """The namespace in which the workspace's service accounts live; a long name is cut and made unique again."""
-    name = HOME_PREFIX + workspace
+    name = HOME_PREFIX + (f"{installation}-" if installation else "") + workspace
     if len(name) <= NAME_CHARACTERS_MAX:
         return name
-    digest = hashlib.blake2b(workspace.encode(), digest_size=4).hexdigest()
+    digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
     return f"{name[: NAME_CHARACTERS_MAX - 9]}-{digest}"
 
 
-def account_of(*, may_write: bool) -> str:
-    """The service account, and what its Roles and RoleBindings are called."""
-    return "inferplane-writer" if may_write else "inferplane-reader"
+def account_of(workspace: str, installation: str = "", *, may_write: bool) -> str:
+    """The service account, and what its Roles and RoleBindings are called: several workspaces may share a namespace."""
+    digest = hashlib.blake2b(f"{installation}/{workspace}".encode(), digest_size=4).hexdigest()
+    return f"inferplane-{'writer' if may_write else 'reader'}-{digest}"
 
 
-def home(workspace: str) -> Manifest:
+def home(workspace: str, installation: str = "") -> Manifest:
     """The workspace's own namespace."""
     return {
         "apiVersion": "v1",
         "kind": "Namespace",
-        "metadata": {"name": home_of(workspace), "labels": _labels(workspace)},
+        "metadata": {"name": home_of(workspace, installation), "labels": _labels(workspace, installation)},
     }
 
 
@@ -59,24 +61,24 @@ def namespace(name: str, workspace: str) -> Manifest:
     }
 
 
-def account(workspace: str, *, may_write: bool) -> Manifest:
+def account(workspace: str, installation: str = "", *, may_write: bool) -> Manifest:
     """The service account, which mounts no token into pods."""
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
         "metadata": {
-            "name": account_of(may_write=may_write),
-            "namespace": home_of(workspace),
-            "labels": _labels(workspace),
+            "name": account_of(workspace, installation, may_write=may_write),
+            "namespace": home_of(workspace, installation),
+            "labels": _labels(workspace, installation),
         },
         "automountServiceAccountToken": False,
     }
 
 
-def grants(workspace: str, namespace: str, *, may_write: bool) -> list[Manifest]:
+def grants(workspace: str, namespace: str, installation: str = "", *, may_write: bool) -> list[Manifest]:
     """The Role and the RoleBinding in one namespace."""
-    name = account_of(may_write=may_write)
-    metadata = {"name": name, "namespace": namespace, "labels": _labels(workspace)}
+    name = account_of(workspace, installation, may_write=may_write)
+    metadata = {"name": name, "namespace": namespace, "labels": _labels(workspace, installation)}
     return [
         {
             "apiVersion": f"{RBAC}/v1",
@@ -89,7 +91,9 @@ def grants(workspace: str, namespace: str, *, may_write: bool) -> list[Manifest]
             "kind": "RoleBinding",
             "metadata": dict(metadata),
             "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": name},
-            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": home_of(workspace)}],
+            "subjects": [
+                {"kind": "ServiceAccount", "name": name, "namespace": home_of(workspace, installation)}
+            ],
         },
     ]
 
@@ -121,13 +125,16 @@ def kubeconfig(
     }
 
 
-def workspace_of(raw: Mapping[str, Any]) -> str:
-    """The workspace that something of this page belongs to, "" for anything else."""
+def workspace_of(raw: Mapping[str, Any], installation: str = "") -> str:
+    """The workspace of this installation that something of this page belongs to, "" for anything else."""
     metadata = raw.get("metadata")
     labels = metadata.get("labels") if isinstance(metadata, Mapping) else None
-    value = labels.get(ACCESS_LABEL) if isinstance(labels, Mapping) else None
+    if not isinstance(labels, Mapping) or labels.get(INSTALLATION_LABEL, "") != installation:
+        return ""
+    value = labels.get(ACCESS_LABEL)
     return value if isinstance(value, str) else ""
 
 
-def _labels(workspace: str) -> dict[str, str]:
-    return {**MANAGED_BY, WORKSPACE_LABEL: workspace, ACCESS_LABEL: workspace}
+def _labels(workspace: str, installation: str) -> dict[str, str]:
+    whose = {INSTALLATION_LABEL: installation} if installation else {}
+    return {**MANAGED_BY, WORKSPACE_LABEL: workspace, ACCESS_LABEL: workspace, **whose}

@@ -24,7 +24,7 @@ from inferplane.engines.kserve.client import (
 )
 from inferplane.engines.kserve.picture import Picture
 from inferplane.engines.kserve.raw import items, label, mapping, name, text
-from inferplane.engines.kserve.records import ENDPOINT_LABEL, is_ours
+from inferplane.engines.kserve.records import ENDPOINT_LABEL, INSTALLATION_LABEL, is_ours
 
 Raw = Mapping[str, Any]
 
@@ -119,9 +119,13 @@ class Cache:
         """It is gone. Whether it was known."""
         return self._forget(kind, _place(kind, raw), name(raw))
 
-    def endpoints(self) -> frozenset[str]:
-        """The uids of which there is a Namespace."""
-        return frozenset(self._namespace_of)
+    def endpoints(self, installation: str = "") -> frozenset[str]:
+        """The uids of which there is a Namespace that belongs to this installation."""
+        return frozenset(
+            uid
+            for uid, space in self.spaces()
+            if space.namespace is not None and label(space.namespace, INSTALLATION_LABEL) == installation
+        )
 
     def uid_of(self, namespace: str) -> str:
         """Whose namespace it is, "" for nobody's that we know."""

@@ -110,7 +110,8 @@ class Options:
     """How a cluster is treated. `leave_drift` leaves what others changed as it is, and only says it.
 
     `deployment_mode` is KServe's, "" for the cluster's own choice. `quota` is what one endpoint's pods may take
-    together, in the words of a ResourceQuota; none where it is empty. A cluster that has not answered for
+    together, in the words of a ResourceQuota; none where it is empty. `installation` tells what is ours from what
+    another installation has on the same cluster. A cluster that has not answered for
     `unreachable_after` is called unreachable.
     """
 
@@ -118,6 +119,7 @@ class Options:
     deployment_mode: str = ""
     quota: Mapping[str, str] = field(default_factory=dict)
     unreachable_after: timedelta = timedelta(seconds=10)
+    installation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +224,10 @@ class KServeEngine:
                     return
 
     async def owned(self) -> frozenset[str]:
-        """By the labels of Namespaces; nobody's before they were listed."""
-        return self._cache.endpoints() if self._watchers[NAMESPACE.plural].is_synced else frozenset()
+        """By the labels of Namespaces; nobody's before they were listed, and never another installation's."""
+        if not self._watchers[NAMESPACE.plural].is_synced:
+            return frozenset()
+        return self._cache.endpoints(self._options.installation)
 
     async def release_orphan(self, uid: str) -> None:
         """Delete whatever carries the uid."""
@@ -303,7 +307,7 @@ class KServeEngine:
         place = endpoint.namespace
         found: Raw | None = await self._client.find(NAMESPACE.path(name=place))
         if found is None:
-            wanted = manifests.namespace(endpoint)
+            wanted = manifests.namespace(endpoint, self._options.installation)
             found = await self._client.apply(NAMESPACE.path(name=place), wanted)
         self._check_owner(found, endpoint.uid)
         record = self._fenced(found)

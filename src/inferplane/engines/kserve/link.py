@@ -51,13 +51,18 @@ class Api(Protocol):
 
 
 class KubernetesLink:
-    """A `ClusterLink` over an API server. `ingress_address` is what the cluster was registered with."""
+    """A `ClusterLink` over an API server. `ingress_address` is what the cluster was registered with; `installation`
+    tells what is ours from what another installation has on the same cluster.
+    """
 
-    def __init__(self, cluster: str, api: Api, clock: Clock, *, ingress_address: str = "") -> None:
+    def __init__(
+        self, cluster: str, api: Api, clock: Clock, *, ingress_address: str = "", installation: str = ""
+    ) -> None:
         self._cluster = cluster
         self._api = api
         self._clock = clock
         self._ingress_address = ingress_address
+        self._installation = installation
         self._last: ClusterReport | None = None
 
     async def look(self, *, thorough: bool = True) -> ClusterReport:
@@ -87,18 +92,18 @@ class KubernetesLink:
 
     async def workspace_kubeconfig(self, access: WorkspaceAccess) -> str:
         """A kubeconfig with an expiring token and only that workspace's rights. Raises EngineError."""
-        workspace, may_write = access.workspace, access.may_write
-        home = pages.home_of(workspace)
-        await self._apply(f"/api/v1/namespaces/{home}", pages.home(workspace))
-        account = pages.account_of(may_write=may_write)
+        workspace, ours, may_write = access.workspace, self._installation, access.may_write
+        home = pages.home_of(workspace, ours)
+        await self._apply(f"/api/v1/namespaces/{home}", pages.home(workspace, ours))
+        account = pages.account_of(workspace, ours, may_write=may_write)
         accounts = f"/api/v1/namespaces/{home}/serviceaccounts"
-        await self._apply(f"{accounts}/{account}", pages.account(workspace, may_write=may_write))
+        await self._apply(f"{accounts}/{account}", pages.account(workspace, ours, may_write=may_write))
         there = [home]
         there += [each for each in access.namespaces if await self._has_namespace(each, workspace, make=True)]
         there += [each for each in access.of_endpoints if await self._has_namespace(each, workspace)]
         there = list(dict.fromkeys(there))
         for name in there:
-            role, binding = pages.grants(workspace, name, may_write=may_write)
+            role, binding = pages.grants(workspace, name, ours, may_write=may_write)
             place = f"/apis/{RBAC}/v1/namespaces/{name}"
             await self._apply(f"{place}/roles/{account}", role)
             await self._apply(f"{place}/rolebindings/{account}", binding)
@@ -123,11 +128,11 @@ class KubernetesLink:
     async def workspaces(self) -> frozenset[str]:
         """The workspaces that have a way into this cluster. Raises EngineError."""
         homes = await self._items("/api/v1/namespaces", labelSelector=pages.ACCESS_LABEL)
-        return frozenset(name for each in homes if (name := pages.workspace_of(each)))
+        return frozenset(name for each in homes if (name := pages.workspace_of(each, self._installation)))
 
     async def revoke_workspace(self, workspace: str) -> None:
         """End every token of a workspace, and take its rights away. Raises EngineError."""
-        home = pages.home_of(workspace)
+        home = pages.home_of(workspace, self._installation)
         await self._forget_grants(workspace, but=frozenset())
         await self._delete(f"/api/v1/namespaces/{home}")
 
@@ -292,7 +297,12 @@ class KubernetesLink:
                 metadata = each.get("metadata")
                 name = metadata.get("name") if isinstance(metadata, Mapping) else None
                 where = metadata.get("namespace") if isinstance(metadata, Mapping) else None
-                if name and where and where not in but and pages.workspace_of(each) == workspace:
+                if (
+                    name
+                    and where
+                    and where not in but
+                    and pages.workspace_of(each, self._installation) == workspace
+                ):
                     await self._delete(f"/apis/{RBAC}/v1/namespaces/{where}/{kind}/{name}")
 
 

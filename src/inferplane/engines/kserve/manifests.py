@@ -32,6 +32,7 @@ from inferplane.domain.runtime import CUSTOM_FORMAT
 from inferplane.engines.kserve.nodes import place_of
 from inferplane.engines.kserve.records import (
     ENDPOINT_LABEL,
+    INSTALLATION_LABEL,
     MANAGED_LABEL,
     MANAGER,
     REVISION_LABEL,
@@ -84,12 +85,13 @@ def service_name(endpoint: InferenceEndpoint) -> str:
     return f"{name[: longest - DIGEST_CHARACTERS - 1].rstrip('-')}-{digest}"
 
 
-def namespace(endpoint: InferenceEndpoint) -> Manifest:
-    """The endpoint's own Namespace."""
+def namespace(endpoint: InferenceEndpoint, installation: str = "") -> Manifest:
+    """The endpoint's own Namespace, which says to which installation it belongs."""
+    whose = {INSTALLATION_LABEL: installation} if installation else {}
     return {
         "apiVersion": "v1",
         "kind": "Namespace",
-        "metadata": {"name": endpoint.namespace, "labels": labels_of(endpoint)},
+        "metadata": {"name": endpoint.namespace, "labels": labels_of(endpoint) | whose},
     }
 
 

@@ -29,6 +29,8 @@ MANAGED_LABEL = "app.kubernetes.io/managed-by"
 ENDPOINT_LABEL = "inferplane.io/endpoint"
 WORKSPACE_LABEL = "inferplane.io/workspace"
 REVISION_LABEL = "inferplane.io/revision"
+INSTALLATION_LABEL = "inferplane.io/installation"
+"""On Namespaces: whose they are, where several installations work on one cluster."""
 
 PREPARED = "inferplane.io/prepared-revisions"
 MARK = "inferplane.io/mark"
