@@ -294,6 +294,18 @@ def check_quota(kind: Kind, object: Mapping[str, Any], quotas: list[Raw], pods: 
     name = object["metadata"]["name"]
     for quota in quotas:
         hard = (quota.get("spec") or {}).get("hard") or {}
+        lacking = [
+            (key, each["name"])
+            for key in hard
+            for each in (object.get("spec") or {}).get("containers") or ()
+            if key.partition(".")[2] in ("cpu", "memory") and not _said(each, key)
+        ]
+        if lacking:
+            by_key: dict[str, list[str]] = {}
+            for key, container in lacking:
+                by_key.setdefault(key, []).append(container)
+            said_of = "; ".join(f"{key} for: {','.join(names)}" for key, names in sorted(by_key.items()))
+            raise forbidden(kind, name, f"failed quota: {quota['metadata']['name']}: must specify {said_of}")
         over = []
         for key, most in hard.items():
             asked = _asked(object, key)
@@ -315,17 +327,35 @@ def check_quota(kind: Kind, object: Mapping[str, Any], quotas: list[Raw], pods: 
             )
 
 
+def _said(container: Mapping[str, Any], key: str) -> bool:
+    what, _, resource = key.partition(".")
+    resources = container.get("resources") or {}
+    # Limits stand for requests that are not there.
+    return resource in (resources.get(what) or {}) or (
+        what == "requests" and resource in (resources.get("limits") or {})
+    )
+
+
+def used(quota: Mapping[str, Any], pods: list[Raw]) -> dict[str, str]:
+    """What of a quota is in use."""
+    hard = (quota.get("spec") or {}).get("hard") or {}
+    return {key: plain(sum(_asked(each, key) or 0.0 for each in pods)) for key in hard}
+
+
 def _asked(pod: Mapping[str, Any], key: str) -> float | None:
     if key in ("pods", "count/pods"):
         return 1.0
     what, _, resource = key.partition(".")
     if what not in ("requests", "limits"):
         what, resource = "requests", key
-    found = [
-        quantity(each["resources"][what][resource])
-        for each in (pod.get("spec") or {}).get("containers") or ()
-        if resource in ((each.get("resources") or {}).get(what) or {})
-    ]
+    found = []
+    for each in (pod.get("spec") or {}).get("containers") or ():
+        resources = each.get("resources") or {}
+        asked = (resources.get(what) or {}).get(resource)
+        if asked is None and what == "requests":
+            asked = (resources.get("limits") or {}).get(resource)
+        if asked is not None:
+            found.append(quantity(asked))
     return sum(found) if found else None
 
 

@@ -19,7 +19,7 @@ from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from kube_api.admission import quantity
+from kube_api.admission import quantity, used
 from kube_api.player import NOT_PROPAGATED
 from kube_api.refusals import Refused
 from kube_api.store import Change, Write
@@ -170,6 +170,11 @@ class Behaving:
             self._live(pod)
         for deployment in self._store.list("Deployment"):
             self._deployment_status(deployment)
+        for quota in self._store.list("ResourceQuota"):
+            pods = self._store.list("Pod", quota["metadata"]["namespace"])
+            status = {"hard": quota["spec"].get("hard") or {}, "used": used(quota, pods)}
+            if quota.get("status") != status:
+                self._store.put({**quota, "status": status}, manager=_CONTROLLERS)
         for isvc in self._store.list("InferenceService"):
             self._service_status(isvc)
         return self._store.version != before
@@ -271,8 +276,9 @@ class Behaving:
                 container["command"] = model["command"]
             if "image" in model:
                 container["image"] = model["image"]
-            if model.get("resources"):
-                container["resources"] = deepcopy(model["resources"])
+            merged = container.setdefault("resources", {})
+            for key, each in (model.get("resources") or {}).items():
+                merged[key] = {**(merged.get(key) or {}), **each}
             container["env"] = [
                 *container.get("env", ()),
                 *model.get("env", ()),
@@ -814,12 +820,12 @@ class Behaving:
             if not asked:
                 continue
             there = quantity((node.get("status") or {}).get("allocatable", {}).get(resource, "0"))
-            used = sum(
+            taken = sum(
                 _asks(each, resource)
                 for each in self._store.all_of(self._store.kind("Pod"))
                 if each["spec"].get("nodeName") == node["metadata"]["name"]
             )
-            if used + asked > there:
+            if taken + asked > there:
                 return f"Insufficient {resource}"
         return None
 
@@ -1293,7 +1299,7 @@ def _asks(pod: Mapping[str, Any], resource: str) -> float:
 
 
 def _node(name: str) -> Raw:
-    room = {"cpu": "64", "memory": "256Gi", "nvidia.com/gpu": "8", "pods": "110"}
+    room = {"cpu": "256", "memory": "2Ti", "nvidia.com/gpu": "8", "pods": "110"}
     return {
         "apiVersion": "v1",
         "kind": "Node",
@@ -1330,6 +1336,10 @@ def _runtime(name: str, format_: str) -> Raw:
                     "name": "kserve-container",
                     "image": f"kserve/{format_}server:latest",
                     "args": ["--model_name={{.Name}}", "--model_dir=/mnt/models", "--http_port=8080"],
+                    "resources": {
+                        "requests": {"cpu": "1", "memory": "2Gi"},
+                        "limits": {"cpu": "1", "memory": "2Gi"},
+                    },
                 }
             ],
         },

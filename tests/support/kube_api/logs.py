@@ -88,9 +88,9 @@ class PodLogs:
         at = len(self._texts.get(key, ""))
         while True:
             text = self._texts.get(key, "")
-            if len(text) > at:
-                yield text[at:]
-                at = len(text)
+            # An empty piece lets the reader see whether anybody still listens.
+            yield text[at:]
+            at = len(text)
             now = store.peek(store.kind("Pod"), namespace, name)
             if now is None:
                 return
@@ -109,6 +109,8 @@ def _cut(text: str, query: Mapping[str, str]) -> str:
     lines = text.splitlines(keepends=True)
     tail = query.get("tailLines", "")
     if tail:
+        if not tail.isdigit():
+            raise refusals.bad_request(f"tailLines: Invalid value: {tail}")
         count = int(tail)
         lines = lines[-count:] if count else []
     if query.get("timestamps", "") in ("1", "true"):

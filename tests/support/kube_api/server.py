@@ -163,6 +163,14 @@ def _event(type_: str, value: Raw) -> bytes:
     return json.dumps({"type": type_, "object": value}).encode() + b"\n"
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A connection."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
 class _Streamed(Exception):
     """The answer was written already."""
 
@@ -188,6 +196,8 @@ class KubeApi:
         self.faults = Faults(self._refuse, self._listen_again, self._cut_watches)
         self.authorizer = Authorizer(self.store)
         self.logs = PodLogs()
+        self.errors: list[Exception] = []
+        """What went wrong in here, not in the client."""
         for user in users:
             self.add_user(user)
         self._version = version
@@ -222,6 +232,8 @@ class KubeApi:
             self._kept.close()
             self._kept = None
         await self._close_connections()
+        if self.errors:
+            raise self.errors.pop()
 
     async def __aenter__(self) -> KubeApi:
         return await self.start()
@@ -354,8 +366,8 @@ class KubeApi:
             self._describe(logged, incoming, place)
             planned = self.faults.pick(logged)
             if planned is not None:
-                await self._suffer(planned, writer)
-            answer = await self._answer(logged, incoming, place, writer)
+                await self._suffer(planned, reader)
+            answer = await self._answer(logged, incoming, place, _Line(reader, writer))
             if planned is not None and planned.fault is Fault.LOST_ANSWER:
                 writer.transport.abort()
                 return False
@@ -364,19 +376,26 @@ class KubeApi:
             if refused.details and "retryAfterSeconds" in refused.details:
                 retry = refused.details["retryAfterSeconds"]
             answer = Answer(refused.code, refused.status, retry_after_s=retry)
+        except (wire.Closed, ConnectionError, _Streamed):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a fault of this emulator
+            # A fault of this emulator: the client gets an answer, and `stop` raises it for the test to fail.
+            self.errors.append(error)
+            answer = Answer(500, Refused(500, "InternalError", f"the emulator failed: {error!r}").status)
         logged.status = answer.status
         writer.write(answer.encoded(keep=incoming.keeps_alive))
         await writer.drain()
         return incoming.keeps_alive
 
-    async def _suffer(self, planned: Planned, writer: asyncio.StreamWriter) -> None:
+    async def _suffer(self, planned: Planned, reader: asyncio.StreamReader) -> None:
         match planned.fault:
             case Fault.ANSWER:
                 raise _failure(planned)
             case Fault.SLOW:
                 await asyncio.sleep(planned.seconds)
             case Fault.HANG:
-                await writer.wait_closed()
+                # Until the client has had enough: nothing else comes on this connection.
+                await reader.read(1)
                 raise wire.Closed
             case Fault.LOST_ANSWER:
                 pass
@@ -427,9 +446,7 @@ class KubeApi:
 
     # -- answers --------------------------------------------------------------------------------------
 
-    async def _answer(
-        self, logged: Logged, incoming: Incoming, place: _Place | None, writer: asyncio.StreamWriter
-    ) -> Answer:
+    async def _answer(self, logged: Logged, incoming: Incoming, place: _Place | None, line: _Line) -> Answer:
         header = incoming.headers.get("authorization", "")
         if incoming.path in _OPEN and not header:
             return self._unplaced(incoming)
@@ -447,12 +464,12 @@ class KubeApi:
         self._authorize(logged, incoming, place, who)
         match logged.verb:
             case "get":
-                return await self._get(incoming, place, writer, logged)
+                return await self._get(incoming, place, line, logged)
             case "list":
                 return self._list(incoming, place)
             case "watch":
                 logged.status = 200
-                await self._watch(incoming, place, writer)
+                await self._watch(incoming, place, line)
                 raise _Streamed
             case "create":
                 return self._create(incoming, place, who)
@@ -544,9 +561,7 @@ class KubeApi:
 
     # -- reading --------------------------------------------------------------------------------------
 
-    async def _get(
-        self, incoming: Incoming, place: _Place, writer: asyncio.StreamWriter, logged: Logged
-    ) -> Answer:
+    async def _get(self, incoming: Incoming, place: _Place, line: _Line, logged: Logged) -> Answer:
         found = self.store.peek(place.kind, place.namespace, place.name)
         if found is None:
             raise refusals.not_found(place.kind, place.name)
@@ -556,17 +571,21 @@ class KubeApi:
             if not follow:
                 return Answer(200, text.encode(), content_type="text/plain")
             logged.status = 200
-            await self._follow(found, incoming, writer)
+            await self._follow(found, incoming, line)
             raise _Streamed
         if place.subresource == "scale":
             return Answer(200, _scale(found))
         return Answer(200, found)
 
-    async def _follow(self, pod: Raw, incoming: Incoming, writer: asyncio.StreamWriter) -> None:
+    async def _follow(self, pod: Raw, incoming: Incoming, line: _Line) -> None:
+        writer = line.writer
         writer.write(wire.stream_head("text/plain"))
         async for text in self.logs.follow(pod, incoming.query, self.store):
-            writer.write(wire.chunk(text.encode()))
-            await writer.drain()
+            if line.reader.at_eof():
+                return
+            if text:
+                writer.write(wire.chunk(text.encode()))
+                await writer.drain()
         writer.write(wire.chunk(b""))
         await writer.drain()
 
@@ -628,7 +647,8 @@ class KubeApi:
         for watch in self._watches:
             watch.offer(change)
 
-    async def _watch(self, incoming: Incoming, place: _Place, writer: asyncio.StreamWriter) -> None:
+    async def _watch(self, incoming: Incoming, place: _Place, line: _Line) -> None:
+        writer = line.writer
         query = incoming.query
         matches = self._selected(incoming, place.kind)
         if place.name:
@@ -663,7 +683,9 @@ class KubeApi:
                 await writer.drain()
                 return
         self._watches.add(watch)
-        closed = asyncio.ensure_future(writer.wait_closed())
+        # Nothing more is asked on this connection: what can still be read is its end.
+        closed = asyncio.ensure_future(line.reader.read(1))
+        closed.add_done_callback(lambda _: watch.events.put_nowait(None))
         try:
             await self._pump(watch, deadline, closed, bookmarks=bookmarks)
         finally:
@@ -671,7 +693,7 @@ class KubeApi:
             closed.cancel()
 
     async def _pump(
-        self, watch: _Watch, deadline: float, closed: asyncio.Future[None], *, bookmarks: bool
+        self, watch: _Watch, deadline: float, closed: asyncio.Future[bytes], *, bookmarks: bool
     ) -> None:
         loop = asyncio.get_running_loop()
         writer = watch.writer
