@@ -13,29 +13,46 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Protocol
 
 import psutil
 import pytest
 
-from control_planes import CLUSTERS, Installation, installation
+from control_planes import CLUSTERS, ControlPlane, Installation, installation
 from platform_stack import wait_for
 from shared_world import Act, World
 
-CHAOS_SECONDS = float(os.environ.get("INFERPLANE_TEST_CHAOS_SECONDS", "9"))
+CHAOS_SECONDS = float(os.environ.get("INFERPLANE_TEST_CHAOS_SECONDS", "8"))
 STOPPED_SECONDS = 6.5
 """Longer than a lease lasts."""
 
 
-@pytest.fixture
-def two(tmp_path: Path, postgres_url: str) -> Iterator[Installation]:
-    """Two control planes that run."""
-    with installation(tmp_path / "planes", postgres_url) as planes:
+class PostgresServer(Protocol):
+    """The fixture of that name."""
+
+    def url(self, database: str) -> str: ...
+
+    def sql(self, statement: str) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer) -> Iterator[Installation]:
+    """Two control planes that run, for all of these tests."""
+    postgres_server.sql("CREATE DATABASE planes")
+    folder = tmp_path_factory.mktemp("planes")
+    with installation(folder / "planes", postgres_server.url("planes")) as planes:
         yield planes
+    postgres_server.sql("DROP DATABASE planes WITH (FORCE)")
 
 
 def world_of(planes: Installation) -> World:
     return World(planes.planes[0].world)
+
+
+def holder(planes: Installation) -> ControlPlane:
+    """Who acted last."""
+    last = world_of(planes).acts()[-1].holder
+    return next(each for each in planes.planes if each.home.name == last)
 
 
 def check_log(acts: list[Act]) -> None:
@@ -82,9 +99,10 @@ def test_killed_and_stopped_at_random_under_load(two: Installation) -> None:
 
     loader = threading.Thread(target=load)
     loader.start()
+    wait_for(lambda: world_of(two).acts(), "somebody to act")
+    victim = holder(two)
     stop_one = True
     while time.monotonic() < deadline:
-        victim = chance.choice(two.planes)
         if stop_one:  # it goes on in the midst of what it did, and must notice that its time is over
             victim.signal(signal.SIGSTOP)
             time.sleep(STOPPED_SECONDS)  # noqa: TID251 - so long it is away: what is tested
@@ -94,27 +112,31 @@ def test_killed_and_stopped_at_random_under_load(two: Installation) -> None:
             victim.start()
             victim.wait()
         stop_one = chance.random() < 0.2
+        victim = chance.choice(two.planes)
         time.sleep(chance.uniform(0.2, 1.0))  # noqa: TID251 - nothing is waited for
     loader.join()
     assert failures == [], two.log_tails()
 
     def settled() -> bool:
         there = two.statuses()
-        return set(there) == wanted and set(there.values()) <= {"Running"}
+        chaos = {name for name in there if name.startswith("m")}
+        return chaos == wanted and set(there.values()) <= {"Running"}
 
     wait_for(settled, "every endpoint to run, and those deleted to be gone", 90.0)
     assert not wanted & gone
     acts = world_of(two).acts()
     check_log(acts)
-    assert len({each.epoch for each in acts}) > 2, "the work changed hands"
+    assert len({each.epoch for each in acts if each.cluster == CLUSTERS[0]}) > 1, "the work changed hands"
     running = world_of(two).running()
-    assert sorted(running.values()) == [1] * len(wanted), "each has one server, and nothing is left of others"
+    assert list(running.values()) == [1] * len(two.statuses()), (
+        "each has one server, and nothing else is left"
+    )
 
 
 def test_a_clean_end_hands_over_at_once_and_a_kill_within_seconds(two: Installation) -> None:
     first, second = two.planes
     two.create("before", "worker-1")
-    wait_for(lambda: two.statuses() == {"before": "Running"}, "the endpoint to run")
+    wait_for(lambda: two.statuses().get("before") == "Running", "the endpoint to run")
     first.signal(signal.SIGTERM)
     two.create("after-end", "worker-1")
     wait_for(lambda: two.statuses().get("after-end") == "Running", "the other one to act")
