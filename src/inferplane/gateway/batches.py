@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,6 +20,8 @@ ENDPOINTS_ASKED_MAX = 200
 """At one look; the others have no batch size then."""
 ASKED_AT_ONCE_MAX = 8
 ANSWER_SECONDS_MAX = 1.0
+LOOK_SECONDS_MAX = 1.5
+"""For all of them: a look that took longer would make the charts coarse."""
 ANSWER_BYTES_MAX = 1024 * 1024
 
 _LINE = re.compile(rb"^inferplane_model_batch_rows_(sum|count)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -65,7 +67,7 @@ class BatchMeter:
             if parse_address(each.address).path
         ]
         room = asyncio.Semaphore(ASKED_AT_ONCE_MAX)
-        answers = await asyncio.gather(*(_ask(each.address, room) for _, each in asked))
+        answers = await _all_in_time([_ask(each.address, room) for _, each in asked])
         sums: dict[tuple[str, int], Batches] = {}
         seen: dict[tuple[str, str], Batches] = {}
         for (uid, replica), present in zip(asked, answers, strict=True):
@@ -91,6 +93,18 @@ def batches_in(text: bytes) -> Batches | None:
         return Batches(int(float(said[b"count"])), float(said[b"sum"]))
     except (KeyError, ValueError, OverflowError):
         return None
+
+
+async def _all_in_time(asking: list[Coroutine[None, None, Batches | None]]) -> list[Batches | None]:
+    tasks = [asyncio.ensure_future(each) for each in asking]
+    try:
+        if tasks:
+            await asyncio.wait(tasks, timeout=LOOK_SECONDS_MAX)
+        return [task.result() if task.done() else None for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _ask(address: str, room: asyncio.Semaphore) -> Batches | None:
