@@ -184,14 +184,15 @@ async def test_an_orphan_is_found_by_its_label(world: KubeWorld) -> None:
 
 
 async def test_another_installation_on_the_same_cluster_owns_what_is_its_own(world: KubeWorld) -> None:
-    mine, theirs = endpoint("mine"), endpoint("theirs")
+    mine, theirs = endpoint(), replace(endpoint("ffffffffffff"), namespace="default-theirs-abcdef")
     here = await world.started(installation="aaaaaaaaaaaa")
     there = await world.started(installation="bbbbbbbbbbbb")
     await said(here, mine)
     await said(there, theirs)
     await seen(here, theirs.uid, lambda found: found.artifacts, "both to be seen")
     await seen(there, mine.uid, lambda found: found.artifacts, "both to be seen")
-    assert (await here.owned(), await there.owned()) == ({mine.uid}, {theirs.uid})
+    assert await here.owned() == {mine.uid}
+    assert await there.owned() == {theirs.uid}
 
 
 async def test_somebody_elses_namespace_is_left_alone(world: KubeWorld) -> None:
