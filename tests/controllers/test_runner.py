@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from inferplane.controllers.runner import spread
+from inferplane.controllers.runner import RESYNC_SECONDS, RESYNC_SECONDS_MAX, resync_seconds, spread
 
 
 def test_regular_looks_are_spread_evenly_over_the_time() -> None:
     assert spread(["a", "b", "c", "d"], 20.0) == [("a", 0.0), ("b", 5.0), ("c", 10.0), ("d", 15.0)]
     assert spread(["only"], 20.0) == [("only", 0.0)]
     assert spread([], 20.0) == []
+
+
+def test_with_many_keys_regular_looks_are_spread_over_longer_up_to_a_bound() -> None:
+    assert [resync_seconds(count) for count in (0, 1, 300)] == [RESYNC_SECONDS] * 3
+    assert resync_seconds(500) == 50.0
+    assert resync_seconds(1_000_000) == RESYNC_SECONDS_MAX

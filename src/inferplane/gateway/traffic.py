@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -54,19 +54,16 @@ def counts_of(statistics: Mapping[str, int]) -> dict[str, Count]:
 
     An upstream is `<workspace>/<endpoint>/<uid>/r<revision>`, and `…/<key id>` where keys are counted apart.
     """
-    counts: dict[str, Count] = {}
+    totals: dict[str, int] = {}
+    active: dict[str, int] = {}
     for name, value in statistics.items():
         upstream, _, counter = name.removeprefix("cluster.").rpartition(".")
         parts = upstream.split("/")
         if len(parts) not in (4, 5):
             continue
-        count = counts.get(parts[2], Count())
-        counts[parts[2]] = (
-            replace(count, active=count.active + value)
-            if counter.endswith("_active")
-            else replace(count, total=count.total + value)
-        )
-    return counts
+        sums = active if counter.endswith("_active") else totals
+        sums[parts[2]] = sums.get(parts[2], 0) + value
+    return {uid: Count(totals.get(uid, 0), active.get(uid, 0)) for uid in totals | active}
 
 
 def observe(before: Mapping[str, Seen], counts: Mapping[str, Count], now: datetime) -> dict[str, Seen]:
