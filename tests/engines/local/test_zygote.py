@@ -29,6 +29,7 @@ from inferplane.domain.endpoint import Replica, ReplicaState, Resources
 from inferplane.engines.local.engine import LocalEngine
 from inferplane.engines.local.launch import data_limit, server_environment
 from inferplane.engines.local.launchers import FreshLauncher
+from inferplane.engines.local.process import descendants
 from inferplane.engines.local.zygote import FORK_SERVER_PROGRAM, ForkLauncher
 from inferplane.engines.port import FetchModel, StartReplica
 from inferplane.locks import lock_holders
@@ -232,6 +233,19 @@ async def test_closing_leaves_no_process(make_forking: MakeForking, home: Path) 
     engine = make_forking()
     await engine.start(lambda _uid: None)
     await asyncio.gather(*(running(engine, f"a{number}") for number in range(3)))
+    await engine.close(stop_servers=True)
+    assert processes_of(home) == []
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+async def test_a_scikit_learn_server_with_two_cores_has_two_processes_and_ends_as_one(
+    make_forking: MakeForking, home: Path
+) -> None:
+    engine = make_forking()
+    await engine.start(lambda _uid: None)
+    replica = await running(engine, "a1", resources=Resources(cpu_millis=2000))
+    assert replica.pid is not None
+    assert len(descendants(replica.pid)) == 2
     await engine.close(stop_servers=True)
     assert processes_of(home) == []
 
