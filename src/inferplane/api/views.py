@@ -25,6 +25,7 @@ from inferplane.domain.endpoint import (
     PublicStatus,
     Replica,
     ReplicaState,
+    RestartRecord,
     ScaleNote,
     public_state,
 )
@@ -480,6 +481,7 @@ def _condition(
 
 def _replica(replica: Replica, endpoint: InferenceEndpoint) -> ReplicaItem:
     record = next((each for each in endpoint.status.restarts if each.replica == replica.id.name), None)
+    waiting = replica.waiting
     return ReplicaItem(
         name=replica.id.name,
         state=replica.state.value,
@@ -489,9 +491,18 @@ def _replica(replica: Replica, endpoint: InferenceEndpoint) -> ReplicaItem:
         started_at=replica.started_at,
         ready_at=replica.ready_at,
         restarts=_restarts(endpoint.status).get(replica.id.name, 0),
-        next_start_at=record.next_start_at if record is not None else None,
+        next_start_at=_next_start(replica, record),
         exit=_exit(replica.exit) if replica.exit is not None else None,
+        reason=waiting.reason.value if waiting is not None else "",
+        message=redacted(waiting.message) if waiting is not None else "",
     )
+
+
+def _next_start(replica: Replica, record: RestartRecord | None) -> datetime | None:
+    """A cluster that starts it again by itself says when; else it is ours to start."""
+    if replica.waiting is not None:
+        return replica.waiting.next_try_at
+    return record.next_start_at if record is not None else None
 
 
 def _restarts(status: EndpointStatus) -> dict[str, int]:

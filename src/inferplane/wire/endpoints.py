@@ -353,7 +353,7 @@ class ExitItem(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ReplicaItem(msgspec.Struct, frozen=True, rename="camel"):
-    """One model server."""
+    """One model server. `reason` and `message` say what it waits for, or what is in its way, where that is known."""
 
     name: str
     state: str
@@ -365,6 +365,8 @@ class ReplicaItem(msgspec.Struct, frozen=True, rename="camel"):
     restarts: int = 0
     next_start_at: datetime | None = None
     exit: ExitItem | None = None
+    reason: str = ""
+    message: str = ""
 
 
 class DownloadItem(msgspec.Struct, frozen=True, rename="camel"):

@@ -650,6 +650,34 @@ def test_a_complaint_about_a_change_leaves_what_serves() -> None:
     )
 
 
+def test_a_complaint_that_was_mended_is_history() -> None:
+    labels = {"inferplane.io/revision": "2"}
+    serving = pod(containers=[container(running(20), ready=True)], ready=True)
+    serving["metadata"]["labels"] = labels
+    made = replica_set(replicas=1)
+    made["metadata"]["labels"] = labels
+    about = event(
+        "InternalError", "no runtime found to support predictor", about="InferenceService", name="demo"
+    )
+    seen = picture(
+        serving, replica_sets=(made,), inference_service=service(labels=labels, generation=3), events=[about]
+    )
+    assert told(observe(UID, seen, NOW), revision=2).status is PublicStatus.RUNNING
+
+
+def test_what_kserve_refuses_of_a_new_revision_is_told_beside_the_one_that_serves() -> None:
+    serving = pod(containers=[container(running(20), ready=True)], ready=True)
+    serving["metadata"]["labels"] = {"inferplane.io/revision": "1"}
+    made = replica_set(replicas=1)
+    made["metadata"]["labels"] = {"inferplane.io/revision": "1"}
+    about = event("InternalError", "StorageURI not supported: ftp", about="InferenceService", name="demo")
+    wished = service(labels={"inferplane.io/revision": "2"}, generation=2)
+    seen = picture(serving, replica_sets=(made,), inference_service=wished, events=[about])
+    state = told(observe(UID, seen, NOW), revision=2)
+    assert (state.status, state.reason) == (PublicStatus.DEGRADED, ReasonCode.SCHEME_NOT_SUPPORTED)
+    assert state.message.startswith("revision 1 serves while revision 2 is not there yet; ")
+
+
 def test_a_race_of_controllers_is_no_complaint() -> None:
     message = (
         "fails to update InferenceService status: the object has been modified; please apply your changes"

@@ -270,7 +270,7 @@ def _revision(scene: _Scene, pod: Raw, replica_set: Raw) -> int:
 def _set_revision(scene: _Scene, replica_set: Raw) -> str:
     """The Deployment's number of what the ReplicaSet is of."""
     said = annotation(replica_set, DEPLOYMENT_REVISION)
-    is_newest = bool(replica_set) and replica_set is _newest_set(scene)
+    is_newest = _template(replica_set) is not None and replica_set is _newest_set(scene)
     whole_set = annotation(scene.deployment, DEPLOYMENT_REVISION)
     return whole_set if is_newest and _number(whole_set) > _number(said) else said
 
@@ -315,7 +315,7 @@ def _newest_set(scene: _Scene) -> Raw:
     owner = text(scene.deployment, "metadata", "uid")
     own = [each for each in scene.replica_sets if not owner or owner_uid(each) in ("", owner)]
     template = _template(scene.deployment)
-    same = [each for each in own if template and _template(each) == template]
+    same = [each for each in own if template is not None and _template(each) == template]
     return max(
         same or own,
         key=lambda each: (_number(annotation(each, DEPLOYMENT_REVISION)), *_age_key(each)),
@@ -323,9 +323,11 @@ def _newest_set(scene: _Scene) -> Raw:
     )
 
 
-def _template(raw: Raw) -> tuple[Raw, Raw, Raw]:
-    """The pods' template, without the hash that tells ReplicaSets apart."""
+def _template(raw: Raw) -> tuple[Raw, Raw, Raw] | None:
+    """The pods' template, without the hash that tells ReplicaSets apart; None where the picture leaves it out."""
     template = mapping(raw, "spec", "template")
+    if not template:
+        return None
     labels = mapping(template, "metadata", "labels")
     return (
         {key: value for key, value in labels.items() if key != "pod-template-hash"},
@@ -360,12 +362,12 @@ def _complaint(scene: _Scene, newest: Raw) -> Waiting | None:
     is_current = seen is None or seen >= generation
     failure = mapping(status, "modelStatus", "lastFailureInfo")
     if text(status, "modelStatus", "transitionStatus") == "InvalidSpec" and (
-        is_current or _is_newer(scene, newest_event, newest)
+        is_current or _is_outstanding(scene, newest_event, newest)
     ):
         return _invalid_spec(failure, newest_event)
     predictor = condition(scene.service, "PredictorReady")
     if text(predictor, "reason") == "ReconcileFailed" and (
-        is_current or _is_newer(scene, newest_event, newest)
+        is_current or _is_outstanding(scene, newest_event, newest)
     ):
         found = words.kserve(text(predictor, "message"))
         if found is not None:
@@ -373,12 +375,23 @@ def _complaint(scene: _Scene, newest: Raw) -> Waiting | None:
             return Waiting(found.reason, found.message, since, found.fails or not scene.deployment)
     if scene.is_knative and (failed := _knative(predictor, is_current=is_current)) is not None:
         return failed
-    if newest_event is None or (scene.deployment and not _is_newer(scene, newest_event, newest)):
+    if newest_event is None or (scene.deployment and not _is_outstanding(scene, newest_event, newest)):
         return None
     found_event = words.kserve(newest_event.message)
     if found_event is None or (scene.deployment and not found_event.fails):
         return None  # what it made earlier goes on, and it tries again
     return Waiting(found_event.reason, found_event.message, newest_event.first, found_event.fails)
+
+
+def _is_outstanding(scene: _Scene, event: KubeEvent | None, newest: Raw) -> bool:
+    """Whether a complaint beside a Deployment is about what is wished now, and not yet mended.
+
+    By our label that is certain: once there is a ReplicaSet of the wished revision, KServe has accepted it.
+    """
+    wished, made = label(scene.service, REVISION_LABEL), label(newest, REVISION_LABEL)
+    if wished and made:
+        return event is not None and wished != made
+    return _is_newer(scene, event, newest)
 
 
 def _is_newer(scene: _Scene, event: KubeEvent | None, newest: Raw) -> bool:
@@ -498,11 +511,9 @@ def _without_pods_since(scene: _Scene) -> datetime | None:
 def _deleted_at(pod: Raw) -> datetime | None:
     """When somebody deleted it: what the object says is when its grace is over."""
     until = moment(pod, "metadata", "deletionTimestamp")
-    return (
-        until - timedelta(seconds=whole(pod, "metadata", "deletionGracePeriodSeconds") or 0)
-        if until
-        else None
-    )
+    said = whole(pod, "metadata", "deletionGracePeriodSeconds")
+    grace = said if said is not None else whole(pod, "spec", "terminationGracePeriodSeconds")
+    return until - timedelta(seconds=grace or 0) if until is not None else None
 
 
 def _scaled_by_hand(scene: _Scene) -> str:
