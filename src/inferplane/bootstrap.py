@@ -256,13 +256,16 @@ async def run_platform(
         for each in _unconnected(settings.every_cluster):
             epoch = partial(epoch_of, leases, each.name)
             engines[each.name] = engine_for(each, epoch) or _engine(each, settings, models, clock, speed)
-        await _register_clusters(store, settings.every_cluster, clock)
+        await register_clusters(store, settings.every_cluster, clock)
         if isinstance(leases, Leases):
             stack.push_async_callback(leases.close)
             await leases.start()
         running.sources.update(_node_sources(_unconnected(settings.every_cluster)))
         inventory = InventoryController(store, running.sources, clock, leases=leases)
-        await inventory.refresh()
+        on_kubernetes = await _on_kubernetes(store)  # whose nodes are asked for once they are connected
+        for name in await inventory.keys():
+            if name not in on_kubernetes:
+                await inventory.reconcile(name)
 
         runner: Runner | None = None
         woken: dict[str, Runner] = {}
@@ -306,7 +309,13 @@ async def run_platform(
             installation=await installation_id(store),
         )
         clusters = ClusterController(
-            store, running, connect, clock, wake=wake, changed=lambda name: _wake_for_cluster(name, woken)
+            store,
+            running,
+            connect,
+            clock,
+            wake=wake,
+            changed=lambda name: _wake_for_cluster(name, woken),
+            leases=leases,
         )
         stack.push_async_callback(clusters.close)
         await clusters.connect_all()
@@ -372,7 +381,7 @@ async def run_platform(
         stack.callback(demand.close)
         controller.start_janitor()
         stack.push_async_callback(controller.close)
-        inventory_runner = Runner(inventory, workers=1)
+        inventory_runner = Runner(inventory, workers=CLUSTER_WORKERS)
         await inventory_runner.start()
         stack.push_async_callback(inventory_runner.close)
 
@@ -381,6 +390,7 @@ async def run_platform(
         names = Names(_resolve, _steady_seconds)
         stack.push_async_callback(names.close)
         clusters_runner = Runner(clusters, workers=CLUSTER_WORKERS)
+        woken_by_leases.append(clusters_runner)
         await clusters_runner.start()
         stack.push_async_callback(clusters_runner.close)
 
@@ -605,7 +615,7 @@ def _steady_seconds() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-async def _register_clusters(store: Store, clusters: tuple[ClusterSettings, ...], clock: Clock) -> None:
+async def register_clusters(store: Store, clusters: tuple[ClusterSettings, ...], clock: Clock) -> None:
     """Make known what the configuration declares; what it declares no longer stays, without an engine.
 
     One of Kubernetes that a person registered stays theirs, unless the file has one of the same name.
@@ -624,6 +634,12 @@ async def _register_clusters(store: Store, clusters: tuple[ClusterSettings, ...]
         for each in known.values():
             if each.name not in declared and each.connection is not None and each.connection.declared:
                 await tx.put_cluster(replace(each, connection=None))
+
+
+async def _on_kubernetes(store: Store) -> frozenset[str]:
+    """The registered clusters of Kubernetes."""
+    async with store.read() as tx:
+        return frozenset(each.name for each in await tx.list_clusters() if each.connection is not None)
 
 
 def _unconnected(clusters: tuple[ClusterSettings, ...]) -> tuple[ClusterSettings, ...]:

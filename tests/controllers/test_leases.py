@@ -198,6 +198,19 @@ async def test_what_is_not_wanted_any_more_is_not_renewed(world: World) -> None:
     assert second.fence(WORKER) is not None
 
 
+async def test_what_was_borrowed_is_kept_once_there_is_an_engine(world: World) -> None:
+    wanted = {WORKER: timedelta(seconds=30)}
+    first = world.control_plane(0, wanted)
+    await first.round()
+    borrowed = first.fence(WORKER)
+    wanted[WORKER] = AT_ONCE
+    for _ in range(4):
+        world.seconds += LASTS / 2
+        await first.round()
+    assert borrowed is not None
+    assert first.fence(WORKER) == borrowed
+
+
 async def test_the_database_has_a_clock(world: World) -> None:
     async with world.stores[0].read() as tx:
         now = await tx.database_now()

@@ -18,9 +18,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from inferplane.controllers.inventory import NodeSource
+from inferplane.controllers.leases import Holding, Sole
 from inferplane.domain.cluster import ClusterConnection, ClusterReport
 from inferplane.domain.errors import InferplaneError, NotFound
 from inferplane.domain.events import Event
+from inferplane.domain.inventory import Node
+from inferplane.domain.lease import Fence, cluster_lease
 from inferplane.domain.reasons import ReasonCode
 from inferplane.domain.workspace import Cluster
 from inferplane.engines.away import AwayEngine
@@ -77,6 +80,17 @@ class RunningEngines:
     links: dict[str, ClusterLink] = field(default_factory=dict)
 
 
+class UntoldNodes:
+    """The nodes of a cluster that cannot be connected to: those that are known stay, out of order."""
+
+    def __init__(self, problem: str) -> None:
+        self._problem = problem
+
+    async def nodes(self) -> tuple[tuple[Node, ...], str]:
+        """None, and why."""
+        return (), self._problem
+
+
 class Links:
     """The links to registered clusters, for services."""
 
@@ -107,6 +121,8 @@ class ClusterController:
     """Keys are cluster names.
 
     `wake(endpoint_uid)` is what engines announce by; `changed(cluster)` hears what came, went or answers again.
+    Every control plane is connected to every cluster, and who holds a cluster's lease looks at it: of two that look,
+    one might see what the other does not, and they would contradict each other for ever.
     """
 
     name = "clusters"
@@ -120,8 +136,10 @@ class ClusterController:
         *,
         wake: Callable[[str], None],
         changed: Callable[[str], None] = lambda _: None,
+        leases: Holding | None = None,
     ) -> None:
         self._store = store
+        self._leases = leases or Sole()
         self._running = running
         self._connect = connect
         self._clock = clock
@@ -155,6 +173,9 @@ class ClusterController:
             await self._take_down(key)
             return None
         problem = await self._keep_connected(cluster, kubeconfig)
+        fence = self._leases.fence(cluster_lease(key))
+        if fence is None:
+            return LOOK_SECONDS
         link = self._running.links.get(key)
         if problem or link is None:
             now = self._clock()
@@ -167,7 +188,7 @@ class ClusterController:
                 await self._revoke_strangers(key, link)
             elif not found.reachable:
                 self._looked_at.pop(key, None)
-        await self._save(cluster, found.after(cluster.report))
+        await self._save(cluster, found.after(cluster.report), fence)
         return LOOK_SECONDS if found.reachable else AWAY_LOOK_SECONDS
 
     async def close(self) -> None:
@@ -215,6 +236,7 @@ class ClusterController:
             # What is connected stays: the endpoints' word is better than none.
             if cluster.name not in self._running.engines:
                 self._running.engines[cluster.name] = AwayEngine(error.message, self._clock())
+                self._running.sources[cluster.name] = UntoldNodes(error.message)
             return error.message
         await self._take_down(cluster.name)
         self._credentials[cluster.name] = wanted
@@ -230,6 +252,7 @@ class ClusterController:
         if self._credentials.pop(name, None) is None:
             if isinstance(self._running.engines.get(name), AwayEngine):
                 del self._running.engines[name]
+                self._running.sources.pop(name, None)
             return
         self._looked_at.pop(name, None)
         engine = self._running.engines.pop(name, None)
@@ -242,12 +265,12 @@ class ClusterController:
         log.info("cluster disconnected", cluster=name)
         self._changed(name)
 
-    async def _save(self, cluster: Cluster, report: ClusterReport) -> None:
+    async def _save(self, cluster: Cluster, report: ClusterReport, fence: Fence) -> None:
         """Keep what was found, if it is news, or if nobody has said for a while that somebody looks."""
         before = cluster.report
         if report.says_the_same(before) and before is not None and report.at - before.at < STILL_LOOKING:
             return
-        async with self._store.transaction(durable=False) as tx:
+        async with self._store.transaction(durable=False, fence=fence) as tx:
             await tx.save_cluster_report(cluster.name, report)
             if before is None or before.reachable != report.reachable:
                 await tx.append_event(_event(cluster.name, report))

@@ -83,7 +83,6 @@ def wanted_leases(able: Collection[str]) -> Callable[[Sequence[str]], Mapping[st
 class _Held:
     epoch: int
     until: float  # by the steady clock
-    renewed: bool = True  # False for what is only borrowed: it ends by itself
 
 
 class Leases:
@@ -156,7 +155,12 @@ class Leases:
         until = began + LEASE_LASTS.total_seconds()
         async with self._store.transaction(durable=False) as tx:
             wanted = self._wanted(await tx.cluster_names())
-            mine = {name: each.epoch for name, each in self._held.items() if each.renewed and name in wanted}
+            # What somebody has to be patient for is only borrowed, and ends by itself.
+            mine = {
+                name: each.epoch
+                for name, each in self._held.items()
+                if wanted.get(name, RELUCTANT_PATIENCE) == AT_ONCE
+            }
             now = await tx.database_now() if self._now is None else self._now()
             ours = await tx.renew_leases(mine, self._holder, now, LEASE_LASTS)
             leases = await tx.list_leases()
@@ -165,26 +169,25 @@ class Leases:
         kept |= {
             name: each
             for name, each in self._held.items()
-            if not each.renewed and name in wanted and each.until > began
+            if wanted.get(name, AT_ONCE) != AT_ONCE and each.until > began
         }
         self._held = kept
         for found in to_take(leases, wanted, self._holder, self._held, now):
-            await self._take(found, wanted)
+            await self._take(found)
         self._tell()
 
     def _on_hint(self, hint: Hint) -> None:
         if hint is Hint.LEASES:
             self._hint.set()
 
-    async def _take(self, found: Lease | str, wanted: Mapping[str, timedelta]) -> None:
+    async def _take(self, found: Lease | str) -> None:
         name, epoch = (found, 0) if isinstance(found, str) else (found.name, found.epoch)
         began = self._ticks()
         async with self._store.transaction() as tx:
             now = await tx.database_now() if self._now is None else self._now()
             taken = await tx.take_lease(name, epoch, self._holder, now, LEASE_LASTS)
         if taken is not None:
-            until = began + LEASE_LASTS.total_seconds()
-            self._held[name] = _Held(taken, until, renewed=not wanted[name])
+            self._held[name] = _Held(taken, began + LEASE_LASTS.total_seconds())
 
     def _tell(self) -> None:
         """Tell of what has changed hands, and of what was not to be used for a while and is again."""
