@@ -343,7 +343,14 @@ replicas = st.builds(
     exit=maybe(exits),
     model=maybe(models),
     waiting=maybe(
-        st.builds(Waiting, reason=reasons, message=texts, since=maybe(moments), fails=st.booleans())
+        st.builds(
+            Waiting,
+            reason=reasons,
+            message=texts,
+            since=maybe(moments),
+            fails=st.booleans(),
+            next_try_at=maybe(moments),
+        )
     ),
 )
 scale_notes = st.builds(

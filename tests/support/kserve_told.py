@@ -131,9 +131,9 @@ def _done(endpoint: InferenceEndpoint, step: Mapping[str, Any], started: datetim
     at = started + timedelta(seconds=step["t"])
     if step["do"] == "delete InferenceService":
         return replace(endpoint, deletion_requested_at=at, deletion_requested_by="ada")
-    if step["do"] != "patch InferenceService":
+    patch = step.get("patch")
+    if step["do"] != "patch InferenceService" or not isinstance(patch, Mapping):
         return endpoint
-    patch = step["patch"]
     spec = endpoint.spec
     stop = patch.get("metadata", {}).get("annotations", {}).get("serving.kserve.io/stop")
     if stop is not None:

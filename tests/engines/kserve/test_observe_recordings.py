@@ -24,15 +24,21 @@ UNLABELLED_DIFFERS = frozenset({"runtime-updated"})
 @needs_recordings
 @pytest.mark.parametrize("scenario", recordings())
 def test_what_a_user_is_told(scenario: str) -> None:
-    expected = FOLDER / f"{scenario}.txt"
-    assert told(recording(scenario)) == expected.read_text()
+    assert told(recording(scenario)) == reviewed(scenario)
 
 
 @needs_recordings
 @pytest.mark.parametrize("scenario", sorted(set(recordings()) - UNLABELLED_DIFFERS))
 def test_without_our_label_the_same_states_are_told(scenario: str) -> None:
-    expected = (FOLDER / f"{scenario}.txt").read_text()
-    assert states(told(recording(scenario), labelled=False)) == states(expected)
+    assert states(told(recording(scenario), labelled=False)) == states(reviewed(scenario))
+
+
+def reviewed(scenario: str) -> str:
+    """The expectation, where somebody has read what is told of the scenario and written it down."""
+    expected = FOLDER / f"{scenario}.txt"
+    if not expected.exists():
+        pytest.skip(f"nobody has reviewed yet what is told of {scenario}")
+    return expected.read_text()
 
 
 def states(text: str) -> list[str]:
