@@ -262,10 +262,7 @@ async def run_platform(
             await leases.start()
         running.sources.update(_node_sources(_unconnected(settings.every_cluster)))
         inventory = InventoryController(store, running.sources, clock, leases=leases)
-        on_kubernetes = await _on_kubernetes(store)  # whose nodes are asked for once they are connected
-        for name in await inventory.keys():
-            if name not in on_kubernetes:
-                await inventory.reconcile(name)
+        await _refresh(inventory, store)
 
         runner: Runner | None = None
         woken: dict[str, Runner] = {}
@@ -636,10 +633,13 @@ async def register_clusters(store: Store, clusters: tuple[ClusterSettings, ...],
                 await tx.put_cluster(replace(each, connection=None))
 
 
-async def _on_kubernetes(store: Store) -> frozenset[str]:
-    """The registered clusters of Kubernetes."""
+async def _refresh(inventory: InventoryController, store: Store) -> None:
+    """Look at the nodes of every cluster but those of Kubernetes, which are asked for once they are connected."""
     async with store.read() as tx:
-        return frozenset(each.name for each in await tx.list_clusters() if each.connection is not None)
+        later = {each.name for each in await tx.list_clusters() if each.connection is not None}
+    for name in await inventory.keys():
+        if name not in later:
+            await inventory.reconcile(name)
 
 
 def _unconnected(clusters: tuple[ClusterSettings, ...]) -> tuple[ClusterSettings, ...]:

@@ -184,6 +184,7 @@ async def test_one_that_cannot_be_connected_is_away_and_not_gone(world: ClusterW
     with pytest.raises(EngineError, match="the kubeconfig cannot be read"):
         await away.release_orphan("x")
     assert await away.owned() == frozenset()
+    assert await world.running.sources["east"].nodes() == ((), "the kubeconfig cannot be read")
     assert await world.controller.reconcile("east") == AWAY_LOOK_SECONDS
     report = await world.report()
     assert (report.reachable, report.message) == (False, "the kubeconfig cannot be read")

@@ -89,9 +89,12 @@ def test_a_cluster_comes_works_and_goes_without_a_restart(
             "the endpoint to go on",
         )
 
+        wait_for(lambda: clusters(stack)[0]["capacity"]["free"] == 1, "its nodes to be healthy again")
+        changes = inventory_changes(stack)
         stack.kill()
         stack.restart()
-        wait_for(lambda: clusters(stack)[0]["reachable"], "the cluster after a restart")
+        assert clusters(stack)[0]["reachable"]
+        assert inventory_changes(stack) == changes, "no node vanishes by a restart"
         assert inference_service(there, "iris") is not None
 
         for name in ("iris", "big"):
@@ -122,6 +125,10 @@ def checked(stack: Stack) -> dict[str, Any]:
 def inventory(stack: Stack) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = stack.request("GET", "inventory/list")[1]["data"]["managedNodes"]
     return [each for each in found if each["clusterName"] == "east"]
+
+
+def inventory_changes(stack: Stack) -> int:
+    return len(stack.request("GET", "audit", kind="InventoryChanged")[1]["data"]["items"])
 
 
 def inference_service(there: ApiInThread, name: str) -> dict[str, Any] | None:
