@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kube_api.admission import quantity, used
+from kube_api.kinds import plain_node
 from kube_api.player import NOT_PROPAGATED
 from kube_api.refusals import Refused
 from kube_api.store import Change, Write
@@ -111,7 +112,7 @@ class Behaving:
     async def start(self) -> Behaving:
         """Begins to act."""
         if not self._store.list("Node"):
-            self._store.put(_node("node1"), manager=_KUBELET)
+            self._store.put(plain_node("node1", 8), manager=_KUBELET)
         if not self._store.list("ClusterServingRuntime") and not self._store.list("ServingRuntime"):
             for name, format_ in RUNTIMES.items():
                 self._store.put(_runtime(name, format_), manager=_KSERVE)
@@ -1296,31 +1297,6 @@ def _asks(pod: Mapping[str, Any], resource: str) -> float:
         found = (resources.get("requests") or {}).get(resource, (resources.get("limits") or {}).get(resource))
         total += quantity(found) if found is not None else 0.0
     return total
-
-
-def _node(name: str) -> Raw:
-    room = {"cpu": "256", "memory": "2Ti", "nvidia.com/gpu": "8", "pods": "110"}
-    return {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {
-            "name": name,
-            "labels": {
-                "kubernetes.io/hostname": name,
-                "node.kubernetes.io/instance-type": "a2-megagpu-8g",
-                "nvidia.com/gpu.count": "8",
-                "nvidia.com/gpu.memory": "81920",
-                "nvidia.com/gpu.present": "true",
-                "nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB",
-            },
-        },
-        "spec": {},
-        "status": {
-            "allocatable": room,
-            "capacity": room,
-            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
-        },
-    }
 
 
 def _runtime(name: str, format_: str) -> Raw:

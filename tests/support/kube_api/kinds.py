@@ -209,3 +209,36 @@ def crd_of(kind: Kind) -> Raw:
             "storedVersions": [kind.version],
         },
     }
+
+
+def plain_node(name: str, gpus: int) -> Raw:
+    """A Node that is well, with plenty of everything and so many GPUs."""
+    room = {"cpu": "256", "memory": "2Ti", "nvidia.com/gpu": str(gpus), "pods": "1000"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "labels": {
+                "kubernetes.io/hostname": name,
+                "node.kubernetes.io/instance-type": f"a2-ultragpu-{gpus}g",
+                "nvidia.com/gpu.count": str(gpus),
+                "nvidia.com/gpu.memory": "81920",
+                "nvidia.com/gpu.present": "true",
+                "nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB",
+            },
+        },
+        "spec": {},
+        "status": {
+            "allocatable": room,
+            "capacity": room,
+            "conditions": [
+                {
+                    "type": "Ready",
+                    "status": "True",
+                    "reason": "KubeletReady",
+                    "message": "kubelet is posting ready status",
+                }
+            ],
+        },
+    }

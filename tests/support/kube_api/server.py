@@ -25,11 +25,11 @@ import yaml
 
 from kube_api import patches, refusals, wire
 from kube_api.faults import Fault, Faults, Planned
-from kube_api.kinds import Kind
+from kube_api.kinds import Kind, plain_node
 from kube_api.logs import PodLogs
 from kube_api.questions import answer_question
 from kube_api.rbac import ADMIN, Asked, Authorizer, Identity, User
-from kube_api.recordings import recorded_nodes
+from kube_api.recordings import SHARED, recorded_nodes
 from kube_api.refusals import Refused
 from kube_api.schema import Cause
 from kube_api.selectors import Matches, field_selector, label_selector, name_asked_for
@@ -172,7 +172,11 @@ class _Line:
 
 
 class _Streamed(Exception):
-    """The answer was written already."""
+    """The answer was written already; `whole`: to its end, so that the connection can take another request."""
+
+    def __init__(self, *, whole: bool) -> None:
+        super().__init__()
+        self.whole = whole
 
 
 class KubeApi:
@@ -308,10 +312,13 @@ class KubeApi:
         self.logs.set(namespace, pod, container, text, previous=previous)
 
     def add_nodes(self, recorded: str = "nodes-gpu", *, copies: int = 1) -> list[str]:
-        """The Nodes of a recorded list, `copies` times under names of their own; the names."""
+        """The Nodes of a recorded list, `copies` times under names of their own; the names. Without the recordings,
+        a node made by hand that looks like the one in "nodes-gpu"."""
         names = []
         for number in range(1, copies + 1):
-            for node in deepcopy(recorded_nodes(recorded)):
+            for node in deepcopy(
+                recorded_nodes(recorded) if SHARED is not None else [plain_node("node1", 4)]
+            ):
                 metadata = node["metadata"]
                 if copies > 1:
                     metadata["name"] = f"{metadata['name']}-{number}"
@@ -335,7 +342,7 @@ class KubeApi:
         try:
             while await self._one(reader, writer):
                 pass
-        except (wire.Closed, ConnectionError, _Streamed):
+        except (wire.Closed, ConnectionError):
             pass
         except asyncio.CancelledError:
             # stop() and away() end connections so; there is nobody above who waits for this task.
@@ -376,7 +383,9 @@ class KubeApi:
             if refused.details and "retryAfterSeconds" in refused.details:
                 retry = refused.details["retryAfterSeconds"]
             answer = Answer(refused.code, refused.status, retry_after_s=retry)
-        except (wire.Closed, ConnectionError, _Streamed):
+        except _Streamed as streamed:
+            return streamed.whole and incoming.keeps_alive
+        except (wire.Closed, ConnectionError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a fault of this emulator
             # A fault of this emulator: the client gets an answer, and `stop` raises it for the test to fail.
@@ -469,8 +478,7 @@ class KubeApi:
                 return self._list(incoming, place)
             case "watch":
                 logged.status = 200
-                await self._watch(incoming, place, line)
-                raise _Streamed
+                raise _Streamed(whole=await self._watch(incoming, place, line))
             case "create":
                 return self._create(incoming, place, who)
             case "update":
@@ -510,7 +518,11 @@ class KubeApi:
                         "major": major,
                         "minor": minor,
                         "gitVersion": self._version,
+                        "gitCommit": "0" * 40,
                         "gitTreeState": "clean",
+                        "buildDate": "2026-05-01T00:00:00Z",
+                        "goVersion": "go1.26.0",
+                        "compiler": "gc",
                         "platform": "linux/amd64",
                     },
                 )
@@ -571,23 +583,23 @@ class KubeApi:
             if not follow:
                 return Answer(200, text.encode(), content_type="text/plain")
             logged.status = 200
-            await self._follow(found, incoming, line)
-            raise _Streamed
+            raise _Streamed(whole=await self._follow(found, incoming, line))
         if place.subresource == "scale":
             return Answer(200, _scale(found))
         return Answer(200, found)
 
-    async def _follow(self, pod: Raw, incoming: Incoming, line: _Line) -> None:
+    async def _follow(self, pod: Raw, incoming: Incoming, line: _Line) -> bool:
         writer = line.writer
         writer.write(wire.stream_head("text/plain"))
         async for text in self.logs.follow(pod, incoming.query, self.store):
             if line.reader.at_eof():
-                return
+                return False
             if text:
                 writer.write(wire.chunk(text.encode()))
                 await writer.drain()
         writer.write(wire.chunk(b""))
         await writer.drain()
+        return True
 
     def _selected(self, incoming: Incoming, kind: Kind) -> Matches:
         labels = label_selector(incoming.query.get("labelSelector", ""))
@@ -647,7 +659,8 @@ class KubeApi:
         for watch in self._watches:
             watch.offer(change)
 
-    async def _watch(self, incoming: Incoming, place: _Place, line: _Line) -> None:
+    async def _watch(self, incoming: Incoming, place: _Place, line: _Line) -> bool:
+        """Streams until the watch ends; whether it ended as it should."""
         writer = line.writer
         query = incoming.query
         matches = self._selected(incoming, place.kind)
@@ -681,20 +694,22 @@ class KubeApi:
             except Refused as refused:
                 writer.write(wire.chunk(_event("ERROR", refused.status)) + wire.chunk(b""))
                 await writer.drain()
-                return
+                return True
         self._watches.add(watch)
         # Nothing more is asked on this connection: what can still be read is its end.
         closed = asyncio.ensure_future(line.reader.read(1))
         closed.add_done_callback(lambda _: watch.events.put_nowait(None))
         try:
-            await self._pump(watch, deadline, closed, bookmarks=bookmarks)
+            return await self._pump(watch, deadline, closed, bookmarks=bookmarks)
         finally:
             self._watches.discard(watch)
             closed.cancel()
+            # The reader is free for the next request only once this has ended.
+            await asyncio.gather(closed, return_exceptions=True)
 
     async def _pump(
         self, watch: _Watch, deadline: float, closed: asyncio.Future[bytes], *, bookmarks: bool
-    ) -> None:
+    ) -> bool:
         loop = asyncio.get_running_loop()
         writer = watch.writer
         while not closed.done():
@@ -702,7 +717,7 @@ class KubeApi:
             if left <= 0:
                 writer.write(wire.chunk(b""))
                 await writer.drain()
-                return
+                return True
             try:
                 async with asyncio.timeout(min(left, self._bookmark_s) if bookmarks else left):
                     line = await watch.events.get()
@@ -720,10 +735,11 @@ class KubeApi:
                     writer.close()
                 else:
                     writer.transport.abort()
-                return
+                return False
             if line is not None:
                 writer.write(wire.chunk(line))
                 await writer.drain()
+        return False
 
     def _bookmark(self, kind: Kind, *, initial: bool = False) -> bytes:
         metadata: Raw = {"resourceVersion": str(self.store.version), "creationTimestamp": None}
