@@ -260,5 +260,8 @@ async def test_what_another_process_writes_is_heard_too(
         await until(lambda: len(heard) >= 2)
     finally:
         await other.close()
-    # One's own was told at once, and is not told again when the events are looked through.
-    assert [change.endpoint for change in heard] == ["own", "foreign"]
+    # One's own was told at once, and is not told again when the events are looked through. Another's may be told
+    # twice: by PostgreSQL's hint, and when its event is seen.
+    names = [change.endpoint for change in heard]
+    assert names[:2] == ["own", "foreign"]
+    assert set(names[2:]) <= {"foreign"}
