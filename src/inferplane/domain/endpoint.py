@@ -738,6 +738,8 @@ _WAITING_WORDS = {
     ReasonCode.KSERVE_NOT_READY: PublicStatus.PENDING,
     ReasonCode.SPEC_REFUSED: PublicStatus.PENDING,
     ReasonCode.ENGINE_ERROR: PublicStatus.PENDING,
+    ReasonCode.NODE_NOT_READY: PublicStatus.PENDING,
+    ReasonCode.POD_EVICTED: PublicStatus.PROVISIONING,
     ReasonCode.ACCEPTED: PublicStatus.PENDING,
     ReasonCode.STARTING: PublicStatus.PROVISIONING,
     ReasonCode.CONTAINER_START_FAILED: PublicStatus.PROVISIONING,

@@ -311,6 +311,30 @@ def test_the_last_lines_of_the_log_are_evidence() -> None:
     assert (state.exit.exit_code, state.exit.log_tail) == (1, lines)
 
 
+def test_the_server_comes_before_what_runs_beside_it() -> None:
+    beside = waits("ImagePullBackOff", 'Back-off pulling image "agent:1"', name="agent")
+    crashed = container({"terminated": ended(1, message="boom")})
+    state = said(pod(containers=[beside, crashed]))
+    assert state.message.startswith("the model server ended with exit code 1: boom; also: image ")
+
+
+def test_a_readiness_gate_is_no_lost_node() -> None:
+    gated = pod(containers=[container(running(20), ready=True)], age=60)
+    gated["spec"]["readinessGates"] = [{"conditionType": "example.com/balanced"}]
+    gated["status"]["conditions"] = [
+        {"type": "Ready", "status": "False", "lastTransitionTime": at(60)},
+        {"type": "ContainersReady", "status": "True", "lastTransitionTime": at(10)},
+    ]
+    assert said(gated).status is PublicStatus.LOADING
+
+
+def test_a_paused_deployment_is_said() -> None:
+    paused = deployment()
+    paused["spec"]["paused"] = True
+    state = said(deployments=(paused,), replica_sets=())
+    assert (state.status, state.reason) == (PublicStatus.FAILED, ReasonCode.CHANGED_OUTSIDE)
+
+
 def test_the_next_try_is_the_kubelets() -> None:
     status = waits("CrashLoopBackOff", "back-off 1m20s restarting failed", runs=4, last=ended(1, ago=20))
     assert said(pod(containers=[status])).next_retry_at == NOW + timedelta(seconds=60)

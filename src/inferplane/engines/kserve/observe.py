@@ -482,6 +482,11 @@ def _no_pods_yet(scene: _Scene) -> Waiting | None:
             )
         if wished == 0:
             return Waiting(ReasonCode.CHANGED_OUTSIDE, _scaled_by_hand(scene), fails=True)
+        if mapping(scene.deployment, "spec").get("paused") is True:
+            message = (
+                f"somebody paused Deployment {name(scene.deployment)}; nothing new is made until it goes on"
+            )
+            return Waiting(ReasonCode.CHANGED_OUTSIDE, message, fails=True)
         begun = _without_pods_since(scene)
         is_alone = all(is_going(pod) for pod in scene.pods)
         if is_alone and begun is not None and (scene.now - begun).total_seconds() >= NO_PODS_SECONDS:

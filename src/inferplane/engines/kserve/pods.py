@@ -127,16 +127,21 @@ def read_pod(
     if (unplaced := _unplaced(view)) is not None:
         return PodFacts(ReplicaState.STARTING, waiting=unplaced)
     inits = [_container(view, each, is_init=True) for each in items(pod, "status", "initContainerStatuses")]
-    mains = [_container(view, each, is_init=False) for each in items(pod, "status", "containerStatuses")]
+    mains = [
+        _container(view, each, is_init=False)
+        for each in sorted(items(pod, "status", "containerStatuses"), key=_is_beside)
+    ]
     known = inits + mains
-    stuck = next((each for each in known if each.waiting is not None and each.waiting.fails), None)
-    if stuck is not None:
+    if (stuck := _stuck_first(known)) is not None:
         return replace(stuck, started_at=stuck.started_at or started)
     if view.condition("Ready").get("status") == "True":
         return _ready(view, started)
     if (lost := _node_lost(view)) is not None:
         return PodFacts(ReplicaState.UNRESPONSIVE, started, waiting=lost)
     coming = next((each for each in known if each.state is not ReplicaState.READY), None)
+    if coming is None and mains:
+        message = "the model server answers its own probe; what else the pod has to wait for is not there yet"
+        return PodFacts(ReplicaState.LOADING, started, waiting=Waiting(ReasonCode.LOADING, message, started))
     if coming is None or (coming.state is ReplicaState.STARTING and coming.waiting is None):
         is_past_inits = bool(inits) and all(each.state is ReplicaState.READY for each in inits)
         waiting = _preparing(view, is_past_inits=is_past_inits)
@@ -147,6 +152,24 @@ def read_pod(
             again = next((each for each in moments if each > view.now), None)
         return PodFacts(ReplicaState.STARTING, started, waiting=waiting, look_again_at=again)
     return replace(coming, started_at=coming.started_at or started)
+
+
+def _is_beside(status: Raw) -> bool:
+    """Kubernetes lists containers by name; the model server comes first here, what runs beside it after that."""
+    return text(status, "name") != MAIN_CONTAINER
+
+
+def _stuck_first(known: Sequence[PodFacts]) -> PodFacts | None:
+    """The first that is stuck, with what else is."""
+    stuck = [(each, each.waiting) for each in known if each.waiting is not None and each.waiting.fails]
+    if not stuck:
+        return None
+    (found, waiting), *others = stuck
+    if not others or others[0][1].message == waiting.message:
+        return found
+    return replace(
+        found, waiting=replace(waiting, message=f"{waiting.message}; also: {others[0][1].message}")
+    )
 
 
 # --- before there is a container ------------------------------------------------------------------
@@ -233,6 +256,9 @@ def _node_lost(view: _View) -> Waiting | None:
     since = moment(ready, "lastTransitionTime")
     told = bool(view.events) and view.events[-1].reason == "NodeNotReady"
     if ready.get("status") != "False" or (containers.get("status") != "True" and not told):
+        return None
+    was_ready_at = moment(containers, "lastTransitionTime")
+    if not told and since is not None and was_ready_at is not None and since < was_ready_at:
         return None
     return Waiting(ReasonCode.NODE_NOT_READY, f"node {view.node} does not answer", since, fails=True)
 
@@ -536,11 +562,13 @@ def _exit(view: _View, container: str, ended: Raw, run: int, *, is_init: bool, w
 
 def _killed_by_probe(view: _View, container: str, at: datetime) -> tuple[ReasonCode, str] | None:
     """A container that its kubelet ended because of a probe only shows the signal; an event tells why."""
+    grace = whole(view.pod, "spec", "terminationGracePeriodSeconds") or 0
+    longest = max(KILL_SECONDS, 2.0 * grace)
     for kind, reason in (("liveness", ReasonCode.UNRESPONSIVE), ("startup", ReasonCode.START_TIMEOUT)):
         event = latest(view.of_container(container), "Killing", containing=f"failed {kind} probe")
-        if event is None or not timedelta(seconds=-2) <= at - event.last <= timedelta(seconds=KILL_SECONDS):
+        if event is None or not timedelta(seconds=-2) <= at - event.last <= timedelta(seconds=longest):
             continue
-        said = _probe_answer(view, container, kind.capitalize(), at - timedelta(seconds=2 * KILL_SECONDS))
+        said = _probe_answer(view, container, kind.capitalize(), at - timedelta(seconds=2 * longest))
         return (
             reason,
             f"{_who(container)} was restarted because its {kind} probe failed{f': {said}' if said else ''}",

@@ -85,6 +85,8 @@ def creation(words: str) -> Finding:
         never = _is_beyond(requested, limited)
         end = f"; that is more than quota {name} allows in all" if never else ""
         return Finding(ReasonCode.QUOTA_EXCEEDED, plain + end, fails=never)
+    if "because it is being terminated" in plain:
+        return Finding(ReasonCode.CHANGED_OUTSIDE, f"somebody deletes the namespace: {plain}", fails=True)
     if "failed calling webhook" in plain:
         return Finding(ReasonCode.POD_REFUSED, plain, fails=False)
     return Finding(ReasonCode.POD_REFUSED, plain, fails=True)
