@@ -198,6 +198,19 @@ async def test_what_is_not_wanted_any_more_is_not_renewed(world: World) -> None:
     assert second.fence(WORKER) is not None
 
 
+async def test_what_is_given_back_is_not_borrowed_at_once(world: World) -> None:
+    """Who runs the cluster may only be on its way down and up again."""
+    able, unable = world.control_plane(0), world.control_plane(1, {WORKER: timedelta(seconds=30)})
+    await able.round()
+    await able.close()
+    world.seconds += 29
+    await unable.round()
+    assert unable.fence(WORKER) is None
+    world.seconds += 1
+    await unable.round()
+    assert unable.fence(WORKER) is not None
+
+
 async def test_what_was_borrowed_is_kept_once_there_is_an_engine(world: World) -> None:
     wanted = {WORKER: timedelta(seconds=30)}
     first = world.control_plane(0, wanted)

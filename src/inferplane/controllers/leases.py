@@ -145,7 +145,8 @@ class Leases:
             return
         try:
             async with asyncio.timeout(ROUND_SECONDS_MAX), self._store.transaction() as tx:
-                await tx.release_leases(held, self._holder)
+                now = await tx.database_now() if self._now is None else self._now()
+                await tx.release_leases(held, self._holder, now)
         except Exception as error:  # noqa: BLE001 - whatever it was, they expire by themselves
             log.warning("leases could not be given back", error=str(error))
 

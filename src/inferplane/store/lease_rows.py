@@ -76,10 +76,10 @@ class LeaseRows(Statements):
         )
         return {row.name for row in (await self._run(statement)).all()}
 
-    async def release_leases(self, held: Mapping[str, int], holder: str) -> None:
-        """Let others take them at once, and tell them."""
+    async def release_leases(self, held: Mapping[str, int], holder: str, now: datetime) -> None:
+        """Let others take them from `now` on, and tell them."""
         if held:
-            await self._run(update(leases).where(_ours(held, holder)).values(expires_at=0))
+            await self._run(update(leases).where(_ours(held, holder)).values(expires_at=to_micros(now)))
             with translated():
                 await self._database.notify(self._connection, Hint.LEASES)
 
