@@ -130,6 +130,13 @@ class Authorizer:
             f"system:serviceaccount:{namespace}:{name}", groups, uid=said["serviceaccount"]["uid"]
         )
 
+    def known_as(self, name: str) -> Identity:
+        """Who shows a certificate with this name. Raises Refused (401)."""
+        user = self._users.get(name)
+        if user is None:
+            raise refusals.unauthorized()
+        return Identity(user.name, ("system:authenticated",), user.rules)
+
     def issue(self, account: Mapping[str, Any], seconds: int) -> tuple[str, float]:
         """A token of a service account, and when it ends (seconds since the epoch)."""
         now = time.time()

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import yaml
 
 from kube_api import patches, refusals, wire
+from kube_api.certificates import Authority
 from kube_api.faults import Fault, Faults, Planned
 from kube_api.kinds import Kind, plain_node
 from kube_api.logs import PodLogs
@@ -182,7 +183,7 @@ class _Streamed(Exception):
 class KubeApi:
     """One emulated API server. `history`: how many changes a watch can go back; `kserve`: whether its CRDs are
     there, `webhooks` whether its webhooks are; `pod_grace_s`: after how long a pod being deleted is gone
-    (None: whoever plays the kubelet says)."""
+    (None: whoever plays the kubelet says); `tls`: it speaks TLS, and users may show certificates."""
 
     def __init__(
         self,
@@ -194,7 +195,11 @@ class KubeApi:
         kserve: bool = True,
         webhooks: bool = True,
         version: str = "v1.36.2",
+        tls: bool = False,
     ) -> None:
+        self.authority = Authority() if tls else None
+        """Who signs its certificates, where it speaks TLS."""
+        self._tls = self.authority.server() if self.authority else None
         self.store = Store(history=history, pod_grace_s=pod_grace_s, kserve=kserve, webhooks=webhooks)
         self.requests = RequestLog()
         self.faults = Faults(self._refuse, self._listen_again, self._cut_watches)
@@ -250,7 +255,9 @@ class KubeApi:
     async def _listen_again(self) -> None:
         if self._server is None and self._kept is not None:
             kept, self._kept = self._kept, None
-            self._server = await asyncio.start_server(self._serve, sock=kept, limit=wire.HEAD_BYTES_MAX)
+            self._server = await asyncio.start_server(
+                self._serve, sock=kept, limit=wire.HEAD_BYTES_MAX, ssl=self._tls
+            )
 
     def _refuse(self) -> None:
         if self._server is None:
@@ -281,21 +288,38 @@ class KubeApi:
 
     @property
     def url(self) -> str:
-        """`http://127.0.0.1:port`."""
-        return f"http://127.0.0.1:{self._port}"
+        """`http://127.0.0.1:port`, with TLS `https://…`."""
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}"
 
     def kubeconfig(
-        self, path: Path, user: str = "admin", *, context: str = "emulated", namespace: str = ""
+        self,
+        path: Path,
+        user: str = "admin",
+        *,
+        context: str = "emulated",
+        namespace: str = "",
+        by_certificate: bool = False,
     ) -> Path:
-        """Writes a kubeconfig with that user's token; the path. Raises KeyError for a user it does not know."""
+        """Writes a kubeconfig with that user's token, or with a certificate (TLS only); the path. Raises KeyError for
+        a user it does not know."""
         there: Raw = {"cluster": context, "user": user}
         if namespace:
             there["namespace"] = namespace
+        cluster: Raw = {"server": self.url}
+        secret: Raw = {"token": self.authorizer.token_of(user)}
+        if self.authority is not None:
+            cluster["certificate-authority-data"] = base64.b64encode(self.authority.pem).decode()
+            if by_certificate:
+                certificate, key = self.authority.of_user(user)
+                secret = {
+                    "client-certificate-data": base64.b64encode(certificate).decode(),
+                    "client-key-data": base64.b64encode(key).decode(),
+                }
         config = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": context, "cluster": {"server": self.url}}],
-            "users": [{"name": user, "user": {"token": self.authorizer.token_of(user)}}],
+            "clusters": [{"name": context, "cluster": cluster}],
+            "users": [{"name": user, "user": secret}],
             "contexts": [{"name": context, "context": there}],
             "current-context": context,
         }
@@ -457,9 +481,10 @@ class KubeApi:
 
     async def _answer(self, logged: Logged, incoming: Incoming, place: _Place | None, line: _Line) -> Answer:
         header = incoming.headers.get("authorization", "")
-        if incoming.path in _OPEN and not header:
+        shown = _common_name(line.writer)
+        if incoming.path in _OPEN and not header and not shown:
             return self._unplaced(incoming)
-        who = self.authorizer.identify(header)
+        who = self.authorizer.known_as(shown) if shown and not header else self.authorizer.identify(header)
         logged.user = who.name
         if place is None:
             return self._unplaced(incoming)
@@ -993,6 +1018,13 @@ class KubeApi:
             "status": {"token": token, "expirationTimestamp": ends_text},
         }
         return Answer(201, answer)
+
+
+def _common_name(writer: asyncio.StreamWriter) -> str:
+    """Who a connection's certificate says it is."""
+    shown = writer.get_extra_info("peercert") or {}
+    names = [value for part in shown.get("subject", ()) for key, value in part if key == "commonName"]
+    return names[0] if names else ""
 
 
 def _bound(port: int) -> socket.socket:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import ssl
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+import kube_api
 from kube_api import ApiInThread, KubeApi, Rule, User
 
 MAPS = "/api/v1/namespaces/here/configmaps"
@@ -147,6 +151,69 @@ async def test_the_kubeconfig_leads_here(api: KubeApi, tmp_path: Path) -> None:
     assert said["clusters"][0]["cluster"]["server"] == api.url
     assert said["users"][0]["user"]["token"] == "token-of-admin"
     assert said["contexts"][0]["context"]["namespace"] == "here"
+
+
+async def test_it_speaks_tls_and_knows_users_by_their_certificates(tmp_path: Path) -> None:
+    async with KubeApi(tls=True) as api:
+        said = yaml.safe_load(api.kubeconfig(tmp_path / "config", by_certificate=True).read_text())
+        both = tmp_path / "admin.pem"
+        user = said["users"][0]["user"]
+        both.write_bytes(
+            b"".join(base64.b64decode(user[key]) for key in ("client-certificate-data", "client-key-data"))
+        )
+        trusted = ssl.create_default_context(
+            cadata=base64.b64decode(said["clusters"][0]["cluster"]["certificate-authority-data"]).decode()
+        )
+        async with httpx.AsyncClient(base_url=api.url, verify=trusted) as nobody:
+            assert (await nobody.get("/api/v1/namespaces")).status_code == 401
+        trusted.load_cert_chain(both)
+        async with httpx.AsyncClient(base_url=api.url, verify=trusted) as somebody:
+            assert (await somebody.get("/api/v1/namespaces")).status_code == 200
+        async with httpx.AsyncClient(base_url=api.url) as distrustful:
+            with pytest.raises(httpx.ConnectError):
+                await distrustful.get("/version")
+        assert [each.user for each in api.requests] == ["", "admin"]
+
+
+async def test_it_runs_as_a_process_for_suites_that_take_a_kubeconfig(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    support = Path(kube_api.__file__).parents[1]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "kube_api",
+        "--kubeconfig",
+        str(path),
+        cwd=support,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    await process.stdout.readline()
+    said = yaml.safe_load(path.read_text())
+    headers = {"authorization": f"Bearer {said['users'][0]['user']['token']}"}
+    async with httpx.AsyncClient(base_url=said["clusters"][0]["cluster"]["server"], headers=headers) as http:
+        assert len((await http.get("/api/v1/nodes")).json()["items"]) == 1
+    process.terminate()
+    assert await process.wait() == 0
+
+
+async def test_a_watcher_that_leaves_is_noticed(api: KubeApi, admin: Any) -> None:
+    async with admin.http.stream("GET", MAPS, params={"watch": "1"}) as answer:
+        await anext(answer.aiter_lines())
+        assert api.watches == 1
+    async with asyncio.timeout(5):
+        while api.watches:  # noqa: ASYNC110 - the server learns of it by itself
+            await asyncio.sleep(0.005)
+
+
+async def test_a_connection_lasts_beyond_a_watch_that_ended(admin: Any) -> None:
+    limits = httpx.Limits(max_connections=1)
+    async with httpx.AsyncClient(
+        base_url=admin.http.base_url, headers=admin.http.headers, limits=limits
+    ) as http:
+        first = await http.get(MAPS, params={"watch": "1", "timeoutSeconds": "0"})
+        assert first.status_code == 200
+        assert (await http.get(MAPS)).status_code == 200
 
 
 async def test_the_log_tells_who_did_what(api: KubeApi, admin: Any) -> None:
