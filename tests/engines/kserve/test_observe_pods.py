@@ -702,6 +702,15 @@ def test_what_kserve_refuses_of_a_new_revision_is_told_beside_the_one_that_serve
     assert state.message.startswith("revision 1 serves while revision 2 is not there yet; ")
 
 
+def test_pods_without_our_label_are_of_no_later_revision_than_is_wished() -> None:
+    made = replica_set(replicas=1)
+    made["metadata"]["annotations"]["deployment.kubernetes.io/revision"] = "4"
+    serving = pod(containers=[container(running(20), ready=True)], ready=True)
+    wished = service(labels={"inferplane.io/revision": "2"})
+    seen = observe(UID, picture(serving, replica_sets=(made,), inference_service=wished), NOW)
+    assert [each.id.name for each in seen.replicas] == ["r2-0"]
+
+
 def test_a_race_of_controllers_is_no_complaint() -> None:
     message = (
         "fails to update InferenceService status: the object has been modified; please apply your changes"

@@ -263,8 +263,12 @@ def _is_over(pod: Raw) -> bool:
 
 def _revision(scene: _Scene, pod: Raw, replica_set: Raw) -> int:
     """The platform's number of the revision that the pod is of."""
-    said = label(pod, REVISION_LABEL) or _set_revision(scene, replica_set) or label(pod, KNATIVE_GENERATION)
-    return _number(said) or 1
+    if said := _number(label(pod, REVISION_LABEL)):
+        return said
+    counted = _number(_set_revision(scene, replica_set) or label(pod, KNATIVE_GENERATION)) or 1
+    # A cluster makes ReplicaSets also of what is no revision of ours, as when a runtime was changed.
+    wished = _number(label(scene.service, REVISION_LABEL))
+    return min(counted, wished) if wished else counted
 
 
 def _set_revision(scene: _Scene, replica_set: Raw) -> str:
