@@ -293,7 +293,7 @@ def show(found: list[Level]) -> str:
             (level.servers.private / level.endpoints / MEBIBYTE for level in found),
             1,
         ),
-        row("PSS of the warm parent, MiB", (level.parents.pss / MEBIBYTE for level in found)),
+        row("PSS of the warm parent and its spare, MiB", (level.parents.pss / MEBIBYTE for level in found)),
         row("control plane: resident, MiB", (level.control.resident / MEBIBYTE for level in found)),
         row("Envoy: resident, MiB", (level.gateway.resident / MEBIBYTE for level in found)),
         row("CPU at rest, seconds a minute: control plane", (level.cpu_control for level in found), 2),

@@ -455,6 +455,7 @@ def _be_spare(requests: socket.socket, pools: ThreadpoolController | None) -> No
         os.closerange(STANDARD_STREAMS, kept)
         os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
         message, descriptors, _, _ = socket.recv_fds(requests, REQUEST_BYTES_MAX, DESCRIPTORS_MAX)
+        requests.close()
         if message:
             request = msgspec.json.decode(message, type=StartRequest)
             config = read_config(request.config_path)
