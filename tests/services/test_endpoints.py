@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -12,11 +13,11 @@ from typing import Any, cast
 import pytest
 
 from inferplane.domain.access import Caller, Role
-from inferplane.domain.errors import AlreadyExists
+from inferplane.domain.errors import AlreadyExists, QuotaExceeded
 from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.services import endpoints
 from inferplane.services.bootstrap import ensure_installation
-from inferplane.services.context import GatewayAddress, Platform
+from inferplane.services.context import GatewayAddress, Limits, Platform
 from inferplane.services.endpoint_drafts import EndpointDraft, ModelDraft
 from inferplane.store.sql import Store
 
@@ -117,3 +118,42 @@ async def test_a_name_that_is_taken_on_another_cluster_gets_a_host_of_its_own(
     async with store.transaction() as tx:
         await tx.remove_endpoint((await tx.get_endpoint("team", "iris", "west")).uid)
     assert await create("team", "iris", "west") == "", "what is being deleted has no address any more"
+
+
+async def test_workspaces_that_create_at_once_do_not_both_get_the_last_place(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """On PostgreSQL two transactions count side by side; each holds only its own workspace."""
+    chance = Random(1)
+
+    def new_id(length: int) -> str:
+        return "".join(chance.choices("abcdef", k=length))
+
+    workspaces = [f"team-{number}" for number in range(6)]
+    store = await Store.open(postgres_url)
+    try:
+        await ensure_installation(store, tmp_path / "owner.key", lambda: NOW, new_id, cluster="local")
+        async with store.transaction() as tx:
+            for name in workspaces:
+                await tx.add_workspace(Workspace(name, ("local",), NOW))
+        platform = Platform(
+            store=store,
+            engines={},
+            clock=lambda: NOW,
+            gateway=GatewayAddress("http", 7080, "localhost", "127.0.0.1"),
+            new_id=new_id,
+            limits=Limits(endpoints_max=3),
+        )
+        owner = Caller("id", "owner", Role.OWNER, "")
+        drafts = [
+            EndpointDraft(each, "iris", model=ModelDraft("sklearn", "/m.joblib")) for each in workspaces
+        ]
+        ends = await asyncio.gather(
+            *(endpoints.create(platform, owner, draft) for draft in drafts), return_exceptions=True
+        )
+        async with store.read() as tx:
+            assert await tx.count_endpoints() == 3
+    finally:
+        await store.close()
+    refused = [end for end in ends if isinstance(end, BaseException)]
+    assert [type(end) for end in refused] == [QuotaExceeded] * 3, refused
