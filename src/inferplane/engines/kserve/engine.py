@@ -454,7 +454,7 @@ class KServeEngine:
         is_away = self._unreachable(self._clock()) is not None
         if is_away != self._was_away:
             self._was_away = is_away
-            for uid in self._cache.endpoints():
+            for uid in self._cache.endpoints(self._options.installation):
                 self._wake(uid)
 
     def _unreachable(self, now: datetime) -> Unreachable | None:
