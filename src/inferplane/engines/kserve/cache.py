@@ -1,16 +1,19 @@
 """What the watches of one cluster have brought: by namespace, trimmed to what `observe` reads. No I/O.
 
-Objects are kept as the API server sent them, without the parts that nobody reads (owners of fields, pod templates,
-volumes, probes): with ten thousand endpoints that is most of the memory. A later object never gives way to an earlier
-one, because answers to writes come in beside the watches.
+Objects are kept without the parts that nobody reads (owners of fields, pod templates, volumes, probes), and packed as
+JSON until somebody asks for a picture: of ten thousand endpoints few are looked at in any one second, and
+as dicts they would take six times the memory. A later object never gives way to an earlier one, because answers to
+writes come in beside the watches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from sys import intern
 from typing import Any
+
+import msgspec
 
 from inferplane.engines.kserve.client import (
     DEPLOYMENT,
@@ -47,17 +50,36 @@ _POD_STATUS = (
 _CONTAINER_STATUS = ("name", "state", "lastState", "ready", "restartCount", "image", "started")
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One object as it was at a version."""
+
+    version: int
+    body: bytes
+
+    def read(self) -> Raw:
+        """As a dict of one's own."""
+        found: Raw = msgspec.json.decode(self.body)
+        return found
+
+
 @dataclass(slots=True)
 class Space:
-    """One namespace: its own object, what is in it by kind and name, and log tails by `log_key`."""
+    """One namespace: its own object and whose it is, what is in it by kind and name, and log tails by `log_key`."""
 
-    namespace: Raw | None = None
-    objects: dict[str, dict[str, Raw]] = field(default_factory=dict)
+    uid: str = ""
+    installation: str = ""
+    namespace: Packed | None = None
+    objects: dict[str, dict[str, Packed]] = field(default_factory=dict)
     log_tails: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def of(self, kind: Kind) -> dict[str, Raw]:
-        """The objects of a kind by name."""
-        return self.objects.setdefault(kind.plural, {})
+    def read(self, kind: Kind) -> list[Raw]:
+        """The objects of a kind."""
+        return [each.read() for each in self.objects.get(kind.plural, {}).values()]
+
+    def names(self, kind: Kind) -> frozenset[str]:
+        """The names of the objects of a kind."""
+        return frozenset(self.objects.get(kind.plural, ()))
 
     @property
     def is_empty(self) -> bool:
@@ -100,16 +122,19 @@ class Cache:
             return False  # somebody else's namespace
         if space is None:
             space = self._spaces[intern(place)] = Space()
-        before = space.namespace if kind is NAMESPACE else space.of(kind).get(key)
-        if before is not None and _is_older(raw, before):
+        objects = space.objects.setdefault(kind.plural, {}) if kind is not NAMESPACE else {}
+        before = space.namespace if kind is NAMESPACE else objects.get(key)
+        version = version_of(raw)
+        if before is not None and 0 < version < before.version:
             return False
-        kept = _trimmed(kind, raw)
+        kept = Packed(version, msgspec.json.encode(_trimmed(kind, raw)))
         if kind is NAMESPACE:
             space.namespace = kept
-            if uid := label(kept, ENDPOINT_LABEL):
-                self._namespace_of[uid] = place
+            space.uid = label(raw, ENDPOINT_LABEL) if is_ours(raw) else ""
+            space.installation = label(raw, INSTALLATION_LABEL)
+            if space.uid:
+                self._namespace_of[space.uid] = place
             return True
-        objects = space.of(kind)
         objects[key] = kept
         if kind is EVENT and len(objects) > EVENTS_PER_NAMESPACE_MAX:
             del objects[next(iter(objects))]
@@ -123,44 +148,34 @@ class Cache:
         """The uids of which there is a Namespace that belongs to this installation."""
         return frozenset(
             uid
-            for uid, space in self.spaces()
-            if space.namespace is not None and label(space.namespace, INSTALLATION_LABEL) == installation
+            for uid, place in self._namespace_of.items()
+            if self._spaces[place].installation == installation
         )
 
     def uid_of(self, namespace: str) -> str:
         """Whose namespace it is, "" for nobody's that we know."""
         space = self._spaces.get(namespace)
-        if space is None or space.namespace is None or not is_ours(space.namespace):
-            return ""
-        return label(space.namespace, ENDPOINT_LABEL)
+        return space.uid if space is not None else ""
 
     def space_of(self, uid: str) -> Space | None:
         """An endpoint's namespace."""
         place = self._namespace_of.get(uid)
         return self._spaces.get(place) if place is not None else None
 
-    def spaces(self) -> Iterator[tuple[str, Space]]:
-        """Every namespace of ours, with its endpoint's uid."""
-        for uid, place in list(self._namespace_of.items()):
-            if (space := self._spaces.get(place)) is not None:
-                yield uid, space
-
     def picture(self, uid: str) -> Picture | None:
         """What there is of an endpoint; None where there is nothing."""
         space = self.space_of(uid)
         if space is None or space.namespace is None:
             return None
-        services = [
-            each for each in space.of(INFERENCE_SERVICE).values() if label(each, ENDPOINT_LABEL) == uid
-        ]
+        services = [each for each in space.read(INFERENCE_SERVICE) if label(each, ENDPOINT_LABEL) == uid]
         return Picture(
-            namespace=space.namespace,
+            namespace=space.namespace.read(),
             inference_service=min(services, key=name, default=None),
-            deployments=tuple(space.of(DEPLOYMENT).values()),
-            replica_sets=tuple(space.of(REPLICA_SET).values()),
-            pods=tuple(space.of(POD).values()),
-            events=tuple(space.of(EVENT).values()),
-            ingresses=tuple(space.of(INGRESS).values()),
+            deployments=tuple(space.read(DEPLOYMENT)),
+            replica_sets=tuple(space.read(REPLICA_SET)),
+            pods=tuple(space.read(POD)),
+            events=tuple(space.read(EVENT)),
+            ingresses=tuple(space.read(INGRESS)),
             log_tails=dict(space.log_tails),
         )
 
@@ -170,13 +185,12 @@ class Cache:
             return False
         if kind is NAMESPACE:
             known = space.namespace is not None
-            uid = label(space.namespace or {}, ENDPOINT_LABEL)
-            if self._namespace_of.get(uid) == place:
-                del self._namespace_of[uid]
-            space.namespace = None
+            if self._namespace_of.get(space.uid) == place:
+                del self._namespace_of[space.uid]
+            space.namespace, space.uid = None, ""
             space.objects.pop(EVENT.plural, None)
         else:
-            known = space.of(kind).pop(key, None) is not None
+            known = space.objects.get(kind.plural, {}).pop(key, None) is not None
         if space.is_empty:
             del self._spaces[place]
         return known
@@ -186,10 +200,6 @@ def version_of(raw: Raw) -> int:
     """The object's resource version as a number; 0 where it is none."""
     written = text(raw, "metadata", "resourceVersion")
     return int(written) if written.isascii() and written.isdigit() else 0
-
-
-def _is_older(raw: Raw, before: Raw) -> bool:
-    return 0 < version_of(raw) < version_of(before)
 
 
 def _place(kind: Kind, raw: Raw) -> str:

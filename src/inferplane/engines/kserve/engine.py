@@ -496,9 +496,9 @@ class KServeEngine:
         space = self._cache.space_of(uid)
         if space is None:
             return
-        pods = space.of(POD)
+        pods = space.names(POD)
         asked = self._asked.setdefault(uid, set())
-        wanted = {each.key: each for pod in pods.values() for each in _ended_runs(uid, pod)}
+        wanted = {each.key: each for pod in space.read(POD) for each in _ended_runs(uid, pod)}
         for key in asked - set(wanted):
             asked.discard(key)
         for key in [key for key in space.log_tails if key.partition("/")[0] not in pods]:
@@ -531,7 +531,7 @@ class KServeEngine:
                     self._asked.get(ended.uid, set()).discard(ended.key)  # at the pod's next change again
                 continue
             space = self._cache.space_of(ended.uid)
-            if space is not None and ended.pod in space.of(POD) and lines:
+            if space is not None and ended.pod in space.names(POD) and lines:
                 space.log_tails[ended.key] = tuple(lines)
                 self._wake(ended.uid)
 

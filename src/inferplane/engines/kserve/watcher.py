@@ -89,6 +89,11 @@ class Watcher:
                 self._version = ""
             except ApiError as error:
                 after = self._failed(error)
+            except Exception as error:  # noqa: BLE001 - a watch that ended for good would look like a quiet cluster
+                what = f"{type(error).__name__}: {error}"  # no traceback: its frames hold objects of others
+                log.error("kserve.watch-failed", kind=self._watched.kind.plural, error=what)
+                self._version = ""
+                after = self._failed(ApiError(f"what it sent could not be read: {type(error).__name__}"))
             pause = PAUSE_SECONDS if self._is_well else min(pause * 2, PAUSE_SECONDS_MAX)
             await asyncio.sleep(max(after, pause * self._chance.uniform(0.5, 1.5)))
 
