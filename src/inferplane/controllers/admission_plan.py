@@ -40,7 +40,13 @@ from inferplane.controllers.endpoint_failures import ALIVE
 from inferplane.controllers.endpoint_gpus import ending_reason
 from inferplane.controllers.endpoint_news import PlannedEvent
 from inferplane.domain.artifact import ArtifactPhase
-from inferplane.domain.endpoint import InferenceEndpoint, PublicStatus, ReplicaState, public_state
+from inferplane.domain.endpoint import (
+    CRASH_LOOP_FAILURES,
+    InferenceEndpoint,
+    PublicStatus,
+    ReplicaState,
+    public_state,
+)
 from inferplane.domain.gpu_request import (
     REQUEST_NAME_CHARACTERS_MAX,
     GpuRequest,
@@ -376,6 +382,8 @@ def lasting_failure(request: GpuRequest, endpoint: InferenceEndpoint | None) -> 
     state = public_state(endpoint)
     if state.status is not PublicStatus.FAILED or state.reason is None or reason_of(state.reason).retry_helps:
         return None
+    if state.reason is ReasonCode.CRASH_LOOP and _ends(endpoint) < CRASH_LOOP_FAILURES:
+        return None  # a cluster calls it a loop at the second end, which is early to take its GPUs for
     artifact = endpoint.status.artifact
     if state.exit is not None:
         is_news = state.exit.at >= tried_at
@@ -384,6 +392,12 @@ def lasting_failure(request: GpuRequest, endpoint: InferenceEndpoint | None) -> 
         failed_at = artifact.finished_at if artifact.phase is ArtifactPhase.FAILED else None
         is_news = failed_at is not None and failed_at >= request.queued_at
     return (state.reason, f"{state.reason}: {redacted(state.message)}") if is_news else None
+
+
+def _ends(endpoint: InferenceEndpoint) -> int:
+    """How often its servers have ended unasked; in a row or not, as far as the status tells."""
+    in_a_row = (record.failures for record in endpoint.status.restarts)
+    return max((*in_a_row, *(count for _, count in endpoint.status.ends)), default=0)
 
 
 def _refuse_hopeless(ledger: _Ledger, request: GpuRequest, endpoint: InferenceEndpoint | None) -> bool:

@@ -67,6 +67,7 @@ _CONFIG_SIGNS = (
     "runAsNonRoot",
     "references non-existent",
 )
+_MEANINGS = {126: " (its command cannot be run)", 127: " (a command was not found)"}
 _BACK_OFF = re.compile(r"back-off (?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.IGNORECASE)
 
 
@@ -552,7 +553,11 @@ def _exit(view: _View, container: str, ended: Raw, run: int, *, is_init: bool, w
     else:
         known = words.storage_reason(evidence) if is_init else words.server_reason(evidence)
         reason = known or reason
-        how = f"was ended by {signal}" if signal else f"ended with exit code {code}"
+        how = (
+            f"was ended by {signal}"
+            if signal
+            else f"ended with exit code {code}{_MEANINGS.get(code or 0, '')}"
+        )
         if called == "ContainerStatusUnknown":
             how = "was lost by its node"
         last = words.last_line(said) or words.last_line(log)

@@ -64,6 +64,7 @@ def scheduling(words: str) -> Finding:
     """Why no node takes the pod."""
     cannot_ever = "preemption is not helpful" in words.lower()
     plain = sentence(_SCHEDULER_NOISE.sub("", words))
+    plain = plain.replace("node(s) were unschedulable", "node(s) were unschedulable (cordoned)")
     lowered = plain.lower()
     if "persistentvolumeclaim" in lowered or "volume node affinity" in lowered:
         missing = "not found" in lowered
@@ -139,6 +140,7 @@ def _unwrapped(noise: re.Pattern[str], words: str) -> str:
 
 # What KServe says
 
+_URI_REFUSED = re.compile(r"StorageUri \[(.*?)\] is not supported")
 NO_RUNTIME_REASONS = frozenset({"NoSupportingRuntime", "RuntimeNotRecognized", "RuntimeDisabled"})
 HARMLESS = ("object has been modified", "not found, retrying")
 _KSERVE_NOISE = re.compile(
@@ -150,8 +152,15 @@ def kserve(words: str) -> Finding | None:
     """What is wrong with an InferenceService by KServe's own error; None where it only tries again."""
     if not words or any(each in words for each in HARMLESS):
         return None
-    plain = sentence(_unwrapped(_KSERVE_NOISE, words))
+    plain = _SPACE.sub(" ", _unwrapped(_KSERVE_NOISE, words)).strip()
     lowered = plain.lower()
+    refused = _URI_REFUSED.search(plain)
+    if refused is not None:
+        rest = plain[: refused.start()].partition("must be ")[2].strip(" .")
+        more = f"; it must be {rest}" if rest else ""
+        message = sentence(f"KServe does not fetch from {refused.group(1)}{more}")
+        return Finding(ReasonCode.SCHEME_NOT_SUPPORTED, message, fails=True)
+    plain = sentence(plain)
     if "storageuri not supported" in lowered or ("storage uri" in lowered and "not supported" in lowered):
         return Finding(ReasonCode.SCHEME_NOT_SUPPORTED, plain, fails=True)
     if "runtime" in lowered and any(
