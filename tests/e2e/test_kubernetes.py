@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-from kube_api import ApiInThread, needs_recordings
+from kube_api import ApiInThread, Behaving, needs_recordings
 from platform_stack import Stack, platform, wait_for
 
 pytestmark = needs_recordings
@@ -24,15 +24,19 @@ GPU = {
     "numberOfGPUNodes": 1,
     "exitDuration": "1h",
 }
+INGRESS = "192.0.2.10:8080"
 MODEL = {"modelName": "sklearn", "storageURI": "s3://models/iris"}
 
 
 @pytest.fixture
 def there() -> Iterator[ApiInThread]:
-    """A cluster with one machine of four GPUs."""
+    """A cluster with one machine of four GPUs, and a KServe."""
     with ApiInThread() as there:
         there.call(there.api.add_nodes)
+        kserve = there.call(lambda: Behaving(there.api, domain="models.example.com", ingress=True))
+        there.run(kserve.start())
         yield there
+        there.run(kserve.stop())
 
 
 def test_a_cluster_comes_works_and_goes_without_a_restart(
@@ -41,7 +45,14 @@ def test_a_cluster_comes_works_and_goes_without_a_restart(
     kubeconfig = there.call(lambda: there.api.kubeconfig(tmp_path / "kubeconfig"))
     with platform(home, "") as stack:
         status, answer = stack.request(
-            "POST", "cluster", {"name": "east", "engine": "kserve", "kubeconfig": kubeconfig.read_text()}
+            "POST",
+            "cluster",
+            {
+                "name": "east",
+                "engine": "kserve",
+                "kubeconfig": kubeconfig.read_text(),
+                "ingressAddress": INGRESS,
+            },
         )
         assert status == 200, answer
         assert answer["data"]["report"]["version"] == "v1.36.2"
@@ -64,7 +75,16 @@ def test_a_cluster_comes_works_and_goes_without_a_restart(
         endpoint = describe(stack, "iris")
         assert endpoint is not None
         assert endpoint["namespace"] == service["metadata"]["namespace"]
-        assert endpoint["status"] != "Failed", endpoint
+        for name in ("iris", "big"):
+            endpoint = wait_for(partial(one_with, stack, "status", "Running", name), f"{name} to run")
+            host = f"{name}-{endpoint['namespace']}.models.example.com"
+            assert endpoint["endpoint"] == f"http://{host}/v1/models/{name}:predict"
+            assert endpoint["dnsRecords"] == [{"dns": host, "type": "A", "value": "192.0.2.10"}]
+            assert endpoint["tryCommand"][1] == f'-H "Host: {host}" \\'
+            assert f'"http://{INGRESS}/v1/models/{name}:predict" \\' in endpoint["tryCommand"]
+            assert endpoint["pathEndpoint"] == ""
+        [held] = stack.request("GET", "gpr/list", sliceName="team")[1]["data"]["items"]
+        assert (held["status"]["provisioningStatus"], held["status"]["numGpusAllocated"]) == ("Successful", 3)
 
         text = stack.request("POST", "slice-workspace/kube-config", {"workspaceName": "team"})[1]["data"]
         config = yaml.safe_load(text["kubeConfig"])
@@ -78,7 +98,7 @@ def test_a_cluster_comes_works_and_goes_without_a_restart(
         away = wait_for(
             lambda: one_with(stack, "reason", "ClusterUnreachable"), "it to say that the cluster is away"
         )
-        assert away["status"] != "Failed", away
+        assert away["status"] == "Running", away
         assert "has not answered since" in away["message"]
         assert not checked(stack)["reachable"]
         assert "not reachable since" in clusters(stack)[0]["message"]
@@ -167,8 +187,8 @@ def gone(stack: Stack, name: str) -> bool:
     return describe(stack, name) is None
 
 
-def one_with(stack: Stack, field: str, value: str) -> dict[str, Any] | None:
-    endpoint = describe(stack, "iris")
+def one_with(stack: Stack, field: str, value: str, name: str = "iris") -> dict[str, Any] | None:
+    endpoint = describe(stack, name)
     return endpoint if endpoint is not None and endpoint[field] == value else None
 
 
