@@ -31,11 +31,13 @@ from inferplane.domain.endpoint import (
     GpuNote,
     GpuSpec,
     InferenceEndpoint,
+    Ingress,
     ModelSpec,
     Replica,
     ReplicaId,
     ReplicaState,
     RestartRecord,
+    Waiting,
 )
 from inferplane.domain.gpu_request import (
     REQUEST_NAME_CHARACTERS_MAX,
@@ -280,6 +282,20 @@ def troubled(note: GpuNote, artifact: ArtifactState = PRESENT, *exits: Exit) -> 
     return make_endpoint(status=EndpointStatus(1, artifact=artifact, restarts=restarts, gpu=note))
 
 
+def on_a_cluster(
+    note: GpuNote, waiting: Waiting, ended: Exit | None = None, ends: int = 0
+) -> InferenceEndpoint:
+    state = ReplicaState.STARTING if ended is None else ReplicaState.EXITED
+    replica = Replica(ReplicaId(UID, 1, 0), state, exit=ended, waiting=waiting)
+    status = EndpointStatus(
+        1, artifact=PRESENT, replicas=(replica,), ends=(("r1-0", ends),), gpu=note, ingress=Ingress()
+    )
+    return make_endpoint(status=status)
+
+
+NO_RUNTIME = Waiting(ReasonCode.NO_RUNTIME, "no runtime", T0 + SECOND, fails=True)
+LOOPS = Waiting(ReasonCode.CRASH_LOOP, "it ended", T0 + SECOND, fails=True)
+ENDED = Exit(T0 + SECOND, 1, reason=ReasonCode.CRASH_LOOP, message="it ended")
 ON_GRANT = GpuNote("gpr-1", PROVISIONING, since=T0)
 IN_LINE = GpuNote("gpr-1", QUEUED, since=T0)
 
@@ -296,6 +312,11 @@ IN_LINE = GpuNote("gpr-1", QUEUED, since=T0)
         (troubled(replace(ON_GRANT, gpr_id="gpr-0"), MISSING), None),
         (troubled(replace(ON_GRANT, since=T0 - SECOND), MISSING), None),
         (replace(troubled(ON_GRANT, MISSING), generation=2), None),  # it has been changed since
+        (on_a_cluster(ON_GRANT, NO_RUNTIME), ReasonCode.NO_RUNTIME),
+        (on_a_cluster(ON_GRANT, replace(NO_RUNTIME, since=T0 - SECOND)), None),
+        (on_a_cluster(ON_GRANT, replace(NO_RUNTIME, fails=False)), None),
+        (on_a_cluster(ON_GRANT, LOOPS, ENDED, ends=2), None),  # the loop is young
+        (on_a_cluster(ON_GRANT, LOOPS, ENDED, ends=5), ReasonCode.CRASH_LOOP),
     ],
 )
 def test_gpus_are_given_back_at_once_where_only_a_person_can_mend_it(

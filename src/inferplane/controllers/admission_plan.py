@@ -390,7 +390,14 @@ def lasting_failure(request: GpuRequest, endpoint: InferenceEndpoint | None) -> 
     else:
         # The model is fetched while it waits, so that may have failed before the grant.
         failed_at = artifact.finished_at if artifact.phase is ArtifactPhase.FAILED else None
-        is_news = failed_at is not None and failed_at >= request.queued_at
+        is_news = (failed_at is not None and failed_at >= request.queued_at) or any(
+            waits.fails
+            and waits.reason is state.reason
+            and waits.since is not None
+            and waits.since >= tried_at
+            for waits in (replica.waiting for replica in endpoint.status.replicas)
+            if waits is not None
+        )
     return (state.reason, f"{state.reason}: {redacted(state.message)}") if is_news else None
 
 
