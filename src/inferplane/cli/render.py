@@ -164,7 +164,13 @@ def description(endpoint: EndpointDescription) -> str:
         parts.append(table(("CONDITION", "STATUS", "REASON", "MESSAGE"), rows))
     if endpoint.replicas:
         replicas = [
-            (r.name, r.state, str(r.pid or ""), str(r.restarts), moment(r.ready_at))
+            (
+                r.name,
+                f"{r.state} ({r.reason})" if r.reason else r.state,
+                str(r.pid or ""),
+                str(r.restarts),
+                moment(r.ready_at),
+            )
             for r in endpoint.replicas
         ]
         parts.append(table(("REPLICA", "STATE", "PID", "RESTARTS", "READY"), replicas))
