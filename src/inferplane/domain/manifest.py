@@ -94,6 +94,7 @@ class ParsedManifest:
     for an accelerator. `completed` is the whole InferenceService as plain JSON values, with
     apiVersion, kind and name filled in. `stopped` carries KServe's stop annotation, `access` our own
     annotation of that name, None without it. `warnings` are sentences on what has no effect here.
+    `only_on_kubernetes` are the refusals of an engine that is not KServe: what it asks for, only a cluster has.
     """
 
     model: ModelSpec
@@ -105,14 +106,16 @@ class ParsedManifest:
     stopped: bool = False
     warnings: tuple[str, ...] = ()
     access: Access | None = None
+    only_on_kubernetes: tuple[Invalid, ...] = ()
 
 
 def model_from_isvc(
-    manifest: Mapping[str, Any], *, endpoint_name: str, field: str = "rawModelSpec"
+    manifest: Mapping[str, Any], *, endpoint_name: str, field: str = "rawModelSpec", anywhere: bool = False
 ) -> ParsedManifest:
     """Read a whole InferenceService, a mapping with `spec`, or a bare `predictor`.
 
-    Raises Invalid (and nothing else, whatever is given) naming the field that cannot be meant.
+    Raises Invalid (and nothing else, whatever is given) naming the field that cannot be meant; unless `anywhere`
+    also for what only a cluster of Kubernetes can serve.
     """
     whole = _mapping(_plain(manifest, field, _Budget()), field)
     _check_kind(whole, field)
@@ -122,7 +125,8 @@ def model_from_isvc(
         spec, path = _mapping(whole.get("spec") or {}, f"{field}.spec"), f"{field}.spec"
     else:
         spec, path = {"predictor": whole["predictor"]}, field
-    _refuse_other_components(spec, path)
+    only: list[Invalid] = []
+    _refuse_other_components(spec, path, only)
     predictor = _mapping(spec.get("predictor") or {}, f"{path}.predictor")
     path = f"{path}.predictor"
 
@@ -132,7 +136,9 @@ def model_from_isvc(
         warnings.append(
             f"{path}.canaryTrafficPercent has no effect here: a new endpoint gets all of its own traffic"
         )
-    model, wants_gpus = _model(predictor, path, warnings)
+    model, wants_gpus = _model(predictor, path, warnings, only)
+    if only and not anywhere:
+        raise only[0]
     if name and name != endpoint_name:
         model = replace(model, alias=name)
     completed = {
@@ -151,6 +157,7 @@ def model_from_isvc(
         stopped=_stopped(metadata, f"{field}.metadata.annotations"),
         warnings=tuple(warnings),
         access=_access(metadata, f"{field}.metadata.annotations"),
+        only_on_kubernetes=tuple(only),
     )
 
 
@@ -215,19 +222,23 @@ def _metadata_name(metadata: Mapping[str, Any], field: str) -> str:
     return name
 
 
-def _refuse_other_components(spec: Mapping[str, Any], path: str) -> None:
+def _refuse_other_components(spec: Mapping[str, Any], path: str, only: list[Invalid]) -> None:
     """A transformer or explainer changes what is answered: leaving it out in silence would be wrong."""
-    for component in ("transformer", "explainer", "canary"):
-        if spec.get(component):
-            raise _invalid(
-                f"an InferenceService with a {component} runs on clusters with engine kserve only",
-                f"{path}.{component}",
-                f"Leave {component} out, or use a cluster with engine kserve.",
-                reason=ReasonCode.NO_RUNTIME.value,
-            )
+    only.extend(
+        _invalid(
+            f"an InferenceService with a {component} runs on clusters with engine kserve only",
+            f"{path}.{component}",
+            f"Leave {component} out, or use a cluster with engine kserve.",
+            reason=ReasonCode.NO_RUNTIME.value,
+        )
+        for component in ("transformer", "explainer", "canary")
+        if spec.get(component)
+    )
 
 
-def _model(predictor: Mapping[str, Any], path: str, warnings: list[str]) -> tuple[ModelSpec, bool]:
+def _model(
+    predictor: Mapping[str, Any], path: str, warnings: list[str], only: list[Invalid]
+) -> tuple[ModelSpec, bool]:
     """The one implementation in a predictor: `model`, an older framework key, or `containers`."""
     given = [name for name in ("model", *_LEGACY_FRAMEWORKS) if predictor.get(name) is not None]
     if len(given) > 1:
@@ -236,18 +247,25 @@ def _model(predictor: Mapping[str, Any], path: str, warnings: list[str]) -> tupl
             f"{path}.{given[1]}",
             f"Keep one of {', '.join(given)}.",
         )
-    for key, what in (("workerSpec", "a model over several nodes"), ("storageUris", "several storage URIs")):
-        if predictor.get(key):
-            raise _invalid(
-                f"{what} ({key}) can be served on clusters with engine kserve only",
-                f"{path}.{key}",
-                "Use a cluster with engine kserve.",
-                reason=ReasonCode.NO_RUNTIME.value,
-            )
+    only.extend(
+        _invalid(
+            f"{what} ({key}) can be served on clusters with engine kserve only",
+            f"{path}.{key}",
+            "Use a cluster with engine kserve.",
+            reason=ReasonCode.NO_RUNTIME.value,
+        )
+        for key, what in (
+            ("workerSpec", "a model over several nodes"),
+            ("storageUris", "several storage URIs"),
+        )
+        if predictor.get(key)
+    )
+    is_elsewhere = bool(predictor.get("storageUris"))
     if given:
         body = _mapping(predictor[given[0]], f"{path}.{given[0]}")
         _warn_of_unknown(body, _MODEL_FIELDS, f"{path}.{given[0]}", warnings)
-        return _model_body(body, f"{path}.{given[0]}", "" if given[0] == "model" else given[0], warnings)
+        framework = "" if given[0] == "model" else given[0]
+        return _model_body(body, f"{path}.{given[0]}", framework, warnings, only, is_elsewhere=is_elsewhere)
     if predictor.get("containers"):
         return _containers(predictor["containers"], f"{path}.containers", warnings)
     raise _invalid(
@@ -258,17 +276,27 @@ def _model(predictor: Mapping[str, Any], path: str, warnings: list[str]) -> tupl
 
 
 def _model_body(
-    body: Mapping[str, Any], path: str, framework: str, warnings: list[str]
+    body: Mapping[str, Any],
+    path: str,
+    framework: str,
+    warnings: list[str],
+    only: list[Invalid],
+    *,
+    is_elsewhere: bool,
 ) -> tuple[ModelSpec, bool]:
+    """`is_elsewhere`: the predictor itself says where the model lies."""
     if body.get("name"):
         raise _invalid("the model's own name must stay empty; the endpoint's name is used", f"{path}.name")
     if body.get("storage") is not None:
-        raise _invalid(
-            "storage with a key reads a Secret of the cluster and works on clusters with engine kserve only",
-            f"{path}.storage",
-            "Give storageUri, and credentials in modelSpec.secret.",
-            reason=ReasonCode.SCHEME_NOT_SUPPORTED.value,
+        only.append(
+            _invalid(
+                "storage with a key reads a Secret of the cluster and works on clusters with engine kserve only",
+                f"{path}.storage",
+                "Give storageUri, and credentials in modelSpec.secret.",
+                reason=ReasonCode.SCHEME_NOT_SUPPORTED.value,
+            )
         )
+        is_elsewhere = True
     warnings.extend(
         f"{path}.{key} has no effect on the local engine, which brings its own model server"
         for key in ("image", "command", "envFrom")
@@ -280,7 +308,7 @@ def _model_body(
     warnings.extend(warn_of_args(args, f"{path}.args", name))
     model = ModelSpec(
         format=name,
-        storage_uri=_storage_uri(body, path, name, warnings),
+        storage_uri=_storage_uri(body, path, "" if is_elsewhere else name, warnings),
         format_version=version,
         runtime=_text(body.get("runtime"), f"{path}.runtime"),
         protocol_version=_protocol(body, path),

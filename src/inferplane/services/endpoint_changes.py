@@ -23,7 +23,7 @@ from inferplane.services.endpoint_change_drafts import (
     ChangeDraft,
     understand_change,
 )
-from inferplane.services.endpoint_on_kubernetes import check_on_kubernetes
+from inferplane.services.endpoint_on_kubernetes import check_on_kubernetes, warnings_on
 from inferplane.services.endpoints import (
     UPDATE_ATTEMPTS_MAX,
     Finding,
@@ -79,7 +79,8 @@ async def update(
         cluster = await tx.get_cluster(endpoint.cluster)
         check_servable(change.wish, cluster)
         check_on_kubernetes(change.spec, cluster)
-        return _Step(change.spec, change.message, change.secret, change.warnings)
+        warnings = tuple(warnings_on(cluster, change.warnings))
+        return _Step(change.spec, change.message, change.secret, warnings)
 
     place = (draft.workspace, draft.endpoint, draft.cluster)
     return await _write(platform, caller, place, decide, UPDATED, ticket)

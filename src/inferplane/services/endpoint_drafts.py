@@ -109,6 +109,7 @@ class Wish:
     """A draft understood. `warnings` are sentences on what has no effect here.
 
     `access` is None where nothing was said of it; `spec` then has what there was, or open.
+    `only_on_kubernetes` refuses it on any cluster that is none of Kubernetes.
     """
 
     spec: EndpointSpec
@@ -119,6 +120,7 @@ class Wish:
     uri_field: str = "modelSpec.storageURI"
     warnings: tuple[str, ...] = ()
     access: Access | None = None
+    only_on_kubernetes: tuple[Invalid, ...] = ()
 
 
 def understand(draft: EndpointDraft, *, manifest_bytes_max: int, present: EndpointSpec | None = None) -> Wish:
@@ -314,6 +316,7 @@ def _from_manifest(parsed: ParsedManifest) -> Wish:
         uri_field="rawModelSpec",
         warnings=parsed.warnings,
         access=parsed.access,
+        only_on_kubernetes=parsed.only_on_kubernetes,
     )
 
 
@@ -326,7 +329,7 @@ def _manifest(text: str, endpoint_name: str, bytes_max: int) -> ParsedManifest:
             field="rawModelSpec",
             next_action="Give an InferenceService, or its spec, as YAML text.",
         )
-    return model_from_isvc(value, endpoint_name=endpoint_name)
+    return model_from_isvc(value, endpoint_name=endpoint_name, anywhere=True)
 
 
 def parse_yaml(text: str, path: str, bytes_max: int) -> Any:

@@ -6,6 +6,8 @@ for, would be a promise that is not kept; so it is refused, with what to do inst
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from inferplane.domain.endpoint import EndpointSpec
 from inferplane.domain.endpoint_access import Access
 from inferplane.domain.workspace import Cluster
@@ -13,6 +15,7 @@ from inferplane.services.findings import Findings
 
 KSERVE = "kserve"
 NOT_THERE = "NotOnKubernetes"
+_LOCAL_ONLY = "local engine"
 _THERE = "requests to cluster {} come through its own ingress"
 
 
@@ -60,3 +63,8 @@ def check_on_kubernetes(spec: EndpointSpec, cluster: Cluster) -> None:
             next_action="Leave canary out: the new revision takes over pod by pod once it answers.",
         )
     findings.raise_any()
+
+
+def warnings_on(cluster: Cluster, warnings: Iterable[str]) -> list[str]:
+    """Those that are true there: what has no effect on the local engine has one in a cluster of Kubernetes."""
+    return [each for each in warnings if cluster.engine != KSERVE or _LOCAL_ONLY not in each]

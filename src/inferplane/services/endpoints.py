@@ -36,7 +36,7 @@ from inferplane.engines.port import EngineError, LogLine, Target
 from inferplane.services import endpoint_gpus
 from inferplane.services.context import Platform
 from inferplane.services.endpoint_drafts import EndpointDraft, Wish, settled, understand
-from inferplane.services.endpoint_on_kubernetes import check_on_kubernetes
+from inferplane.services.endpoint_on_kubernetes import KSERVE, check_on_kubernetes, warnings_on
 from inferplane.services.idempotency import IDEMPOTENCY_KEY_HEADER, Ticket, once, recall, remember
 from inferplane.services.trail import difference, entry, facts
 from inferplane.store.sql import Tx
@@ -100,6 +100,7 @@ async def _create(
             return answer
         await tx.hold_workspace(draft.workspace)  # two at once would both find room for one more
         cluster = await _resolve_cluster(tx, draft, chosen.name)
+        warnings[:] = warnings_on(cluster, warnings)
         gpu = await endpoint_gpus.gpu_spec_for(tx, platform, draft, wish, cluster)
         check_servable(wish, cluster)
         await _check_quota(tx, platform, draft.workspace)
@@ -215,7 +216,7 @@ async def preflight(platform: Platform, caller: Caller, draft: EndpointDraft) ->
         findings = merged_findings(findings, found)
     findings += [
         Finding("manifest", True, "", warning, "Nothing to do; it has no effect here.")
-        for warning in wish.warnings
+        for warning in warnings_on(cluster, wish.warnings)
     ]
     return findings
 
@@ -321,6 +322,8 @@ def _check_scheme(wish: Wish, cluster: Cluster) -> None:
 
 
 def _check_runtime(wish: Wish, cluster: Cluster) -> None:
+    if cluster.engine != KSERVE and wish.only_on_kubernetes:
+        raise wish.only_on_kubernetes[0]
     select_runtime(wish.spec.model, cluster.engine, field=wish.format_field)
 
 

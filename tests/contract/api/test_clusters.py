@@ -388,3 +388,23 @@ def test_a_share_of_requests_is_refused_and_a_plain_update_is_not(k8s: ClusterWo
     error = k8s.owner("PATCH", ENDPOINT, canary).is_error(422, "INVALID", "NotOnKubernetes")
     assert "pod by pod" in error["nextAction"]
     assert k8s.owner("PATCH", ENDPOINT, change).data["revision"] == 2
+
+
+# --- what only a cluster can do ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "spec: {predictor: {sklearn: {storageUri: 's3://b/m'}}, transformer: {containers: [{image: 'a/b:1'}]}}",
+        "spec: {predictor: {model: {modelFormat: {name: sklearn}, storage: {key: store, path: m}}}}",
+        "spec: {predictor: {workerSpec: {pipelineParallelSize: 2}, huggingface: {storageUri: 's3://b/m'}}}",
+    ],
+)
+def test_a_manifest_may_ask_there_for_what_only_a_cluster_has(k8s: ClusterWorld, raw: str) -> None:
+    there, here = k8s.world.workspace(k8s.register()), k8s.world.workspace()
+    body = {"endpointName": "chain", "rawModelSpec": raw}
+    refused = k8s.owner("POST", ENDPOINT, {**body, "workspace": here}).is_error(422, "INVALID")
+    assert "engine kserve only" in refused["message"]
+    assert refused["field"].startswith("rawModelSpec.spec.")
+    k8s.owner("POST", ENDPOINT, {**body, "workspace": there}).ok()

@@ -283,7 +283,7 @@ def _completed(
             body["modelFormat"]["version"] = str(version)
     model = endpoint.spec.model
     try:
-        said = model_from_isvc(given, endpoint_name=endpoint.name).model
+        said = model_from_isvc(given, endpoint_name=endpoint.name, anywhere=True).model
     except Invalid:
         said = model  # its words are not ours: nothing can be laid over it
     if said != model:
