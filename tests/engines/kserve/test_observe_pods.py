@@ -399,6 +399,20 @@ def test_a_server_that_keeps_ending_is_told_also_while_it_answers() -> None:
     )
 
 
+def test_the_last_end_keeps_its_reason_while_the_next_one_begins() -> None:
+    """The kubelet counts its kills in one event: the newest moves the last moment on, past the end before it."""
+    status = container(running(20), runs=3, last=ended(137, ago=25, lasted=20), ready=True)
+    message = "Container kserve-container failed liveness probe, will be restarted"
+    events = [
+        event(
+            "Unhealthy", "Liveness probe failed: HTTP 500", ago=1, first=80, container_name="kserve-container"
+        ),
+        event("Killing", message, ago=1, first=70, container_name="kserve-container", warns=False),
+    ]
+    state = said(pod(containers=[status], ready=True), events=events)
+    assert (state.status, state.reason) == (PublicStatus.DEGRADED, ReasonCode.UNRESPONSIVE)
+
+
 def test_one_restart_long_ago_is_history() -> None:
     status = container(running(5000), runs=4, last=ended(1, ago=5005), ready=True)
     assert said(pod(containers=[status], ready=True, age=9000)).status is PublicStatus.RUNNING

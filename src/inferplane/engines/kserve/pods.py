@@ -571,7 +571,9 @@ def _killed_by_probe(view: _View, container: str, at: datetime) -> tuple[ReasonC
     longest = max(KILL_SECONDS, 2.0 * grace)
     for kind, reason in (("liveness", ReasonCode.UNRESPONSIVE), ("startup", ReasonCode.START_TIMEOUT)):
         event = latest(view.of_container(container), "Killing", containing=f"failed {kind} probe")
-        if event is None or not timedelta(seconds=-2) <= at - event.last <= timedelta(seconds=longest):
+        if event is None or at < event.first - timedelta(seconds=2):
+            continue  # an event of the next end has the same first moment, and a later last one
+        if at - event.last > timedelta(seconds=longest):
             continue
         said = _probe_answer(view, container, kind.capitalize(), at - timedelta(seconds=2 * longest))
         return (
