@@ -766,6 +766,23 @@ def test_one_of_two_that_answers_is_reached_although_kserve_calls_the_ingress_mi
     assert told(seen, replicas=2).status is PublicStatus.RUNNING
 
 
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        (None, "its InferenceService is not there"),
+        (service(deletionTimestamp=at(1)), "its InferenceService is being deleted"),
+        (service(annotations={"serving.kserve.io/stop": "true"}), "its InferenceService is stopped"),
+    ],
+)
+def test_what_still_answers_of_an_inference_service_that_goes_gets_no_requests(
+    known: Raw | None, message: str
+) -> None:
+    serving = pod(containers=[container(running(20), ready=True)], ready=True)
+    state = said(serving, inference_service=known)
+    assert (state.status, state.reason) == (PublicStatus.LOADING, ReasonCode.ROUTE_NOT_READY)
+    assert state.message == f"the model answers; {message}"
+
+
 def test_nothing_in_the_cluster_is_nothing() -> None:
     seen = observe(UID, Picture(), NOW)
     assert (seen.replicas, seen.left, seen.drift) == ((), (), "")

@@ -544,10 +544,12 @@ def _ingress(scene: _Scene, picture: Picture) -> Ingress:
     address = text(entry, "ip") or text(entry, "hostname")
     said = condition(scene.service, "IngressReady")
     top = condition(scene.service, "Ready")
-    if not scene.should_run:
-        return Ingress(
-            url, address, message="the InferenceService is being deleted" if is_going(scene.service) else ""
-        )
+    if not scene.service:
+        return Ingress(message="its InferenceService is not there")
+    if is_going(scene.service):
+        return Ingress(url, address, message="its InferenceService is being deleted")
+    if scene.is_stopped:
+        return Ingress(url, address, message="its InferenceService is stopped")
     if said.get("status") == "True":
         return Ingress(url, address, ready=bool(url), message="" if url else "its URL is not known yet")
     waits_for_pods = condition(scene.service, "PredictorReady").get("status") != "True"
