@@ -540,7 +540,11 @@ def test_the_strategies_above_speak_of_every_field() -> None:
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.one_of(endpoints, gpu_requests, wait_notes, policies, templates, bindings, nodes))
+    @given(
+        st.one_of(
+            endpoints, statuses, gpu_notes, gpu_requests, wait_notes, policies, templates, bindings, nodes
+        )
+    )
     def collect(value: object) -> None:
         look(value)
 
