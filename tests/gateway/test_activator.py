@@ -313,6 +313,22 @@ async def test_grpc_is_told_in_its_own_way(house: House) -> None:
     assert "no model" in refused.headers["grpc-message"]
 
 
+async def test_what_stands_behind_the_body_names_no_endpoint(house: House) -> None:
+    """The server takes trailers for headers; they are the client's own."""
+    async with house.replica(echo) as address:
+        house.demand.tell(UID, Standing((address,)))
+        reader, writer = await asyncio.open_unix_connection(house.folder / "activator.sock")
+        writer.write(
+            b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nx-inferplane-endpoint: "
+            + UID.encode()
+            + b"\r\n\r\n2\r\n{}\r\n0\r\nx-inferplane-endpoint: ba9876543210\r\nx-wake-timeout: 0\r\n\r\n"
+        )
+        async with asyncio.timeout(20):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+    assert "ba9876543210" not in house.woken
+
+
 async def test_a_request_that_names_no_endpoint(house: House) -> None:
     answer = await house.client.get("/", headers={"x-inferplane-endpoint": ""})
     assert answer.status_code == 404

@@ -6,6 +6,8 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 
+import h2.config
+import h2.connection
 import httpx
 
 from gateway_world import Replica, Request, World, client, eventually, publish, response, routes
@@ -133,6 +135,44 @@ async def test_an_endpoint_that_is_asleep_is_the_activators(world: World) -> Non
         await publish(gateway, routes(replica.upstream))
         await ask(http, 1)
         assert (len(activator.requests), len(replica.requests)) == (1, 1)
+
+
+async def test_no_caller_names_an_endpoint_behind_a_body(world: World) -> None:
+    """Servers take trailers for headers, so what believes the gateway's headers gets none of a caller's."""
+    came: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"transfer-encoding: chunked" in head:
+            await reader.readuntil(b"0\r\n")
+            behind = b""
+            while not (behind == b"\r\n" or behind.endswith(b"\r\n\r\n")):
+                behind += await reader.readline()
+            head += behind
+        came.put_nowait(head)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    activator = await asyncio.start_unix_server(listen, world.folder / "a.sock")
+    async with activator:
+        gateway = await world.gateway(activator_address=f"unix:{world.folder}/a.sock")
+        asleep = routes(asleep=True)
+        gateway.set(asleep)
+        await eventually(lambda: gateway.confirmed("uid-iris") == asleep, "the endpoint to be asleep")
+        caller = h2.connection.H2Connection(h2.config.H2Configuration())
+        caller.initiate_connection()
+        head = [(":method", "POST"), (":path", URL), (":scheme", "http"), (":authority", "gateway")]
+        caller.send_headers(1, head)
+        caller.send_data(1, b"{}")
+        caller.send_headers(1, [("x-inferplane-endpoint", "uid-other")], end_stream=True)
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(caller.data_to_send())
+        async with asyncio.timeout(20):
+            seen = await came.get()
+        writer.close()
+    assert b"uid-iris" in seen
+    assert b"uid-other" not in seen
 
 
 async def test_asleep_without_an_activator_is_not_ready(world: World) -> None:

@@ -110,7 +110,7 @@ class Activator:
 
     async def _answer(self, scope: MutableMapping[str, Any], body: _Incoming, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        given = dict(headers)
+        given = _first_of_each(headers)
         grpc = given.get(b"content-type", b"").startswith(b"application/grpc")
         try:
             uid = _uid_of(given, scope["raw_path"] if grpc else b"")
@@ -134,7 +134,7 @@ class Activator:
         while True:
             address = self._pick(await _address(held, deadline))
             if grpc:
-                if dict(scope["headers"]).get(ENDPOINT_HEADER):  # not of a service that is routed
+                if _first_of_each(scope["headers"]).get(ENDPOINT_HEADER):  # not of a service that is routed
                     raise Refusal(503, "Woken", WOKEN)
                 await asyncio.sleep(LOOK_AGAIN_SECONDS)
                 return await _send_elsewhere(scope, send)
@@ -201,6 +201,14 @@ def _uid_of(headers: dict[bytes, bytes], grpc_path: bytes) -> str:
     if not named:
         raise Refusal(404, "NotFound", "the request names no endpoint")
     return named.decode("ascii", "replace")
+
+
+def _first_of_each(headers: Headers) -> dict[bytes, bytes]:
+    """The gateway's own come first: the server appends what stands behind the body, which is the client's."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        found.setdefault(name, value)
+    return found
 
 
 def _uid_in(path: bytes) -> bytes:
@@ -368,7 +376,7 @@ async def _send_refusal(send: Send, refusal: Refusal) -> None:
 async def _send_elsewhere(scope: MutableMapping[str, Any], send: Send) -> None:
     """Have the gateway look for the route anew. What it cannot send again reaches its client as a refusal that
     gRPC understands."""
-    given = dict(scope["headers"])
+    given = _first_of_each(scope["headers"])
     endpoint, _, rest = given.get(ROUTE_HEADER, b"").partition(b".")
     workspace, _, cluster = rest.partition(b".")
     named = endpoint + (b"." + cluster if cluster else b"")

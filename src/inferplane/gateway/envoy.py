@@ -702,6 +702,7 @@ def _upstream(
         names=any(_is_name(parse_address(each.address)) for each in members),
         requests_max=_concurrency_max(routes),
         http2=http2,
+        trailers=True,  # what a stream took
     )
     upstream["metadata"] = _metadata({"uid": routes.uid, "revision": str(revision)})
     if len(replicas) < 2:
@@ -753,6 +754,7 @@ def _cluster(
     names: bool,
     requests_max: int = IN_FLIGHT_MAX,
     http2: bool = False,
+    trailers: bool = False,
 ) -> dict[str, Any]:
     """`names`: some member is at a host name, which Envoy then resolves itself."""
     return {
@@ -773,7 +775,9 @@ def _cluster(
                 }
             ]
         },
-        "typed_extension_protocol_options": upstream_protocol(UPSTREAM_IDLE_SECONDS, http2=http2),
+        "typed_extension_protocol_options": upstream_protocol(
+            UPSTREAM_IDLE_SECONDS, http2=http2, trailers=trailers
+        ),
     }
 
 

@@ -92,8 +92,12 @@ def target(text: str) -> dict[str, Any]:
     return {"endpoint": {"address": envoy_address(parse_address(text))}}
 
 
-def upstream_protocol(idle_seconds: float, *, http2: bool = False) -> dict[str, Any]:
-    """HTTP/1.1 or HTTP/2 towards an upstream, either with what it says behind an answer."""
+def upstream_protocol(idle_seconds: float, *, http2: bool = False, trailers: bool = False) -> dict[str, Any]:
+    """HTTP/1.1 or HTTP/2 towards an upstream.
+
+    `trailers`: HTTP/1.1 with what stands behind a body, of requests as well as of answers. Servers there are that
+    take a request's trailers for headers, so never towards one that believes headers the gateway has set.
+    """
     name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     return {
         name: typed(
@@ -101,6 +105,6 @@ def upstream_protocol(idle_seconds: float, *, http2: bool = False) -> dict[str, 
             common_http_protocol_options={"idle_timeout": seconds(idle_seconds)},
             explicit_http_config={"http2_protocol_options": {}}
             if http2
-            else {"http_protocol_options": {"enable_trailers": True}},
+            else {"http_protocol_options": {"enable_trailers": True} if trailers else {}},
         )
     }
