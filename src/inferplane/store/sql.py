@@ -151,7 +151,8 @@ class Store:
             yield tx
             with translated():
                 if tx.touched or tx.appended:
-                    await self._database.notify(connection, Hint.CHANGES, _told(tx.touched))
+                    unseen = (each for each in tx.touched if each not in tx.with_events)
+                    await self._database.notify(connection, Hint.CHANGES, _told(unseen))
                 await stack.aclose()
         self._announce(tx)
 
@@ -281,6 +282,7 @@ class Tx(GpuRows, AccessRows, LeaseRows):
     def __init__(self, database: Database, connection: AsyncConnection, memory: Memory) -> None:
         super().__init__(database, connection, memory)
         self.appended: list[int] = []
+        self.with_events: set[Change] = set()  # which others find by looking at the events
 
     # Workspaces and clusters
 
@@ -622,6 +624,7 @@ class Tx(GpuRows, AccessRows, LeaseRows):
         if event.endpoint_uid or event.gpu_request_id:
             change = Change(event.workspace, event.endpoint, event.endpoint_uid, event.gpu_request_id)
             self.touched[change] = None
+            self.with_events.add(change)
         return seq
 
     async def list_events(
