@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -11,9 +12,10 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
-from gateway_world import World, publish, routes
+from gateway_world import Request, World, eventually, publish, response, routes
 from inferplane.gateway.endpoint_keys import KeyClaims, key_set, mint, new_signing_key
 from inferplane.gateway.route_table import Access, Upstream
+from inferplane.gateway.usage_log import count
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -81,3 +83,34 @@ async def test_keys_are_wanted_here_too(world: World, speaking: Upstream) -> Non
     key = mint(KeyClaims("k", ("uid-iris",), datetime(2026, 1, 1, tzinfo=UTC)), signing)
     answer = await call(gateway.port, b"ab", host="iris.default.localhost", authorization=f"Bearer {key}")
     assert answer == b"abab"
+
+
+async def test_a_call_that_waits_is_counted_once(world: World, speaking: Upstream) -> None:
+    """Whatever number of times it is sent to the activator: by the rate, and in what was used."""
+    third, awake = asyncio.Event(), asyncio.Event()
+
+    async def elsewhere(_: Request) -> AsyncIterator[bytes]:
+        if len(activator.requests) == 3:
+            third.set()
+            await awake.wait()
+        where = f"location: http://gateway/serving/default/iris/{SERVICE}/ModelInfer"
+        yield response(307, b"", where, "content-type: application/grpc", "grpc-status: 14")
+
+    activator = await world.replica("activator", elsewhere)
+    gateway = await world.gateway(activator_address=activator.address)
+    limits: dict[str, Any] = {"requests_per_second": 0.001, "burst": 1}
+    asleep = routes(asleep=True, **limits)
+    gateway.set(asleep)
+    await eventually(lambda: gateway.confirmed("uid-iris") == asleep, "the endpoint to be asleep")
+    calling = asyncio.create_task(call(gateway.port, b"ab", host="iris.default.localhost"))
+    async with asyncio.timeout(20):
+        await third.wait()
+    await publish(gateway, routes(speaking, **limits))
+    awake.set()
+    assert await calling == b"abab"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(gateway.port, b"ab", host="iris.default.localhost")
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE, "what gRPC makes of a 429"
+    await eventually(lambda: gateway.access_log.read_text().count("\n") == 5, "the log to be written")
+    (used,) = count(gateway.access_log.read_bytes().splitlines())
+    assert (used.used.requests, len(activator.requests)) == (2, 3)

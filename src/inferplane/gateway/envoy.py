@@ -318,6 +318,12 @@ def _grpc_asleep(routes: EndpointRoutes, config: GatewayConfig) -> list[dict[str
         grace=WAKE_SECONDS_MAX,
         held=False,
     )
+    if _limits(routes):  # it comes this way several times, and is counted on its way to the replica
+        route["typed_per_filter_config"][RATE_LIMIT] = typed(
+            "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+            stat_prefix="gateway",
+            token_bucket=_bucket(RATE_MAX, None),  # which Envoy insists on; it is not enabled
+        )
     return [route]
 
 

@@ -82,7 +82,8 @@ OTHER_STATISTICS = (
 )
 
 # Lua, because a choice between host, path and header is beyond what Envoy's own matching can do in one
-# table. It sees headers only. The header that names an endpoint goes no further: behind here it is ours. `routeName` is empty while no endpoint has the key.
+# table. It sees headers only. The header that names an endpoint goes no further: behind here it is ours.
+# `routeName` is empty while no endpoint has the key.
 FIND_ROUTES = """
 local domain = {domain}
 local function key_of(headers, path)
@@ -340,6 +341,7 @@ def _access_log(path: str) -> dict[str, Any]:
                 "status": "%RESPONSE_CODE%",
                 "grpcStatus": "%GRPC_STATUS_NUMBER%",
                 "flags": "%RESPONSE_FLAGS%",
+                "details": "%RESPONSE_CODE_DETAILS%",
                 "bytesReceived": "%BYTES_RECEIVED%",
                 "bytesSent": "%BYTES_SENT%",
                 "milliseconds": "%DURATION%",

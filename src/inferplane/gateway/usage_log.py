@@ -6,7 +6,8 @@ Each line is a JSON object (`envoy_listener`). Counted are those that name an en
      "status": 200, "milliseconds": 12, "rows": "2", "tokens": "30"}
 
 `endpoint` is the endpoint's name, its workspace, and its cluster where that is part of its host. `keyId`,
-`rows`, `tokens` and, of a streamed answer, `streamTokens` may be absent. Lines that are something else, or too long, are left out.
+`rows`, `tokens` and, of a streamed answer, `streamTokens` may be absent. Lines that are something else, or too long,
+are left out, and so is a gRPC call's way to the activator (`details`): the way to its replica has a line of its own.
 
 The log is moved aside when it has grown (`access.log.1`, one is kept) and Envoy goes on in a new file. A
 position names the file by its first line, which no other has, so the one that was read is found under
@@ -32,6 +33,8 @@ READ_BYTES_MAX = 2 * 1024 * 1024
 LINE_BYTES_MAX = 64 * 1024
 NUMBER_MAX = 10**15
 OLDER = ".1"
+REDIRECTED = "internal_redirect"
+"""Envoy's word for having looked for the route anew (`activator`)."""
 
 
 class _Line(msgspec.Struct):
@@ -44,6 +47,7 @@ class _Line(msgspec.Struct):
     rows: str | int | None = None
     tokens: str | int | None = None
     streamTokens: str | int | None = None  # noqa: N815
+    details: str = ""
 
 
 _DECODER = msgspec.json.Decoder(_Line)
@@ -96,7 +100,7 @@ def count(lines: Iterable[bytes]) -> tuple[Usage, ...]:
         hour = _hour(line.time[:13])
         name, _, rest = line.endpoint.partition(".")
         workspace = rest.partition(".")[0]
-        if not line.uid or not workspace or hour is None:
+        if not line.uid or not workspace or hour is None or line.details == REDIRECTED:
             continue
         numbers = sums.setdefault((hour, workspace, name, line.uid, line.keyId), [0] * 5)
         numbers[0] += 1
