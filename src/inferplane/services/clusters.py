@@ -16,8 +16,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-import yaml
-
 from inferplane.domain.access import Caller, Role, Verb
 from inferplane.domain.cluster import (
     KUBECONFIG_BYTES_MAX,
@@ -26,7 +24,15 @@ from inferplane.domain.cluster import (
     Drift,
     check_ingress,
 )
-from inferplane.domain.errors import AlreadyExists, Conflict, Invalid, NotFound, Problem, Unavailable
+from inferplane.domain.errors import (
+    AlreadyExists,
+    Conflict,
+    InferplaneError,
+    Invalid,
+    NotFound,
+    Problem,
+    Unavailable,
+)
 from inferplane.domain.inventory import node_uses
 from inferplane.domain.kubeconfig import check_alone
 from inferplane.domain.names import check_name
@@ -34,6 +40,7 @@ from inferplane.domain.preflight import Check
 from inferplane.domain.workspace import Cluster
 from inferplane.engines.clusters import LOOK_SECONDS_MAX
 from inferplane.services.context import Platform
+from inferplane.services.endpoint_drafts import parse_yaml
 from inferplane.services.findings import Findings, check_optional_text
 from inferplane.services.trail import difference, entry, facts
 from inferplane.store.sql import Tx
@@ -179,7 +186,7 @@ async def change(platform: Platform, caller: Caller, draft: ClusterDraft) -> Clu
     caller.require(Verb.MANAGE_CLUSTERS)
     async with platform.store.read() as tx:
         present = await find(tx, draft.name)
-        kubeconfig = await tx.cluster_kubeconfig(draft.name)
+        kubeconfig = kept = await tx.cluster_kubeconfig(draft.name)
     if present.engine != KSERVE or present.connection is None:
         raise Invalid(
             f"cluster {draft.name} is no cluster of Kubernetes that was registered here",
@@ -200,7 +207,16 @@ async def change(platform: Platform, caller: Caller, draft: ClusterDraft) -> Clu
     if not draft.force:
         _check_reached(report)
     async with platform.store.transaction() as tx:
-        await find(tx, draft.name)
+        now_there = await find(tx, draft.name)
+        as_before = replace(now_there, report=None) == replace(present, report=None)
+        if not as_before or await tx.cluster_kubeconfig(draft.name) != kept:
+            # The look took seconds. Written over it, another's new credentials would be the old ones again.
+            raise Conflict(
+                f"cluster {draft.name} was changed meanwhile by somebody else",
+                reason="ChangedMeanwhile",
+                field="name",
+                next_action="Look at it, and change it again.",
+            )
         await tx.put_cluster(wanted)
         await _keep(tx, wanted, kubeconfig, report)
         before, after = difference(replace(present, report=None), replace(wanted, report=None))
@@ -401,8 +417,8 @@ def _check_kubeconfig(text: str, context: str) -> str:
             field="kubeconfig",
         )
     try:
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        config = parse_yaml(text, "kubeconfig", KUBECONFIG_BYTES_MAX)
+    except InferplaneError:
         config = None  # an error of the parser would quote the text
     return check_alone(config, context)
 

@@ -5,7 +5,7 @@ What a real API server answers is another matter (`tests/engines/kserve`); here 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -90,12 +90,15 @@ class ScriptedLinks:
     link: ScriptedLink = field(default_factory=ScriptedLink)
     tried: list[tuple[Cluster, str]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    meanwhile: Callable[[], Awaitable[None]] | None = None
 
     def of(self, cluster: str) -> ScriptedLink | None:
         return None if cluster.startswith("unconnected") else self.link
 
     async def try_out(self, cluster: Cluster, kubeconfig: str) -> ClusterReport:
         self.tried.append((cluster, kubeconfig))
+        if self.meanwhile is not None:
+            await self.meanwhile()
         return self.link.report
 
     def changed(self, cluster: str) -> None:
@@ -141,6 +144,7 @@ def k8s(whole: ClusterWorld) -> ClusterWorld:
     whole.links.link = ScriptedLink()
     whole.links.tried.clear()
     whole.links.told.clear()
+    whole.links.meanwhile = None
     return whole
 
 
@@ -214,6 +218,8 @@ def test_where_its_credentials_come_from(k8s: ClusterWorld) -> None:
         ({"inCluster": True}, "inCluster", "ConnectionAmbiguous"),
         ({"kubeconfig": "no: kubeconfig"}, "kubeconfig", "InvalidKubeconfig"),
         ({"kubeconfig": "x" * 200_000}, "kubeconfig", "InvalidKubeconfig"),
+        ({"kubeconfig": "a: !!bool maybe"}, "kubeconfig", "InvalidKubeconfig"),
+        ({"kubeconfig": 'a: !!float ""'}, "kubeconfig", "InvalidKubeconfig"),
         ({"context": "other"}, "context", "InvalidKubeconfig"),
         ({"kubeconfig": kubeconfig(tokenFile="/t")}, "kubeconfig", "KubeconfigNamesFile"),
         ({"kubeconfig": None, "kubeconfigRef": "east.yaml"}, "kubeconfigRef", "InvalidPath"),
@@ -227,6 +233,21 @@ def test_what_cannot_be_meant(k8s: ClusterWorld, change: dict[str, Any], field_:
     error = k8s.owner("POST", CLUSTER, body).is_error(422, "INVALID", reason)
     assert error["field"] == field_
     assert k8s.links.tried == []
+
+
+def test_credentials_that_came_meanwhile_are_not_written_over(k8s: ClusterWorld) -> None:
+    name = k8s.register()
+    other = kubeconfig(token="of somebody else")
+
+    async def come() -> None:
+        async with k8s.world.store.transaction() as tx:
+            await tx.put_cluster_kubeconfig(name, other)
+
+    k8s.links.meanwhile = come
+    k8s.owner("PUT", CLUSTER, {"name": name, "drift": "leave"}).is_error(409, "CONFLICT", "ChangedMeanwhile")
+    assert k8s.kubeconfig_of(name) == other
+    k8s.owner("PUT", CLUSTER, {"name": name, "drift": "leave"}).ok()
+    assert (k8s.kubeconfig_of(name), k8s.item(name)["drift"]) == (other, "leave")
 
 
 def test_one_that_does_not_answer_is_refused_unless_forced(k8s: ClusterWorld) -> None:
