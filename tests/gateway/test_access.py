@@ -246,6 +246,31 @@ async def test_each_key_has_so_many_in_flight_and_those_unknown_together(world: 
         assert again == [200, 200]
 
 
+async def test_keys_are_counted_together_where_there_is_no_room_to_count_them_apart(world: World) -> None:
+    release = asyncio.Event()
+
+    async def answer(_: Request) -> AsyncIterator[bytes]:
+        await release.wait()
+        yield response(200, b"{}")
+
+    apart, together = await world.replica("r1-0", answer), await world.replica("r1-1", answer)
+    gateway = await world.gateway(key_set=key_set(SIGNING), key_upstreams_max=6)
+    each: dict[str, Any] = {"access": Access.KEY, "concurrency_max_per_key": 1, "keys": ("a", "b")}
+    await publish(gateway, routes(apart.upstream, endpoint="first", **each))
+    await publish(gateway, routes(together.upstream, **each))
+    async with client(gateway) as http:
+
+        def send(endpoint: str, key_id: str) -> asyncio.Task[Any]:
+            url = f"/serving/default/{endpoint}/v2"
+            return asyncio.create_task(http.post(url, content=b"{}", headers=key(key_id, f"uid-{endpoint}")))
+
+        held = [send("first", "a"), send("first", "b"), send("iris", "a")]
+        await eventually(lambda: _arrived(apart, 2) and _arrived(together, 1), "them to be in flight")
+        assert (await send("iris", "b")).status_code == 429
+        release.set()
+        assert {(await one).status_code for one in held} == {200}
+
+
 def _arrived(replica: Replica, number: int) -> bool:
     return len(replica.requests) == number
 

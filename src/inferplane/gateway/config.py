@@ -13,6 +13,8 @@ WORKERS_DEFAULT = 2
 HEAP_BYTES_MAX_DEFAULT = 2 * 1024**3
 ACCESS_LOG_BYTES_MAX_DEFAULT = 64 * 1024**2
 FORMER_SECONDS_DEFAULT = 60
+KEY_UPSTREAMS_MAX_DEFAULT = 10_000
+"""At 67 KB each, a third of the heap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class GatewayConfig:
     An Envoy that another one takes over from has `former_seconds` to finish what it has.
     Spans go to the collector at `otlp_endpoint` (`domain.traces`; "" for none); `trace_sample_percent` of the
     requests whose callers did not decide are traced.
-    An Envoy that another one takes over from has `former_seconds` to finish what it has.
+    Where the requests of each key are counted, that takes upstreams; beyond `key_upstreams_max` of them, over all
+    endpoints, an endpoint's keys are counted together.
     An access log that has grown beyond `access_log_bytes_max` is moved aside; one older one is kept.
     """
 
@@ -46,6 +49,7 @@ class GatewayConfig:
     former_seconds: int = FORMER_SECONDS_DEFAULT
     otlp_endpoint: str = ""
     trace_sample_percent: float = 100.0
+    key_upstreams_max: int = KEY_UPSTREAMS_MAX_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

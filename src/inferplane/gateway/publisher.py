@@ -98,6 +98,7 @@ class RoutePublisher:
         # What Envoy was told, and what it has confirmed; what else it may still use.
         self._told: dict[str, EndpointRoutes] = {}
         self._pieces: dict[str, envoy.Pieces] = {}
+        self._of_keys: dict[str, int] = {}  # how many upstreams count the requests of single keys, by uid
         self._known: dict[str, EndpointRoutes] = {}
         self._usable: dict[str, frozenset[Upstream]] = {}
         # Endpoints whose change Envoy has not confirmed, with the keys that must be; upstreams to drop then.
@@ -562,7 +563,7 @@ class RoutePublisher:
         uid = chosen.uid
         if self._told.get(uid) == chosen and self._served.get(key) == uid:
             return
-        pieces = envoy.pieces_of(chosen, self._config)
+        pieces = self._affordable_pieces(chosen)
         # From here on Envoy may use what it is about to be told.
         usable = self._usable.get(uid, frozenset()) | frozenset(chosen.upstreams)
         self._journal.note(Told(uid, chosen, _in_order(usable)))
@@ -578,8 +579,23 @@ class RoutePublisher:
         self._told[uid], self._pieces[uid], self._served[key] = chosen, pieces, uid
         self._unsettle(uid, key)
 
+    def _affordable_pieces(self, routes: EndpointRoutes) -> envoy.Pieces:
+        """The endpoint's pieces. Its keys are counted together, which is stricter, where Envoy has room for no more
+        upstreams of keys: many keys at many endpoints would take the memory of everybody's requests.
+        """
+        pieces = envoy.pieces_of(routes, self._config)
+        self._of_keys.pop(routes.uid, None)
+        if not routes.keys:
+            return pieces
+        if sum(self._of_keys.values()) + len(pieces.upstreams) > self._config.key_upstreams_max:
+            log.warning("keys are counted together", endpoint=routes.endpoint, uid=routes.uid)
+            return envoy.pieces_of(replace(routes, keys=()), self._config)
+        self._of_keys[routes.uid] = len(pieces.upstreams)
+        return pieces
+
     def _unserve(self, key: str, uid: str) -> None:
         """The endpoint is found by this key no longer."""
+        self._of_keys.pop(uid, None)
         usable = self._usable.get(uid, frozenset())
         self._journal.note(Told(uid, None, _in_order(usable)))
         pieces = self._pieces.pop(uid)
