@@ -280,3 +280,30 @@ def test_deletion_takes_routes_then_servers_then_files_then_the_row() -> None:
 
 def _upstreams(*names: str) -> tuple[Upstream, ...]:
     return tuple(Upstream(name, f"unix:/s/{name}.sock") for name in names)
+
+
+def test_a_new_revision_does_not_take_over_how_the_model_of_the_one_before_could_not_be_had() -> None:
+    failed = ArtifactState(
+        ArtifactPhase.FAILED, finished_at=at(1), reason=ReasonCode.MODEL_NOT_FOUND, message="nothing there"
+    )
+    endpoint = make_endpoint()
+    endpoint = settle(endpoint, plan(endpoint, Observation(artifacts={1: failed}), None, at(1)))
+    assert public_state(endpoint).status is PublicStatus.FAILED
+    changed = replace(endpoint, spec=replace(endpoint.spec, revision=2), generation=2)
+    assert public_state(changed).status is PublicStatus.PENDING
+    step = plan(changed, Observation(artifacts={1: failed}), None, at(2))
+    assert FetchModel(2) in step.actions  # at once, not after the other's pause
+    assert word(changed, step) == (PublicStatus.PENDING, ReasonCode.ACCEPTED)
+    fetching = ArtifactState(ArtifactPhase.FETCHING)
+    step = plan(settle(changed, step), Observation(artifacts={1: failed, 2: fetching}), None, at(3))
+    assert word(changed, step)[0] is PublicStatus.DOWNLOADING
+
+
+def test_a_new_revision_is_not_failed_by_how_servers_of_the_one_before_ended() -> None:
+    endpoint = make_endpoint()
+    dead = Observation(PRESENT, (replica(ReplicaState.EXITED, ended=crash(2, ReasonCode.NOT_A_MODEL)),))
+    endpoint = settle(endpoint, plan(endpoint, dead, None, at(2)))
+    assert public_state(endpoint).status is PublicStatus.FAILED
+    changed = replace(endpoint, spec=replace(endpoint.spec, revision=2), generation=2)
+    assert public_state(changed).status is PublicStatus.PENDING
+    assert word(changed, plan(changed, dead, None, at(3)))[0] is PublicStatus.PENDING

@@ -141,6 +141,12 @@ def unless_failed_earlier(artifact: ArtifactState, asked_at: datetime | None) ->
     return ArtifactState() if is_history else artifact
 
 
+def unless_of_another_spec(before: ArtifactState, seen: ArtifactState) -> ArtifactState:
+    """`before`, which an earlier spec left, or none where it failed and what is wanted now was never tried."""
+    is_history = before.phase is ArtifactPhase.FAILED and seen.phase is ArtifactPhase.ABSENT
+    return ArtifactState() if is_history else before
+
+
 def next_failure_deadline(
     artifact: ArtifactState, restarts: tuple[RestartRecord, ...], replicas: tuple[Replica, ...], now: datetime
 ) -> float | None:

@@ -36,6 +36,7 @@ from inferplane.controllers.endpoint_failures import (
     remember_artifact,
     remember_restarts,
     unless_failed_earlier,
+    unless_of_another_spec,
     without_earlier_failures,
 )
 from inferplane.controllers.endpoint_gpus import (
@@ -263,6 +264,8 @@ def _plan_service(
     grant = request.grant if request is not None and request.status in USABLE else None
     revision = endpoint.spec.revision
     here = unless_failed_earlier(seen.artifact(revision), fresh_from)
+    if before.observed_generation < endpoint.generation:
+        before = replace(before, artifact=unless_of_another_spec(before.artifact, here))
     artifact = remember_artifact(before.artifact, here, now)
     exits = new_exits(before, seen, {replica_id.name for replica_id in startable(endpoint, note)})
     restarts = remember_restarts(before.restarts, exits, seen.replicas, now)

@@ -491,7 +491,8 @@ def public_state(endpoint: InferenceEndpoint) -> PublicState:
             away = f"its cluster has not answered since {_instant(status.unreachable_since)}"
             state = replace(state, message=f"{state.message}; {away} ({status.unreachable_message})")
         return state
-    if status.observed_generation < endpoint.generation and not status.replicas:
+    is_new_to_all = status.observed_generation < endpoint.generation and not status.replicas
+    if is_new_to_all or _is_as_before(endpoint):
         return _state(
             PublicStatus.PENDING, ReasonCode.ACCEPTED, "accepted; a controller has not acted on it yet"
         )
@@ -511,6 +512,17 @@ def public_state(endpoint: InferenceEndpoint) -> PublicState:
     if status.scale is not None and status.scale.waking_since is not None and found.reason is not None:
         return replace(found, message=f"waking, because a request came; {found.message}")
     return found
+
+
+def _is_as_before(endpoint: InferenceEndpoint) -> bool:
+    """Whether all that is known is how servers of an earlier spec ended, or that its model could not be had."""
+    status = endpoint.status
+    return (
+        status.observed_generation < endpoint.generation
+        and not endpoint.spec.stopped
+        and status.unreachable_since is None
+        and all(replica.state is ReplicaState.EXITED for replica in status.replicas)
+    )
 
 
 def _unreachable_state(found: PublicState, since: datetime, message: str) -> PublicState:
