@@ -148,11 +148,24 @@ def unless_of_another_spec(before: ArtifactState, seen: ArtifactState) -> Artifa
 
 
 def next_failure_deadline(
-    artifact: ArtifactState, restarts: tuple[RestartRecord, ...], replicas: tuple[Replica, ...], now: datetime
+    artifact: ArtifactState,
+    restarts: tuple[RestartRecord, ...],
+    replicas: tuple[Replica, ...],
+    wanted: set[str],
+    now: datetime,
 ) -> float | None:
-    """Seconds until something falls due by time alone."""
+    """Seconds until something falls due by time alone, always more than 0; None where nothing will.
+
+    `wanted` are the names of the servers that should run: of others no try is due. What is due already is
+    done in this pass, or waits for what is no matter of time (its model, GPUs, somebody who stopped the
+    endpoint), and that wakes by itself. To count it here would be to look again at once, for ever.
+    """
     alive = {r.id.name for r in replicas if r.state in ALIVE}
-    moments = [record.next_start_at for record in restarts if record.replica not in alive]
+    moments = [
+        record.next_start_at
+        for record in restarts
+        if record.replica in wanted and record.replica not in alive
+    ]
     if artifact.phase is ArtifactPhase.FAILED and artifact.next_attempt_at is not None:
         moments.append(artifact.next_attempt_at)
     recorded = {record.replica for record in restarts}
@@ -161,6 +174,4 @@ def next_failure_deadline(
         for r in replicas
         if r.id.name in recorded and r.state is ReplicaState.READY and r.ready_at is not None
     ]
-    if not moments:
-        return None
-    return max(0.0, (min(moments) - now).total_seconds())
+    return min(((at - now).total_seconds() for at in moments if at > now), default=None)

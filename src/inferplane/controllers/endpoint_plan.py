@@ -218,7 +218,7 @@ def _plan_deletion(
         look_again_seconds=None
         if finished
         else LOOK_SOON_SECONDS
-        if Release() in actions
+        if Release() in actions and status.left != endpoint.status.left
         else LOOK_AGAIN_SECONDS,
         finished=finished,
     )
@@ -324,7 +324,7 @@ def _plan_service(
             *transition_events(previous, after, before),
         ),
         look_again_seconds=_soonest(
-            next_failure_deadline(artifact, restarts, seen.replicas, now),
+            next_failure_deadline(artifact, restarts, seen.replicas, {each.name for each in wanted}, now),
             scale.look_again_seconds,
             watch_seconds(endpoint, rollout),
             seen.look_again_seconds,

@@ -88,7 +88,7 @@ def next_note(
 def watch_seconds(endpoint: InferenceEndpoint, note: RolloutNote | None) -> float | None:
     """When to look again though nothing happens; None where nothing is watched."""
     rollout = endpoint.spec.rollout
-    if rollout is None or note is None:
+    if rollout is None or note is None or endpoint.desired_replicas == 0:
         return None
     return WATCH_SECONDS if phase_of(endpoint.spec.revision, rollout, note) is RolloutPhase.SHIFTED else None
 

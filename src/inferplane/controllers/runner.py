@@ -21,6 +21,8 @@ RESYNC_SECONDS = 30.0
 RESYNC_PASSES_A_SECOND_MAX = 10.0
 RESYNC_SECONDS_MAX = 300.0
 RESYNC_RETRY_SECONDS = 2.0
+AGAIN_SECONDS_MIN = 0.02
+"""Whoever asks to be looked at again at once gets this pause: no mistake in a plan may take a whole core."""
 WORKERS = 8
 
 log = get_logger("controllers")
@@ -35,6 +37,11 @@ def spread(keys: Iterable[str], seconds: float) -> list[tuple[str, float]]:
     """Every key with a delay, evenly over the time: a burst of regular looks would keep news waiting."""
     listed = list(keys)
     return [(key, seconds * index / len(listed)) for index, key in enumerate(listed)]
+
+
+def pause_seconds(again_after: float, speed: float) -> float:
+    """How long a key rests that a controller wants to see again after so much time of its clock."""
+    return max(AGAIN_SECONDS_MIN, again_after / speed)
 
 
 class Controller(Protocol):
@@ -98,7 +105,8 @@ class Runner:
         try:
             again_after = await self._controller.reconcile(key)
         except StaleVersion:
-            self._queue.put(key)  # somebody wrote in between: read again, decide again
+            # Somebody wrote in between: read again, decide again.
+            self._queue.put_after(key, AGAIN_SECONDS_MIN)
         except StaleLease as error:  # another control plane does it now
             self._queue.forget_failures(key)
             log.info("stood down", controller=self._controller.name, key=key, why=error.message)
@@ -108,7 +116,7 @@ class Runner:
         else:
             self._queue.forget_failures(key)
             if again_after is not None:
-                self._queue.put_after(key, again_after / self._speed)
+                self._queue.put_after(key, pause_seconds(again_after, self._speed))
 
     async def _resync(self) -> None:
         pause = RESYNC_SECONDS
