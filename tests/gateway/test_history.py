@@ -62,6 +62,33 @@ async def test_points_tell_what_happened_between_two_looks() -> None:
     assert 0.01 < point.p95_seconds <= 0.1
 
 
+async def test_who_comes_between_two_looks_counts_from_its_first_request_and_nobody_does_at_the_first() -> (
+    None
+):
+    envoy = Envoy()
+    history = TrafficHistory(envoy.read, envoy.clock)
+    envoy.serve(1, 1000)
+    await history.sample()
+    envoy.now += timedelta(seconds=10)
+    envoy.serve(2, 7)
+    await history.sample()
+    assert 1 not in history.points(UID), "who knows when those came"
+    assert [point.requests for point in history.points(UID)[2]] == [7]
+
+
+async def test_the_first_requests_of_a_revision_that_is_watched_judge_it() -> None:
+    envoy = Envoy()
+    history = TrafficHistory(envoy.read, envoy.clock)
+    history.by_revision(UID, WINDOW)
+    envoy.serve(1, 1000)
+    await history.watch()
+    envoy.now += timedelta(seconds=1)
+    envoy.serve(2, 5, errors=5)
+    await history.watch()
+    found = history.by_revision(UID, WINDOW)
+    assert (found[1].requests, found[2].requests, found[2].errors) == (0, 5, 5)
+
+
 async def test_points_tell_how_many_replicas_there_were_and_the_size_of_batches() -> None:
     envoy, asked = Envoy(), list[list[str]]()
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 from gateway_world import Request, World, client, eventually, publish, response, routes
-from inferplane.gateway.series import Counters, Served, counters_of, render
+from inferplane.gateway.series import Counters, Served, Tally, by_upstream, counters_of, render
 from inferplane.gateway.traffic import TrafficMeter
 
 IRIS = Served("default", "iris", "uid-iris", 1)
@@ -48,6 +48,38 @@ def test_requests_of_each_key_are_their_revisions() -> None:
     assert apart.count("/r1/k1") > 0
     once, twice = counters_of(TEXT)[IRIS], counters_of(apart)[IRIS]
     assert (twice.requests, twice.active) == (2 * once.requests, 2 * once.active)
+
+
+def test_an_upstream_made_anew_counts_on_and_its_statuses_and_times_begin_anew() -> None:
+    before = Counters(165, 0, {2: 165, 5: 3}, 8.0, 165, ((0.1, 165),))
+    assert Counters(165).since(before) == Counters(), "nothing came"
+    came = Counters(170, 0, {2: 5}, 0.5, 5, ((0.1, 5),)).since(before)
+    assert came == Counters(5, 0, {2: 5}, 0.5, 5, ((0.1, 5),))
+
+
+def test_upstreams_that_come_and_go_neither_add_requests_nor_lose_any() -> None:
+    name, tally = "default/iris/uid-iris/r1", Tally()
+
+    def told(**upstreams: int) -> int:
+        present = {f"{name}/{key}" if key != "all" else name: Counters(n) for key, n in upstreams.items()}
+        found = tally.add(present)
+        return found[IRIS].requests if found else 0
+
+    assert told(all=165) == 165
+    assert told(all=165, k1=100, k2=67) == 332, "keys are counted apart from now on"
+    assert told(all=165) == 332, "and no longer"
+    assert told(all=170) == 337
+    assert told(all=170, k1=5) == 342, "what Envoy took away it counts from nothing"
+    assert told(all=3, k1=5) == 345, "another Envoy"
+    assert told() == 0
+    assert told(all=4) == 4, "who went and came again counts from nothing, too"
+
+
+def test_a_look_at_one_endpoint_forgets_no_other() -> None:
+    tally, other = Tally(), TEXT.replace("uid-iris", "uid-other")
+    everybody = tally.add(by_upstream(TEXT + other))
+    assert set(tally.add(by_upstream(TEXT), "uid-iris")) == {s for s in everybody if s.uid == "uid-iris"}
+    assert tally.add(by_upstream(TEXT + other)) == everybody
 
 
 def test_they_are_told_to_prometheus() -> None:

@@ -8,7 +8,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from gateway_world import Request, World, client, eventually, publish, response, routes
-from inferplane.gateway.traffic import Count, Seen, TrafficMeter, counts_of, observe, read_seen, write_seen
+from inferplane.gateway.traffic import (
+    Count,
+    Requests,
+    Seen,
+    TrafficMeter,
+    counts_of,
+    observe,
+    read_seen,
+    write_seen,
+)
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = START + timedelta(minutes=5)
@@ -34,6 +43,17 @@ def test_counters_are_read_by_endpoint() -> None:
             "cluster.inferplane-api.upstream_rq_total": 9,
         }
     ) == {"u1": Count(5, 1), "u2": Count(0, 0)}
+
+
+def test_requests_only_grow_while_upstreams_come_and_go() -> None:
+    def stats(**upstreams: int) -> dict[str, int]:
+        names = {key: "" if key == "every" else f"/{key}" for key in upstreams}
+        return {f"cluster.team/iris/u1/r1{names[key]}.upstream_rq_total": n for key, n in upstreams.items()}
+
+    requests = Requests()
+    looks = [stats(every=5), stats(every=5, k1=3), stats(every=5), stats(every=6), stats(every=1)]
+    assert [requests.add(look)["u1"].total for look in looks] == [5, 8, 8, 9, 10]
+    assert requests.add({}) == {}
 
 
 def test_an_endpoint_is_idle_from_when_it_was_first_seen() -> None:

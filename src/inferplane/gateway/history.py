@@ -72,6 +72,9 @@ class _Look:
     counters: Counters
 
 
+_NOTHING = Counters()
+
+
 class TrafficHistory:
     """`read(uid)` asks Envoy for the counters of one endpoint, of everybody for ""; it may raise
     AdminUnreachable. `replicas(uid)` are those that may get requests now."""
@@ -89,8 +92,10 @@ class TrafficHistory:
         self._replicas = replicas
         self._batch_rows = batch_rows
         self._last: dict[Served, _Look] = {}
+        self._looked_at: datetime | None = None
         self._points: OrderedDict[Served, deque[Point]] = OrderedDict()
         self._watched: dict[str, datetime] = {}
+        self._watched_at: dict[str, datetime] = {}
         self._looks: dict[str, dict[int, deque[_Look]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -132,8 +137,11 @@ class TrafficHistory:
         counters = await self._read("")
         now = self._clock()
         made: dict[Served, Point] = {}
+        # Who was not there at the last look counts from nothing; at our first look nobody knows since when.
+        began, self._looked_at = self._looked_at, now
+        unseen = None if began is None else _Look(began, _NOTHING)
         for served, present in counters.items():
-            before = self._last.get(served)
+            before = self._last.get(served, unseen)
             self._last[served] = _Look(now, present)
             if before is not None:
                 made[served] = point_between(before.counters, before.at, present, now)
@@ -162,12 +170,18 @@ class TrafficHistory:
         now = self._clock()
         self._watched = {uid: at for uid, at in self._watched.items() if now - at < WATCHED_FOR}
         self._looks = {uid: looks for uid, looks in self._looks.items() if uid in self._watched}
+        self._watched_at = {uid: at for uid, at in self._watched_at.items() if uid in self._watched}
         for uid in tuple(self._watched):
             counters = await self._read(uid)
+            at = self._clock()
+            began = self._watched_at.get(uid)
+            self._watched_at[uid] = at
             looks = self._looks.setdefault(uid, {})
             for served, present in counters.items():
                 kept = looks.setdefault(served.revision, deque(maxlen=WATCH_SAMPLES_MAX))
-                kept.append(_Look(self._clock(), present))
+                if not kept and began is not None:
+                    kept.append(_Look(began, _NOTHING))  # a revision's first requests judge it, too
+                kept.append(_Look(at, present))
 
     async def _forever(self, seconds: float, look: Callable[[], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()

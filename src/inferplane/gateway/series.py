@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # What to ask Envoy for: everybody's counters, or those of one endpoint.
 COUNTED = r"^cluster\.[^.]+/[^.]+\.upstream_rq_(total|active|[1-5]xx|time)$"
@@ -52,17 +52,44 @@ class Counters:
         return self.classes.get(5, 0)
 
     def since(self, earlier: Counters) -> Counters:
-        """What came since then; everything, if the counters began anew in between."""
-        if earlier.requests > self.requests or earlier.answered > self.answered:
+        """What came since then; everything of what began anew in between.
+
+        Where an upstream is made anew (another limit), Envoy goes on counting its requests, and begins to
+        count statuses and times from nothing: the two are told apart.
+        """
+        requests = self.requests - earlier.requests
+        if requests < 0:  # another Envoy
             return self
+        anew = earlier.answered > self.answered or any(
+            count > self.classes.get(code, 0) for code, count in earlier.classes.items()
+        )
+        if anew:
+            return replace(self, requests=requests)
         before = dict(earlier.buckets)
         return Counters(
-            requests=self.requests - earlier.requests,
+            requests=requests,
             active=self.active,
             classes={code: count - earlier.classes.get(code, 0) for code, count in self.classes.items()},
             seconds=self.seconds - earlier.seconds,
             answered=self.answered - earlier.answered,
             buckets=tuple((bound, count - before.get(bound, 0)) for bound, count in self.buckets),
+        )
+
+    def plus(self, other: Counters) -> Counters:
+        """Both together."""
+        buckets = dict(self.buckets)
+        for bound, count in other.buckets:
+            buckets[bound] = buckets.get(bound, 0) + count
+        return Counters(
+            requests=self.requests + other.requests,
+            active=self.active + other.active,
+            classes={
+                code: self.classes.get(code, 0) + other.classes.get(code, 0)
+                for code in sorted({*self.classes, *other.classes})
+            },
+            seconds=self.seconds + other.seconds,
+            answered=self.answered + other.answered,
+            buckets=tuple(sorted(buckets.items())),
         )
 
     def quantile_seconds(self, share: float) -> float | None:
@@ -76,25 +103,68 @@ class Counters:
         return low if self.answered else None
 
 
+_NOTHING = Counters()
+
+
 def counted(uid: str) -> str:
     """What to ask Envoy for to know one endpoint's counters; everybody's for ""."""
     return _COUNTED_OF % re.escape(uid) if uid else COUNTED
 
 
-def counters_of(text: str) -> dict[Served, Counters]:
-    """Every revision's counters. What was never used may be missing."""
-    found: dict[Served, _Sum] = {}
+def by_upstream(text: str) -> dict[str, Counters]:
+    """The counters of every upstream that is a revision's. What was never used may be missing."""
+    found: dict[str, _Sum] = {}
     for metric, labelled, value in _LINE.findall(text):
         labels = dict(_LABEL.findall(labelled))
-        served = _served(labels.get("envoy_cluster_name", ""))
-        if served is None:
+        upstream = labels.get("envoy_cluster_name", "")
+        if _served(upstream) is None:
             continue
-        one = found.setdefault(served, _Sum())
+        one = found.setdefault(upstream, _Sum())
         try:
             one.add(metric, labels, float(value))
         except ValueError:  # not a number that means anything here
             continue
-    return {served: one.counters() for served, one in found.items()}
+    return {upstream: one.counters() for upstream, one in found.items()}
+
+
+def counters_of(text: str) -> dict[Served, Counters]:
+    """Every revision's counters, over its upstreams. What was never used may be missing."""
+    return Tally().add(by_upstream(text))
+
+
+class Tally:
+    """Counters of revisions that only grow while their upstreams come and go.
+
+    A revision's upstreams change while it serves: one for each key where these are counted apart, one for
+    all where they are not. A sum over those that are there falls when one goes, and would look like another
+    Envoy that has counted all that is left since a moment ago. So what each upstream counted more is added
+    up. An upstream that was not there at the last look counts from nothing, as Envoy does: it forgets what
+    it takes away. A revision that has none left is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, Counters] = {}
+        self._totals: dict[Served, Counters] = {}
+
+    def add(self, present: Mapping[str, Counters], uid: str = "") -> dict[Served, Counters]:
+        """The totals after a look at one endpoint, at everybody for "". Looks must come in order."""
+        active: dict[Served, int] = {}
+        for upstream, counters in present.items():
+            served = _served(upstream)
+            if served is None:
+                continue
+            came = counters.since(self._last.get(upstream, _NOTHING))
+            self._totals[served] = self._totals.get(served, _NOTHING).plus(came)
+            self._last[upstream] = counters
+            active[served] = active.get(served, 0) + counters.active
+        for upstream in self._last.keys() - present.keys():
+            gone = _served(upstream)
+            if gone is None or uid in ("", gone.uid):
+                del self._last[upstream]
+        for served in self._totals.keys() - active.keys():
+            if uid in ("", served.uid):
+                del self._totals[served]
+        return {served: replace(self._totals[served], active=count) for served, count in active.items()}
 
 
 def render(counters: Mapping[Served, Counters]) -> str:
@@ -135,7 +205,7 @@ def _served(upstream: str) -> Served | None:
 
 
 class _Sum:
-    """Counters in the making: a revision has one upstream, or two where it speaks gRPC."""
+    """Counters in the making."""
 
     def __init__(self) -> None:
         self.requests = self.active = self.answered = 0

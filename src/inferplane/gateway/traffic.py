@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 
 from inferplane.gateway.admin import Admin, AdminUnreachable
-from inferplane.gateway.series import Counters, Served, counted, counters_of
+from inferplane.gateway.series import Counters, Served, Tally, by_upstream, counted
 from inferplane.observability import get_logger
 
 POLL_SECONDS = 2.0
@@ -58,12 +58,44 @@ def counts_of(statistics: Mapping[str, int]) -> dict[str, Count]:
     active: dict[str, int] = {}
     for name, value in statistics.items():
         upstream, _, counter = name.removeprefix("cluster.").rpartition(".")
-        parts = upstream.split("/")
-        if len(parts) not in (4, 5):
+        uid = _uid(upstream)
+        if not uid:
             continue
         sums = active if counter.endswith("_active") else totals
-        sums[parts[2]] = sums.get(parts[2], 0) + value
+        sums[uid] = sums.get(uid, 0) + value
     return {uid: Count(totals.get(uid, 0), active.get(uid, 0)) for uid in totals | active}
+
+
+def _uid(upstream: str) -> str:
+    parts = upstream.split("/")
+    return parts[2] if len(parts) in (4, 5) else ""
+
+
+class Requests:
+    """Requests of each endpoint, counted so that the number only grows while its upstreams come and go.
+
+    See `series.Tally`, which does this for everything that is counted of a revision.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+        self._totals: dict[str, int] = {}
+
+    def add(self, statistics: Mapping[str, int]) -> dict[str, Count]:
+        """The counts after a look at everybody. An endpoint without upstreams is forgotten."""
+        present = {
+            name.removeprefix("cluster.").rpartition(".")[0]: value
+            for name, value in statistics.items()
+            if not name.endswith("_active")
+        }
+        counts = counts_of(statistics)
+        totals = {uid: self._totals.get(uid, 0) for uid in counts}
+        for upstream, value in present.items():
+            if uid := _uid(upstream):
+                before = self._last.get(upstream, 0)
+                totals[uid] += value if value < before else value - before
+        self._last, self._totals = present, totals
+        return {uid: Count(totals[uid], count.active) for uid, count in counts.items()}
 
 
 def observe(before: Mapping[str, Seen], counts: Mapping[str, Count], now: datetime) -> dict[str, Seen]:
@@ -103,6 +135,9 @@ class TrafficMeter:
         self._poll_seconds = poll_seconds
         self._on_look = on_look
         self._seen: dict[str, Seen] = {}
+        self._requests = Requests()
+        self._tally = Tally()
+        self._counting = asyncio.Lock()
         self._measured = False
         self._task: asyncio.Task[None] | None = None
 
@@ -126,25 +161,31 @@ class TrafficMeter:
         return None if seen is None or seen.busy or not self._measured else seen.since
 
     async def counters(self, uid: str = "") -> Mapping[Served, Counters]:
-        """What Envoy has counted by revision, with times; of one endpoint, or of all. Raises AdminUnreachable."""
-        text = await self._admin.prometheus(counted(uid))
-        # Thousands of histograms take a while to read.
-        return counters_of(text) if uid else await asyncio.to_thread(counters_of, text)
+        """What Envoy has counted by revision, with times; of one endpoint, or of all.
+
+        They only grow while the revision has a replica and we run. Raises AdminUnreachable.
+        """
+        async with self._counting:  # an older look after a newer one would seem to begin anew
+            text = await self._admin.prometheus(counted(uid))
+            # Thousands of histograms take a while to read.
+            found = by_upstream(text) if uid else await asyncio.to_thread(by_upstream, text)
+            return self._tally.add(found, uid)
 
     async def look(self) -> None:
         """One look. While Envoy does not answer, nobody is idle."""
         try:
-            counts = counts_of(await self._admin.numbers(_COUNTERS, unused=True))
+            statistics = await self._admin.numbers(_COUNTERS, unused=True)
         except AdminUnreachable:
             self._measured = False
             return
         now = self._clock()
-        seen = observe(self._seen, counts, now)
+        # As Envoy has it, because the next process of ours compares with what it reads itself.
+        seen = observe(self._seen, counts_of(statistics), now)
         self._measured = True
         if seen != self._seen:
             self._seen = seen
             write_seen(self._file, seen)
-        self._on_look(counts, now)
+        self._on_look(self._requests.add(statistics), now)
 
     async def _look_forever(self) -> None:
         while True:
