@@ -415,3 +415,19 @@ def test_readiness_says_no_with_the_parts_that_are_not_ready() -> None:
 
 def test_an_origin_names_no_password() -> None:
     assert requests.origin_of("http://me:secret@host:7080/a?b=c") == "http://host:7080"
+
+
+@pytest.mark.parametrize("key", ["ключ", "ip_ab\ncd", "a b", "\udcff"])
+def test_a_key_that_no_header_takes_is_refused_with_a_sentence_that_does_not_say_it(key: str) -> None:
+    with pytest.raises(errors.ConfigurationError, match="endpoint key is one that no key has") as predicting:
+        requests.predict(GATEWAY, b"{}", key)
+    with pytest.raises(errors.ConfigurationError, match="API key is one that no key has") as signing_in:
+        requests.exchange_key(key)
+    for caught in (predicting, signing_in):
+        assert caught.value.next_action
+        assert key not in str(caught.value)
+
+
+def test_an_idempotency_key_that_no_header_takes_is_refused() -> None:
+    with pytest.raises(errors.InvalidError, match="printable ASCII"):
+        requests.create_endpoint(IRIS, "ключ")

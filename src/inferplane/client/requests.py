@@ -93,7 +93,8 @@ class Request(Generic[T]):
 
 
 def exchange_key(api_key: str) -> Request[access.AuthToken]:
-    """An API key for a token."""
+    """An API key for a token. Raises ConfigurationError for what no key can be."""
+    _check_key(api_key, "the API key", "Set INFERPLANE_API_KEY to the key as it was shown when it was made.")
     return Request(
         "POST",
         paths.AUTH,
@@ -524,8 +525,15 @@ def readiness() -> Request[Readiness]:
 def predict(address: str, body: bytes, key: str = "") -> Request[dict[str, Any]]:
     """A V1 prediction at an endpoint's own address. The control plane's token stays at home.
 
-    `key` is an endpoint key, "" for none.
+    `key` is an endpoint key, "" for none. Raises ConfigurationError for what no key can be.
     """
+    if key:
+        _check_key(
+            key,
+            "the endpoint key",
+            "Give the key as it was shown when it was made (--key or INFERPLANE_ENDPOINT_KEY); `inferplane"
+            " endpoint-key create` makes another.",
+        )
     signed = (("Authorization", f"Bearer {key}"),) if key else ()
     return Request(
         "POST",
@@ -542,6 +550,17 @@ def predict(address: str, body: bytes, key: str = "") -> Request[dict[str, Any]]
 def infer(address: str, name: str, body: bytes, key: str = "") -> Request[dict[str, Any]]:
     """A V2 (Open Inference) prediction; `address` is the V1 address that describe shows."""
     return predict(f"{address.partition('/v1/models/')[0]}/v2/models/{name}/infer", body, key)
+
+
+def _check_key(key: str, what: str, next_action: str) -> None:
+    """Keys are sent in headers, which take no more than ASCII without blanks. Never says the key itself."""
+    wrong = next((index for index, each in enumerate(key, 1) if not "!" <= each <= "~"), None)
+    if wrong is not None:
+        raise errors.ConfigurationError(
+            f"character {wrong} of {what} is one that no key has, so nothing was sent",
+            reason="InvalidKey",
+            next_action=next_action,
+        )
 
 
 def encode_body(body: Any) -> bytes:
@@ -796,6 +815,12 @@ def _stream(path: str, **query: str) -> Request[None]:
 
 def _write(method: str, path: str, body: msgspec.Struct, shape: type[S], idempotency_key: str) -> Request[S]:
     """Something new: with an idempotency key the platform recognises the second copy of a request."""
+    if not idempotency_key.isascii() or not idempotency_key.isprintable():
+        raise errors.InvalidError(
+            "an idempotency key is sent in a header, which takes only printable ASCII",
+            reason="Invalid",
+            field="idempotency_key",
+        )
     known = ((paths.IDEMPOTENCY_KEY_HEADER, idempotency_key),) if idempotency_key else ()
     return Request(method, path, reads(shape), body=msgspec.json.encode(body), headers=_JSON + known)
 
