@@ -192,6 +192,21 @@ def test_a_canary_gets_its_share_until_it_is_promoted() -> None:
     assert (play.upstreams, play.phase, set(play.servers)) == (["r2-0"], RolloutPhase.COMPLETE, {(2, 0)})
 
 
+def test_a_canary_right_after_an_update_shares_with_what_the_update_brought() -> None:
+    play = shifted(Rollout(0))
+    play.change(Rollout(0, canary_percent=10))
+    assert play.endpoint.spec.rollout is not None
+    assert play.endpoint.spec.rollout.base == 2
+    for _ in range(3):
+        play.turn()
+        assert play.upstreams == ["r2-0"], "requests stay where they are"
+    assert set(play.servers) == {(2, 0), (3, 0)}
+    play.ready(3)
+    play.turn()
+    assert play.routes is not None
+    assert (play.upstreams, play.routes.shares) == (["r2-0", "r3-0"], ((2, 90), (3, 10)))
+
+
 def test_a_shadow_gets_copies_and_no_share() -> None:
     play = shifted(Rollout(0, mirror_percent=50))
     assert play.routes is not None

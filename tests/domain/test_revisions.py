@@ -19,7 +19,14 @@ from inferplane.domain.endpoint import (
 )
 from inferplane.domain.errors import Conflict, Invalid
 from inferplane.domain.gpu_request import Selection
-from inferplane.domain.revisions import changed, promoted, regauged, serving_revision, went_back
+from inferplane.domain.revisions import (
+    changed,
+    fate_of_candidate,
+    promoted,
+    regauged,
+    serving_revision,
+    went_back,
+)
 from inferplane.domain.rollout import Rollout, RolloutNote, RolloutPhase, Strategy
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -75,6 +82,38 @@ def test_after_a_rollout_is_complete_its_candidate_is_the_next_ones_base() -> No
     second = at_phase(change(endpoint(), 2, UPDATE), RolloutPhase.COMPLETE, 2)
     assert serving_revision(second) == 2
     assert change(second, 3, UPDATE).spec.rollout == Rollout(2)
+
+
+def test_a_candidate_that_has_all_requests_is_the_next_ones_base_though_it_is_still_watched() -> None:
+    second = at_phase(change(endpoint(), 2, UPDATE), RolloutPhase.SHIFTED, 1, 2)
+    third = change(second, 3, CANARY)
+    assert third.spec.rollout == Rollout(2, canary_percent=10)
+    assert "revision 2, which got all requests already, is accepted" in fate_of_candidate(second, third.spec)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "phase", "answering"),
+    [
+        (UPDATE, RolloutPhase.STARTING, (1,)),
+        (UPDATE, RolloutPhase.SHIFTED, (1,)),  # it ended, and requests go to the one before meanwhile
+        (replace(CANARY, canary_percent=99), RolloutPhase.SHIFTED, (1, 2)),
+        (Rollout(0, mirror_percent=100), RolloutPhase.SHIFTED, (1, 2)),
+    ],
+)
+def test_a_candidate_without_all_requests_is_withdrawn_by_the_next_one(
+    rollout: Rollout, phase: RolloutPhase, answering: tuple[int, ...]
+) -> None:
+    second = at_phase(change(endpoint(), 2, rollout), phase, *answering)
+    third = change(second, 3, UPDATE)
+    assert third.spec.rollout == Rollout(1)
+    assert fate_of_candidate(second, third.spec) == "revision 2, which was on its way, is withdrawn"
+
+
+def test_of_a_candidate_that_was_decided_on_before_nothing_is_said() -> None:
+    for phase in (RolloutPhase.COMPLETE, RolloutPhase.ROLLED_BACK):
+        second = at_phase(change(endpoint(), 2, UPDATE), phase, 1, 2)
+        assert fate_of_candidate(second, change(second, 3, UPDATE).spec) == ""
+    assert fate_of_candidate(endpoint(), change(endpoint(), 2, UPDATE).spec) == ""
 
 
 def test_only_so_many_revisions_are_kept_and_always_the_one_that_serves() -> None:

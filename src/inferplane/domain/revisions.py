@@ -54,11 +54,28 @@ def changed(
 
 
 def serving_revision(endpoint: InferenceEndpoint) -> int:
-    """Which revision goes on serving when another one is made: while one takes over, the one before."""
-    spec = endpoint.spec
-    if spec.rollout is None or _phase(endpoint) is RolloutPhase.COMPLETE:
+    """Which revision goes on serving when another one is made: the one that gets the requests.
+
+    While one takes over, that is the one before; a candidate that has all of them already counts, whether
+    or not it was watched to the end, unless only the one before answers.
+    """
+    spec, rollout, phase = endpoint.spec, endpoint.spec.rollout, _phase(endpoint)
+    if rollout is None or phase is RolloutPhase.COMPLETE:
         return spec.revision
-    return spec.rollout.base
+    if phase is RolloutPhase.SHIFTED and rollout.candidate_percent == PERCENT_ALL:
+        answering = _answering(endpoint)
+        return rollout.base if answering and spec.revision not in answering else spec.revision
+    return rollout.base
+
+
+def fate_of_candidate(before: InferenceEndpoint, spec: EndpointSpec) -> str:
+    """What a change to `spec` made of the revision that was on its way, in words; "" where none was."""
+    earlier, phase = before.spec.revision, _phase(before)
+    if spec.revision == earlier or spec.rollout is None or phase in (None, *_DECIDED):
+        return ""
+    if spec.rollout.base == earlier:
+        return f"revision {earlier}, which got all requests already, is accepted"
+    return f"revision {earlier}, which was on its way, is withdrawn"
 
 
 def regauged(endpoint: InferenceEndpoint, *, percent: int | None, mirror_percent: int | None) -> EndpointSpec:
@@ -116,7 +133,7 @@ def went_back(endpoint: InferenceEndpoint, to: int | None) -> EndpointSpec:
             field="revision",
             next_action="Name another revision, or promote this one if it is on its way.",
         )
-    answering = {each.id.revision for each in endpoint.status.replicas if each.state is ReplicaState.READY}
+    answering = _answering(endpoint)
     rollout = None
     if answering and target not in answering:
         strategy = Strategy.START_THEN_STOP if spec.rollout is None else spec.rollout.strategy
@@ -128,6 +145,13 @@ def went_back(endpoint: InferenceEndpoint, to: int | None) -> EndpointSpec:
 
 
 # Leaves
+
+
+_DECIDED = frozenset({RolloutPhase.COMPLETE, RolloutPhase.ROLLED_BACK})
+
+
+def _answering(endpoint: InferenceEndpoint) -> set[int]:
+    return {each.id.revision for each in endpoint.status.replicas if each.state is ReplicaState.READY}
 
 
 def _phase(endpoint: InferenceEndpoint) -> RolloutPhase | None:

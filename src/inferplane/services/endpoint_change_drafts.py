@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 
 from inferplane.domain.endpoint import EndpointSpec, InferenceEndpoint, ModelSpec, ReplicaState
 from inferplane.domain.errors import Conflict, Invalid
-from inferplane.domain.revisions import changed, regauged, serving_revision
+from inferplane.domain.revisions import changed, fate_of_candidate, regauged, serving_revision
 from inferplane.domain.rollout import (
     PERCENT_ALL,
     STICKY_HEADER_CHARACTERS_MAX,
@@ -172,6 +172,7 @@ def understand_change(
         rollout = _rollout(endpoint, canary, strategy, guard, warnings)
         spec = changed(endpoint, model, rollout, at=at, by=by, again=draft.restart)
         said.append(_what_happens(endpoint, spec, draft))
+        said += [fate] if (fate := fate_of_candidate(endpoint, spec)) else []
     else:
         spec = _regauged(endpoint, canary, draft, guard, warnings)
         if spec != present and spec.rollout is not None:
