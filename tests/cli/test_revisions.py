@@ -123,15 +123,16 @@ def test_nothing_to_promote_is_a_conflict(shell: Any) -> None:
 
 def test_revisions_are_listed_with_what_each_gets(shell: Any) -> None:
     items = (
-        RevisionItem(2, "candidate", "sklearn", "/two", AT, "bob", 10, 1),
+        RevisionItem(2, "candidate", "sklearn", "/two", AT, "bob", 10, 1, note="until somebody decides"),
         RevisionItem(1, "serving", "sklearn", "/one", AT, "ada", 90, 1),
     )
     shell.platform.script = [TOKEN, described(running("iris", revisions=items))]
     ran = shell.run("revisions", "iris")
     lines = [line.split() for line in ran.out.splitlines()]
     assert lines[1][:4] == ["2", "candidate", "10", "%"]
+    assert lines[1][-4:] == ["bob", "until", "somebody", "decides"]
     assert lines[2][1] == "serving"
-    assert lines[2][-2:] == ["/one", "ada"]
+    assert lines[2][-3:] == ["/one", "ada", "-"]
 
 
 def test_a_path_is_meant_from_where_the_command_is_run(shell: Any) -> None:

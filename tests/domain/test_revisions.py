@@ -116,6 +116,17 @@ def test_of_a_candidate_that_was_decided_on_before_nothing_is_said() -> None:
     assert fate_of_candidate(endpoint(), change(endpoint(), 2, UPDATE).spec) == ""
 
 
+def test_that_requests_went_back_from_a_revision_is_remembered_after_the_next_change() -> None:
+    second = at_phase(change(endpoint(), 2, CANARY), RolloutPhase.ROLLED_BACK, 1)
+    third = at_phase(change(second, 3, UPDATE), RolloutPhase.COMPLETE, 3)
+    fourth = at_phase(change(third, 4, UPDATE), RolloutPhase.SHIFTED, 3, 4)
+    back = replace(fourth, spec=went_back(fourth, 3))
+    fifth = change(back, 5, UPDATE)
+    assert [each.number for each in fifth.spec.revisions if each.rolled_back] == [2, 4]
+    again = replace(fifth, spec=went_back(fifth, 2))
+    assert [each.number for each in change(again, 6).spec.revisions if each.rolled_back] == [3, 4, 5]
+
+
 def test_only_so_many_revisions_are_kept_and_always_the_one_that_serves() -> None:
     now = at_phase(change(endpoint(), 2, CANARY), RolloutPhase.ROLLED_BACK, 1)
     for version in range(3, 30):

@@ -243,7 +243,12 @@ model_specs = st.builds(
 first_and_later = st.integers(1, 2**31)
 positive_spans = st.timedeltas(timedelta(microseconds=1), timedelta(days=400))
 revisions = st.builds(
-    Revision, number=first_and_later, model=model_specs, created_at=moments, created_by=texts
+    Revision,
+    number=first_and_later,
+    model=model_specs,
+    created_at=moments,
+    created_by=texts,
+    rolled_back=st.booleans(),
 )
 rollouts = st.builds(
     Rollout,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from inferplane.domain.endpoint import InferenceEndpoint, ReplicaState, Revision
-from inferplane.domain.rollout import RolloutPhase, phase_of, shares
+from inferplane.domain.rollout import PERCENT_ALL, RolloutPhase, phase_of, shares
 from inferplane.domain.storage_uri import redacted
 from inferplane.wire.endpoints import RevisionItem, RolloutItem, TrafficItem
 
@@ -45,6 +45,7 @@ def revisions(endpoint: InferenceEndpoint) -> tuple[RevisionItem, ...]:
                 ready=answering.count(number),
                 wanted=number == spec.revision,
                 ready_replicas=answering.count(number),
+                note=_note(endpoint, number),
             )
         )
     return tuple(items)
@@ -87,12 +88,48 @@ def _state(endpoint: InferenceEndpoint, number: int) -> RevisionState:
         return RevisionState.ROLLED_BACK
     wish = spec.rollout
     phase = RolloutPhase.COMPLETE if wish is None else phase_of(spec.revision, wish, endpoint.status.rollout)
-    if wish is None or phase is RolloutPhase.COMPLETE:
-        return RevisionState.SERVING if number == spec.revision else RevisionState.PREVIOUS
+    earlier = next((each for each in spec.revisions if each.number == number), None)
+    is_back = earlier is not None and earlier.rolled_back
+    past = RevisionState.ROLLED_BACK if is_back else RevisionState.PREVIOUS
+    if wish is None or phase is RolloutPhase.COMPLETE or _is_watched(endpoint):
+        return RevisionState.SERVING if number == spec.revision else past
     if number == spec.revision:
         is_back = phase is RolloutPhase.ROLLED_BACK
         return RevisionState.ROLLED_BACK if is_back else RevisionState.CANDIDATE
-    return RevisionState.SERVING if number == wish.base else RevisionState.PREVIOUS
+    return RevisionState.SERVING if number == wish.base else past
+
+
+def _is_watched(endpoint: InferenceEndpoint) -> bool:
+    """Whether an update has brought the newest revision all requests, and the one before is still at hand."""
+    spec, note = endpoint.spec, endpoint.status.rollout
+    wish = spec.rollout
+    return (
+        wish is not None
+        and not wish.is_gradual
+        and phase_of(spec.revision, wish, note) is RolloutPhase.SHIFTED
+        and dict(_shares(endpoint)).get(spec.revision) == PERCENT_ALL
+    )
+
+
+def _note(endpoint: InferenceEndpoint, number: int) -> str:
+    """What is to be known of a revision besides its word; "" where nothing is."""
+    spec, note = endpoint.spec, endpoint.status.rollout
+    wish = spec.rollout
+    if wish is None or note is None or number not in (spec.revision, wish.base):
+        return ""
+    if _is_watched(endpoint):
+        until = f"until {note.since + wish.observe:%H:%M:%SZ}"
+        if number == wish.base:
+            return f"kept {until}, to go back to"
+        return f"watched {until}" if wish.guard.enabled else f"may be gone back from {until}"
+    if number == wish.base:
+        return ""
+    phase = phase_of(spec.revision, wish, note)
+    if phase is RolloutPhase.ROLLED_BACK:
+        return redacted(note.message)
+    if phase is RolloutPhase.SHIFTED and wish.is_gradual:
+        return "until it is promoted or rolled back"
+    return "once it answers" if phase in (RolloutPhase.STARTING, RolloutPhase.PREPARING) else ""
 
 
 def _answering(endpoint: InferenceEndpoint) -> list[int]:

@@ -287,7 +287,7 @@ def evidence(endpoint: InferenceEndpoint, state: PublicState) -> EvidenceItem:
         at=ended.at if ended is not None else None,
         storage_uri=redacted(endpoint.spec.model.storage_uri),
         download=_download(status.artifact),
-        restarts=sum(_restarts(status).values()),
+        restarts=_restarts_that_matter(endpoint),
         left=status.left,
         stopped_by=endpoint.spec.stopped_by,
     )
@@ -509,6 +509,13 @@ def _restarts(status: EndpointStatus) -> dict[str, int]:
     """How often each replica was started again. A status of an older version tells only failures in a row."""
     counts = {record.replica: record.failures for record in status.restarts}
     return counts | {name: max(count, counts.get(name, 0)) for name, count in status.ends}
+
+
+def _restarts_that_matter(endpoint: InferenceEndpoint) -> int:
+    """Those of servers of revisions that should run: how a rolled-back one ended says nothing of the others."""
+    revisions = {each.revision for each in endpoint.replica_ids()} or {endpoint.spec.revision}
+    parts = tuple(f"r{revision}-" for revision in revisions)
+    return sum(count for name, count in _restarts(endpoint.status).items() if name.startswith(parts))
 
 
 def _exit(ended: Exit) -> ExitItem:

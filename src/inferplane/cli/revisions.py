@@ -310,7 +310,7 @@ def revisions(
     if output is Format.JSON:
         print_json({"revisions": found})
         return
-    header = ("REVISION", "STATE", "TRAFFIC", "READY", "FORMAT", "MODEL", "CREATED BY")
+    header = ("REVISION", "STATE", "TRAFFIC", "READY", "FORMAT", "MODEL", "CREATED BY", "NOTE")
     print_result(render.table(header, map(_row, found)))
 
 
@@ -360,6 +360,7 @@ def _row(item: RevisionItem) -> tuple[str, ...]:
         item.model_name,
         item.storage_uri,
         item.created_by,
+        item.note,
     )
 
 

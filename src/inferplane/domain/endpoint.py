@@ -139,13 +139,18 @@ class GpuSpec:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """What servers were, or are to be, started with, under its number."""
+    """What servers were, or are to be, started with, under its number.
+
+    `rolled_back` says that another one was made while this one did not serve any more, because it was worse
+    or somebody had gone back from it.
+    """
 
     number: int
     model: ModelSpec
     created_at: datetime
     created_by: str = ""
 
+    rolled_back: bool = False
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:

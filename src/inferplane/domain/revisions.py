@@ -42,6 +42,7 @@ def changed(
         return spec
     number = spec.next_revision
     known = spec.revisions or (Revision(spec.revision, spec.model, endpoint.created_at, endpoint.created_by),)
+    known = tuple(replace(each, rolled_back=_was_rolled_back(endpoint, each)) for each in known)
     kept = (*known, Revision(number, model, at, by))
     base = serving_revision(endpoint)
     return replace(
@@ -148,6 +149,14 @@ def went_back(endpoint: InferenceEndpoint, to: int | None) -> EndpointSpec:
 
 
 _DECIDED = frozenset({RolloutPhase.COMPLETE, RolloutPhase.ROLLED_BACK})
+
+
+def _was_rolled_back(endpoint: InferenceEndpoint, revision: Revision) -> bool:
+    """Whether requests went back from it, as far as is known now: the next change forgets how that came."""
+    newest = endpoint.spec.revision
+    if revision.number == newest:
+        return _phase(endpoint) is RolloutPhase.ROLLED_BACK
+    return revision.number > newest or revision.rolled_back
 
 
 def _answering(endpoint: InferenceEndpoint) -> set[int]:

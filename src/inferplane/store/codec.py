@@ -465,6 +465,7 @@ def _revision_to(revision: Revision) -> dict[str, Any]:
         "model": _model_spec_to(revision.model),
         "created_at": to_micros(revision.created_at),
         "created_by": revision.created_by,
+        "rolled_back": revision.rolled_back,
     }
 
 
@@ -472,7 +473,8 @@ def _revision_from(raw: Raw) -> Revision | None:
     number, at = whole_of(raw, "number", 0), moment_of(raw.get("created_at"))
     if number < 1 or at is None:
         return None
-    return Revision(number, _model_spec_from(raw.get("model")), at, text_of(raw, "created_by"))
+    model, by = _model_spec_from(raw.get("model")), text_of(raw, "created_by")
+    return Revision(number, model, at, by, flag_of(raw, "rolled_back"))
 
 
 def _rollout_to(rollout: Rollout | None) -> dict[str, Any] | None:

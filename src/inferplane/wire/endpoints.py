@@ -460,7 +460,7 @@ class EvidenceItem(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RevisionItem(msgspec.Struct, frozen=True, rename="camel"):
-    """One revision. `state` is serving, candidate, rolledBack or previous.
+    """One revision. `state` is serving, candidate, rolledBack or previous; `note` says what that means now.
 
     `ready` of its servers answer, and `traffic_percent` of the requests go to it.
     """
@@ -475,6 +475,7 @@ class RevisionItem(msgspec.Struct, frozen=True, rename="camel"):
     ready: int = 0
     wanted: bool = False
     ready_replicas: int = 0
+    note: str = ""
 
 
 class TrafficItem(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

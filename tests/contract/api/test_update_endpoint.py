@@ -98,6 +98,37 @@ def test_a_canary_is_shown_moved_and_promoted(endpoint: Endpoint) -> None:
     assert endpoint.describe()["rollout"]["canaryPercent"] is None
 
 
+def test_while_an_update_is_watched_the_new_revision_serves_and_the_one_before_is_at_hand(
+    endpoint: Endpoint,
+) -> None:
+    endpoint.patch(modelSpec={"storageURI": "/models/v2.joblib"}).ok()
+    waiting = endpoint.describe()["revisions"]
+    assert [(each["state"], each["note"]) for each in waiting] == [("candidate", ""), ("serving", "")]
+    endpoint.shift(RolloutPhase.SHIFTED)
+    newest, before = endpoint.describe()["revisions"]
+    assert (newest["state"], newest["trafficPercent"], before["state"]) == ("serving", 100, "previous")
+    assert newest["note"].startswith("watched until ")
+    assert before["note"].startswith("kept until ")
+
+
+def test_what_was_rolled_back_stays_so_after_the_next_change_and_its_restarts_are_its_own(
+    endpoint: Endpoint,
+) -> None:
+    endpoint.patch(modelSpec={"storageURI": "/models/v2.joblib"}, canary={"percent": 10}).ok()
+    endpoint.shift(RolloutPhase.ROLLED_BACK, "its model server keeps ending")
+    stored = endpoint.world.stored(endpoint.team, endpoint.name)
+    endpoint.world.become(stored, replace(stored.status, ends=(("r1-0", 1), ("r2-0", 5))))
+    seen = endpoint.describe()
+    assert seen["revisions"][0]["note"] == "its model server keeps ending"
+    assert seen["evidence"]["restarts"] == 1
+    endpoint.patch(modelSpec={"storageURI": "/models/v3.joblib"}).ok()
+    assert [each["state"] for each in endpoint.describe()["revisions"]] == [
+        "candidate",
+        "rolledBack",
+        "serving",
+    ]
+
+
 def test_the_way_back_in_the_middle_and_after_it_was_rolled_back(endpoint: Endpoint) -> None:
     endpoint.patch(modelSpec={"storageURI": "/models/v2.joblib"}, canary={"percent": 10}).ok()
     endpoint.shift(RolloutPhase.ROLLED_BACK, "50 % of its requests failed")
