@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -330,7 +331,8 @@ def _check(state: PublicState) -> None:
         assert (state.reason, state.predict, state.ingress) == (None, "Ready", "Ready")
         return
     assert state.reason is not None
-    assert state.next_action == reason_of(state.reason).next_action
+    told = reason_of(state.reason).next_action.replace("cluster check NAME", "cluster check local")
+    assert state.next_action == told.replace("NAME", "iris")
     assert state.predict in {"Ready", state.reason.value}
     assert state.ingress in {"Ready", state.reason.value}
     if state.ingress == "Ready":
@@ -457,3 +459,21 @@ def test_long_times_are_told_in_large_units() -> None:
     assert [human_seconds(each) for each in (0.4, 90, 119, 120, 2774, 7200, 90_000)] == [
         "0 s", "90 s", "119 s", "2 min", "46 min", "2 h", "25 h",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reason", "workspace", "command"),
+    [
+        (ReasonCode.CRASH_LOOP, "default", "`inferplane logs iris --previous`"),
+        (ReasonCode.CRASH_LOOP, "team-a", "`inferplane logs iris -w team-a --previous`"),
+        (ReasonCode.MODEL_NOT_FOUND, "default", "`inferplane update iris --uri URI`"),
+        (ReasonCode.CLUSTER_FORBIDDEN, "default", "`inferplane cluster check local`"),
+    ],
+)
+def test_commands_to_do_next_are_told_with_the_names_of_what_they_are_about(
+    reason: ReasonCode, workspace: str, command: str
+) -> None:
+    state = public_state(replace(_endpoint(problem=reason, problem_message="so it is"), workspace=workspace))
+    assert state.reason is reason
+    assert command in state.next_action
+    assert "NAME" not in state.next_action

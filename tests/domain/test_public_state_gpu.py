@@ -352,7 +352,7 @@ def test_what_is_said(
     state = public_state(endpoint)
     assert (state.status, state.reason) == (status, reason)
     assert words in state.message
-    assert state.next_action == next_action
+    assert state.next_action == next_action.replace("NAME", endpoint.name)
 
 
 def test_a_person_and_a_deletion_come_before_the_gpus() -> None:

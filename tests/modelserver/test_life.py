@@ -24,7 +24,7 @@ Launch = Callable[..., Any]
 @pytest.mark.parametrize(
     ("model_format", "file", "reason", "words"),
     [
-        ("sklearn", "nowhere.pkl", "ModelFileMissing", "nowhere.pkl"),
+        ("sklearn", "nowhere.pkl", "ModelNotFound", "nowhere.pkl"),
         ("sklearn", "iris.onnx", "ModelFileMissing", ".joblib or .pkl"),
         ("sklearn", "cut.joblib", "ModelLoadFailed", "cut.joblib"),
         ("sklearn", "empty.pkl", "ModelLoadFailed", "empty"),

@@ -7,6 +7,7 @@ derived from both by `public_state` each time it is asked for and stored nowhere
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -486,6 +487,13 @@ CRASH_LOOP_FAILURES = 5
 
 def public_state(endpoint: InferenceEndpoint) -> PublicState:
     """Derive what is said about `endpoint`. Total: never Unknown, never an empty reason unless Running."""
+    state = _derived(endpoint)
+    if _NAME not in state.next_action:
+        return state
+    return replace(state, next_action=_with_names(state.next_action, endpoint))
+
+
+def _derived(endpoint: InferenceEndpoint) -> PublicState:
     spec, status = endpoint.spec, endpoint.status
     if endpoint.deletion_requested_at is not None:
         left = ", ".join(status.left) or "nothing but the record"
@@ -517,6 +525,24 @@ def public_state(endpoint: InferenceEndpoint) -> PublicState:
     if status.scale is not None and status.scale.waking_since is not None and found.reason is not None:
         return replace(found, message=f"waking, because a request came; {found.message}")
     return found
+
+
+_NAME = "NAME"
+_WORKSPACE_NOT_TO_NAME = "default"  # commands mean it where none is given
+_COMMAND = re.compile(r"\binferplane (?P<words>[a-z-]+(?: [a-z-]+)?) NAME\b")
+
+
+def _with_names(action: str, endpoint: InferenceEndpoint) -> str:
+    """The commands of the reasons' table as ones that can be pasted: with the names of what they are about."""
+
+    def filled(found: re.Match[str]) -> str:
+        words = found["words"]
+        if words.startswith("cluster "):
+            return f"inferplane {words} {endpoint.cluster}"
+        where = "" if endpoint.workspace == _WORKSPACE_NOT_TO_NAME else f" -w {endpoint.workspace}"
+        return f"inferplane {words} {endpoint.name}{where}"
+
+    return _COMMAND.sub(filled, action)
 
 
 def _is_as_before(endpoint: InferenceEndpoint) -> bool:

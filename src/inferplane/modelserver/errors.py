@@ -22,6 +22,7 @@ class LoadReason(StrEnum):
 
     UNSUPPORTED_FORMAT = "UnsupportedFormat"
     MISSING_EXTRA = "MissingExtra"
+    MODEL_NOT_FOUND = "ModelNotFound"
     MODEL_FILE_MISSING = "ModelFileMissing"
     MODEL_FILE_AMBIGUOUS = "ModelFileAmbiguous"
     MODEL_LOAD_FAILED = "ModelLoadFailed"

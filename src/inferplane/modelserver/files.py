@@ -18,7 +18,7 @@ def find_model_file(path: str | Path, suffixes: Sequence[str]) -> Path:
 
     Files directly in the folder come first; only when it has none are its sub-folders searched, one
     level deep, because archives are often packed with their folder. Hidden files do not count.
-    Raises LoadError(MODEL_FILE_MISSING | MODEL_FILE_AMBIGUOUS) naming what was found.
+    Raises LoadError(MODEL_NOT_FOUND | MODEL_FILE_MISSING | MODEL_FILE_AMBIGUOUS) naming what was found.
     """
     root = Path(path)
     endings = " or ".join(suffixes)
@@ -27,7 +27,7 @@ def find_model_file(path: str | Path, suffixes: Sequence[str]) -> Path:
             return _not_empty(root)
         raise LoadError(LoadReason.MODEL_FILE_MISSING, f"{root.name} does not end in {endings}")
     if not root.is_dir():
-        raise LoadError(LoadReason.MODEL_FILE_MISSING, f"there is no file or folder {root}")
+        raise LoadError(LoadReason.MODEL_NOT_FOUND, f"there is no file or folder {root}")
     files = _visible_files(root)
     found = _with_suffix(files, suffixes)
     if not found:

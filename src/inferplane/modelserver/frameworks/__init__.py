@@ -37,7 +37,7 @@ def load_model(format_name: str, path: str, threads: int, args: Sequence[str] = 
         )
     if not framework.suffixes:
         if not Path(path).exists():
-            raise LoadError(LoadReason.MODEL_FILE_MISSING, f"there is no file or folder {path}")
+            raise LoadError(LoadReason.MODEL_NOT_FOUND, f"there is no file or folder {path}")
         return framework.load(Path(path), threads, args)
     return framework.load(find_model_file(path, framework.suffixes), threads, args)
 
