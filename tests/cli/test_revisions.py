@@ -113,6 +113,25 @@ def test_promote_and_rollback_name_what_they_mean(
     assert asked.body == {"workspace": "team", "endpoint": "iris", **body}
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            "1 to 3 replicas",
+            "iris is changed, without a new revision: 1 to 3 replicas; revision 1 stays\n",
+        ),
+        ("", "iris stays as it is: revision 1\n"),
+    ],
+)
+def test_a_change_without_a_revision_does_not_seem_to_be_on_its_way(
+    shell: Any, changed: str, said: str
+) -> None:
+    made = EndpointChanged("iris", 1, without_revision=changed)
+    shell.platform.script = [TOKEN, Told(200, success(made))]
+    ran = shell.run("update", "iris", "--max-replicas", "3")
+    assert (ran.code, ran.out) == (0, said)
+
+
 def test_nothing_to_promote_is_a_conflict(shell: Any) -> None:
     refusal = no(409, ErrorKey.CONFLICT, "no revision is on its way", reason="NoRollout")
     shell.platform.script = [TOKEN, refusal]

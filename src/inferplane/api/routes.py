@@ -545,7 +545,7 @@ async def roll_back_endpoint(call: Call) -> EndpointChanged:
 
 
 def _changed(made: endpoint_changes.Changed) -> EndpointChanged:
-    return EndpointChanged(made.endpoint, made.revision, made.warnings)
+    return EndpointChanged(made.endpoint, made.revision, made.warnings, made.without_revision)
 
 
 async def delete_endpoint(call: Call) -> EndpointDeleted:

@@ -71,7 +71,7 @@ def finish(
         if output is Format.JSON:
             print_json(made)
         else:
-            print_result(f"{made.endpoint} {what}: revision {made.revision}")
+            print_result(_accepted(made, what))
         return
     with progress(f"{made.endpoint}: updating") as shown:
         found = client.wait_until_updated(made.endpoint, timeout, progress=reporter(shown.show), **where)
@@ -82,3 +82,16 @@ def finish(
         print_result(f"{found.endpoint_name} is {found.status} with revision {made.revision}{message}")
     if found.status in {"Degraded", "Failed"}:
         raise typer.Exit(ExitCode.ENDPOINT_FAILED)
+
+
+# Leaves
+
+
+def _accepted(made: EndpointChanged, what: str) -> str:
+    """What was accepted: a revision that is yet to serve, or what is in force at once."""
+    if made.without_revision is None:
+        return f"{made.endpoint} {what}: revision {made.revision}"
+    if not made.without_revision:
+        return f"{made.endpoint} stays as it is: revision {made.revision}"
+    changed = made.without_revision
+    return f"{made.endpoint} is changed, without a new revision: {changed}; revision {made.revision} stays"

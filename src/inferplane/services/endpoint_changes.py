@@ -47,11 +47,15 @@ Place = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """An endpoint that was changed, the revision that shall serve, and what is to be known besides."""
+    """An endpoint that was changed, the revision that shall serve, and what is to be known besides.
+
+    `without_revision` is what changed in words ("": nothing) where no other revision shall serve, else None.
+    """
 
     endpoint: str
     revision: int
     warnings: tuple[str, ...] = ()
+    without_revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +181,9 @@ async def _write(
         )
 
     answer = json.loads(await once(ticket, attempt))
-    return Changed(answer["endpoint"], answer["revision"], tuple(answer["warnings"]))
+    return Changed(
+        answer["endpoint"], answer["revision"], tuple(answer["warnings"]), answer.get("without_revision")
+    )
 
 
 async def _attempt(
@@ -192,8 +198,14 @@ async def _attempt(
         refuse_going(present)
         step = await decide(tx, present, now)
     changed = replace(present, spec=step.spec, generation=present.generation + 1)
+    is_new = step.spec.revision != present.spec.revision
     answer = json.dumps(
-        {"endpoint": present.name, "revision": step.spec.revision, "warnings": list(step.warnings)}
+        {
+            "endpoint": present.name,
+            "revision": step.spec.revision,
+            "warnings": list(step.warnings),
+            "without_revision": None if is_new else step.message,
+        }
     )
     async with platform.store.transaction() as tx:
         known = await recall(tx, caller, ticket)

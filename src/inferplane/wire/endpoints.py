@@ -188,11 +188,13 @@ class EndpointChanged(msgspec.Struct, frozen=True, rename="camel", omit_defaults
     """Answer to a change, a promotion and a rollback: the revision that shall serve from now on.
 
     `warnings` says what has no effect, or other effects than one might expect; absent when there are none.
+    `without_revision` is what changed, in words ("": nothing), where no other revision shall serve; else absent.
     """
 
     endpoint: str
     revision: int
     warnings: tuple[str, ...] = ()
+    without_revision: str | None = None
 
 
 class RollbackRef(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

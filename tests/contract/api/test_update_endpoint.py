@@ -75,7 +75,9 @@ def test_scaling_and_limits_change_without_a_revision(endpoint: Endpoint) -> Non
         "autoscaling": {"minReplicas": 2, "maxReplicas": 4},
         "limits": {"timeoutSeconds": 7},
     }
-    assert endpoint.patch(**change).data["revision"] == 1
+    answer = endpoint.patch(**change).data
+    assert (answer["revision"], answer["withoutRevision"]) == (1, "2 to 4 replicas; other limits")
+    assert endpoint.patch(**change).data["withoutRevision"] == ""
     spec = endpoint.world.stored(endpoint.team, endpoint.name).spec
     assert (spec.scaling.min_replicas, spec.scaling.max_replicas, spec.limits.timeout_seconds) == (2, 4, 7)
     assert spec.revisions == ()
