@@ -102,6 +102,7 @@ def test_what_may_happen_in_each_state(status: ProvisioningStatus, step: str) ->
         with pytest.raises(Conflict, match=f"GPR in {status} state") as refusal:
             STEPS[step](request)
         assert refusal.value.reason == f"GprIs{status}"
+        assert refusal.value.next_action
 
 
 def test_the_two_refusals_that_clients_read_word_for_word() -> None:

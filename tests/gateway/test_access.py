@@ -83,6 +83,7 @@ async def test_only_a_valid_key_for_this_endpoint_lets_in(world: World) -> None:
                     "error": "endpoint iris in workspace default wants an endpoint key that is valid: "
                     "send it as 'Authorization: Bearer <key>'",
                     "reason": "KeyRequired",
+                    "nextAction": "An Editor makes one with 'inferplane endpoint-key create'.",
                 },
             )
         for refused in (key("gone"), key("k", "uid-other"), key("k", whole_workspace("team"))):

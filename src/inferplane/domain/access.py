@@ -86,6 +86,16 @@ class ApiKey:
     last_used_at: datetime | None = None
 
 
+def no_such_workspace(name: str) -> NotFound:
+    """The same words for a workspace that is not there and for one that the caller may not know of."""
+    return NotFound(
+        f"workspace {name} does not exist",
+        reason="WorkspaceNotFound",
+        field="workspace",
+        next_action="`inferplane workspace list` shows the workspaces that this key may see.",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who is asking. `workspace` is "" for an Owner."""
@@ -98,9 +108,7 @@ class Caller:
     def require(self, verb: Verb, workspace: str = "") -> None:
         """Raise NotFound for a foreign workspace, Forbidden for a verb beyond the role."""
         if self.role is not Role.OWNER and workspace and workspace != self.workspace:
-            raise NotFound(
-                f"workspace {workspace} does not exist", reason="WorkspaceNotFound", field="workspace"
-            )
+            raise no_such_workspace(workspace)
         if self.role not in PERMISSIONS[verb]:
             raise Forbidden(
                 f"a key with role {self.role} may not {verb}",

@@ -636,4 +636,15 @@ def _check_next(request: GpuRequest, status: ProvisioningStatus) -> None:
 
 
 def _conflict(request: GpuRequest, message: str, next_action: str = "") -> Conflict:
-    return Conflict(message, reason=f"GprIs{request.status}", next_action=next_action)
+    return Conflict(message, reason=f"GprIs{request.status}", next_action=next_action or _else(request))
+
+
+def _else(request: GpuRequest) -> str:
+    """What is left to do with a request in whose state something cannot be done."""
+    if request.status is ProvisioningStatus.QUEUED:
+        return "It waits for its GPUs: do it once it has them, or delete it."
+    if request.status is ProvisioningStatus.DRAINING:
+        return "Its GPUs are being given back: wait until they are, or ask for others with a new request."
+    if request.has_ended:
+        return "It is over: ask for GPUs with a new request, or delete this one."
+    return "It has its GPUs: change its exitDuration, release it early, or ask with a new request."

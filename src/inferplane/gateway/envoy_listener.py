@@ -378,6 +378,7 @@ def _local_replies() -> dict[str, Any]:
                 _status_is(401),
                 f"{subject} wants an endpoint key that is valid: send it as 'Authorization: Bearer <key>'",
                 "KeyRequired",
+                next_action="An Editor makes one with 'inferplane endpoint-key create'.",
             ),
             _reply(
                 _status_is(403),

@@ -43,6 +43,7 @@ LAST_USED_RESOLUTION = timedelta(minutes=1)
 
 EXPIRED = "Api Key has expired"
 UNKNOWN = "Unauthenticated"
+HOW_TO_SIGN_IN = "Exchange an API key for a token at /api/v1/auth, and send that as a bearer token."
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 
@@ -384,7 +385,7 @@ def _claims(secrets: Secrets, token: str) -> dict[str, Any]:
     """The token's claims; its times are compared with our own clock, not the library's."""
     _refuse_endpoint_key(token)
     if len(token) > TOKEN_CHARACTERS_MAX:
-        raise Unauthenticated(UNKNOWN, reason="InvalidToken")
+        raise Unauthenticated(UNKNOWN, reason="InvalidToken", next_action=HOW_TO_SIGN_IN)
     try:
         claims: dict[str, Any] = jwt.decode(
             token,
@@ -398,7 +399,7 @@ def _claims(secrets: Secrets, token: str) -> dict[str, Any]:
             },
         )
     except (jwt.InvalidTokenError, ValueError) as error:
-        raise Unauthenticated(UNKNOWN, reason="InvalidToken") from error
+        raise Unauthenticated(UNKNOWN, reason="InvalidToken", next_action=HOW_TO_SIGN_IN) from error
     if not isinstance(claims["exp"], int) or not isinstance(claims["sub"], str):
-        raise Unauthenticated(UNKNOWN, reason="InvalidToken")
+        raise Unauthenticated(UNKNOWN, reason="InvalidToken", next_action=HOW_TO_SIGN_IN)
     return claims

@@ -484,6 +484,7 @@ class Tx(GpuRows, AccessRows, LeaseRows):
                 f"endpoint {name} does not exist in workspace {workspace}{where}",
                 reason="EndpointNotFound",
                 field="endpoint",
+                next_action=f"`inferplane list -w {workspace}` shows the endpoints that there are.",
             )
         if len(rows) > 1:
             names = ", ".join(row.cluster for row in rows)

@@ -14,6 +14,7 @@ from sqlalchemy import Executable, Row
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from inferplane.domain.access import no_such_workspace
 from inferplane.domain.errors import NotFound
 from inferplane.store import gpu_codec
 from inferplane.store.dialect import Database, translated
@@ -80,7 +81,7 @@ class Statements:
 
 def no_workspace(name: str) -> NotFound:
     """For whoever names a workspace that is not there."""
-    return NotFound(f"workspace {name} does not exist", reason="WorkspaceNotFound", field="workspace")
+    return no_such_workspace(name)
 
 
 def batched(keys: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -226,7 +226,8 @@ def test_a_failure_brings_evidence_and_advice(
     answer = explained(owner, team, name)
     assert (answer["status"], answer["reason"]) == ("Failed", shown)
     assert answer["meaning"] == REASONS[ReasonCode(shown)].meaning
-    assert answer["nextAction"] == REASONS[ReasonCode(shown)].next_action
+    advice = REASONS[ReasonCode(shown)].next_action
+    assert answer["nextAction"] == advice.replace("NAME", f"{name} -w {team}")
     assert answer["nextRetryAt"]
     assert "next try" in answer["waitingFor"]
     assert answer["evidence"]["logTail"] == ["Traceback…", "ValueError: not a model"]
@@ -356,9 +357,11 @@ def test_what_does_not_exist_is_404(world: World, owner: Client, team: str) -> N
         owner("GET", f"{ENDPOINT}{path}?workspace={team}&endpoint=none").is_error(
             404, "NOT_FOUND", "EndpointNotFound"
         )
-        owner("GET", f"{ENDPOINT}{path}?workspace=nowhere&endpoint=none").is_error(
+        assert f"`inferplane list -w {team}`" in error["nextAction"]
+        error = owner("GET", f"{ENDPOINT}{path}?workspace=nowhere&endpoint=none").is_error(
             404, "NOT_FOUND", "WorkspaceNotFound"
         )
+        assert "`inferplane workspace list`" in error["nextAction"]
     owner("GET", f"{ENDPOINT}/list?workspace=nowhere").is_error(404, "NOT_FOUND", "WorkspaceNotFound")
     owner("GET", f"{ENDPOINT}?endpoint=x").is_error(422, "INVALID", "Missing")
     for path in ("/explain", "/logs"):
