@@ -439,10 +439,11 @@ def _reply(
     status: int | None = None,
     retry_after: int | None = None,
 ) -> dict[str, Any]:
-    """A body in the shape of every error: `error`, `reason`, and a number if one explains it."""
-    body = {"error": error, "reason": reason}
+    """A body in the shape of every error: `error`, `reason`, what to do, and a number if one explains it."""
+    body = {"error": error, "reason": reason, **({"nextAction": next_action} if next_action else {})}
     mapper: dict[str, Any] = {"filter": when}
     if number[0]:
+    next_action: str = "",
         # As text: Envoy writes numbers with six digits, and a limit of 16777216 would be 1.67772e+07.
         text = f'{json.dumps(body)[:-1]}, "{number[0]}": {number[1]}}}\n'
         mapper["body_format_override"] = {

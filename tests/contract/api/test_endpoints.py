@@ -354,7 +354,7 @@ def test_an_owner_without_a_workspace_sees_all(world: World, owner: Client, team
 
 def test_what_does_not_exist_is_404(world: World, owner: Client, team: str) -> None:
     for path in ("", "/explain", "/logs", "/events"):
-        owner("GET", f"{ENDPOINT}{path}?workspace={team}&endpoint=none").is_error(
+        error = owner("GET", f"{ENDPOINT}{path}?workspace={team}&endpoint=none").is_error(
             404, "NOT_FOUND", "EndpointNotFound"
         )
         assert f"`inferplane list -w {team}`" in error["nextAction"]
