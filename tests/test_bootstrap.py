@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from inferplane.bootstrap import RunningPlatform, connect_to_cluster, register_clusters
+from inferplane.bootstrap import (
+    HOLDER_FILE,
+    RunningPlatform,
+    connect_to_cluster,
+    holder_name,
+    register_clusters,
+)
 from inferplane.domain.cluster import ClusterConnection, Drift
 from inferplane.domain.errors import Invalid
 from inferplane.domain.workspace import Cluster
@@ -79,3 +85,11 @@ def test_a_cluster_whose_kubeconfig_cannot_be_read_is_not_connected(tmp_path: Pa
         connect_to_cluster(
             Cluster("east", "kserve", T0, connection=connection), "", clock=lambda: T0, environment={}
         )
+
+
+@pytest.mark.parametrize("left", ["", "\n"])
+def test_an_empty_name_of_the_holder_is_made_anew_and_then_stays(tmp_path: Path, left: str) -> None:
+    (tmp_path / HOLDER_FILE).write_text(left, encoding="ascii")
+    name = holder_name(tmp_path)
+    assert name
+    assert holder_name(tmp_path) == name

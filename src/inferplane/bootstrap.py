@@ -248,7 +248,7 @@ async def run_platform(
         if store.may_be_shared:
             leases = Leases(
                 store,
-                _holder(settings.home),
+                holder_name(settings.home),
                 wanted_leases(engines.keys()),
                 _steady_seconds,
                 gained=lambda _: _wake_each(woken_by_leases),
@@ -587,15 +587,16 @@ def epoch_of(leases: Holding, cluster: str) -> int:
     return fence.epoch
 
 
-def _holder(home: Path) -> str:
+def holder_name(home: Path) -> str:
     """Who holds leases: the one process that runs with this home, before a restart and after.
 
     Raises Unavailable.
     """
     path = home / HOLDER_FILE
     try:
-        if path.exists():
-            return path.read_text(encoding="ascii").strip()
+        known = path.read_text(encoding="ascii").strip() if path.exists() else ""
+        if known:  # a power cut may have left the file without its content
+            return known
         name = f"{socket.gethostname()[:HOST_CHARACTERS_MAX]}-{new_id(8)}"
         draft = path.with_name(path.name + ".new")
         draft.write_text(f"{name}\n", encoding="ascii")

@@ -44,10 +44,11 @@ class World:
 
     stores: list[Store]
     seconds: float = 0.0
+    behind: float = 0.0  # how far the database's clock went back
     said: list[str] = field(default_factory=list)
 
     def now(self) -> datetime:
-        return START + timedelta(seconds=self.seconds)
+        return START + timedelta(seconds=self.seconds - self.behind)
 
     def ticks(self) -> float:
         return 1000.0 + self.seconds
@@ -260,6 +261,33 @@ async def test_a_lease_does_not_change_hands_within_a_write_under_it(world: Worl
     async with world.stores[1].transaction() as taking:
         later = late + LEASE_LASTS
         assert await taking.take_lease(WORKER, epoch, "b", later, LEASE_LASTS) is not None
+
+
+async def test_when_the_clock_goes_far_back_the_lease_of_a_dead_holder_is_taken_all_the_same(
+    world: World,
+) -> None:
+    dead, second = world.control_plane(0), world.control_plane(1)
+    await dead.round()
+    world.behind = 3600.0
+    await second.round()
+    assert second.fence(WORKER) is None, "it may be alive, and renew it in a moment"
+    world.seconds += LASTS
+    await second.round()
+    taken = second.fence(WORKER)
+    assert taken is not None
+    await write_under(world.stores[1], taken)
+
+
+async def test_when_the_clock_goes_far_back_who_is_alive_keeps_what_it_has(world: World) -> None:
+    first, second = world.control_plane(0), world.control_plane(1)
+    await first.round()
+    world.behind = 3600.0
+    for _ in range(5):
+        await second.round()
+        assert second.fence(WORKER) is None
+        world.seconds += LASTS / 3
+        await first.round()
+        assert first.fence(WORKER) is not None
 
 
 def test_alone_everything_is_held() -> None:

@@ -27,6 +27,7 @@ from inferplane.domain.lease import (
     Fence,
     Lease,
     cluster_lease,
+    is_out_of_time,
     to_take,
 )
 from inferplane.observability import get_logger
@@ -115,6 +116,9 @@ class Leases:
         self._held: dict[str, _Held] = {}
         self._told: set[str] = set()  # names of which `gained` was told and `lost` was not
         self._refused: set[str] = set()  # names of which somebody was told since that they are not ours
+        self._out_of_time: dict[
+            str, tuple[Lease, float]
+        ] = {}  # as seen since that moment by the steady clock
         self._hint = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stop_hints: Callable[[], None] = lambda: None
@@ -173,9 +177,21 @@ class Leases:
             if wanted.get(name, AT_ONCE) != AT_ONCE and each.until > began
         }
         self._held = kept
-        for found in to_take(leases, wanted, self._holder, self._held, now):
+        for found in to_take(
+            leases, wanted, self._holder, self._held, now, self._unchanged(leases, now, began)
+        ):
             await self._take(found)
         self._tell()
+
+    def _unchanged(self, leases: list[Lease], now: datetime, ticks: float) -> dict[str, timedelta]:
+        """How long each lease that is out of time has been seen as it is."""
+        seen = {each.name: (each, ticks) for each in leases if is_out_of_time(each, now)}
+        before = self._out_of_time
+        self._out_of_time = {
+            name: before[name] if name in before and before[name][0] == each else (each, since)
+            for name, (each, since) in seen.items()
+        }
+        return {name: timedelta(seconds=ticks - since) for name, (_, since) in self._out_of_time.items()}
 
     def _on_hint(self, hint: Hint) -> None:
         if hint is Hint.LEASES:

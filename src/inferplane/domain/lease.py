@@ -18,6 +18,8 @@ PLATFORM_LEASE = "platform"
 """Who gives out GPUs."""
 
 LEASE_LASTS = timedelta(seconds=5)
+EXPIRY_AHEAD_MAX = 2 * LEASE_LASTS
+"""No lease expires later than this unless the database's clock went back since."""
 RELUCTANT_PATIENCE = timedelta(seconds=30)
 """So long somebody who can only wind a cluster down leaves its lease to those who can run it."""
 
@@ -51,22 +53,38 @@ def cluster_lease(cluster: str) -> str:
     return f"{_CLUSTER_LEASE}{cluster}"
 
 
+def is_out_of_time(lease: Lease, now: datetime) -> bool:
+    """Whether its expiry says nothing: the database's clock went back since it was renewed."""
+    return lease.expires_at > now + EXPIRY_AHEAD_MAX
+
+
 def to_take(
-    leases: Iterable[Lease], wanted: Mapping[str, timedelta], me: str, held: Iterable[str], now: datetime
+    leases: Iterable[Lease],
+    wanted: Mapping[str, timedelta],
+    me: str,
+    held: Iterable[str],
+    now: datetime,
+    unchanged: Mapping[str, timedelta] | None = None,
 ) -> tuple[Lease | str, ...]:
     """Which of the `wanted` leases `me`, who holds `held`, should try to take now, by name.
 
     A lease as it was read, or its name where there is none yet. `wanted` says how long each has to have been
     free first; none means that its holder is not interrupted, not even by a restart: what `me` holds by name but
-    not in fact is of an earlier life of `me`, which is over.
+    not in fact is of an earlier life of `me`, which is over. `unchanged` is for how long, by a steady clock, leases
+    that are out of time were seen as they are: by then whoever holds one would have renewed it.
     """
+    still = unchanged or {}
     known = {each.name: each for each in leases}
     found: list[Lease | str] = []
     for name in sorted(wanted.keys() - set(held)):
         lease = known.get(name)
         if lease is None:
             found.append(name)
-        elif (lease.holder == me and not wanted[name]) or lease.expires_at + wanted[name] <= now:
+        elif (
+            (lease.holder == me and not wanted[name])
+            or lease.expires_at + wanted[name] <= now
+            or (is_out_of_time(lease, now) and still.get(name, timedelta()) >= LEASE_LASTS + wanted[name])
+        ):
             found.append(lease)
     return tuple(found)
 

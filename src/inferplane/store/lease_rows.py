@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, and_, bindparam, or_, select, update
 
 from inferplane.domain.errors import StaleLease
-from inferplane.domain.lease import Fence, Lease, next_epoch
+from inferplane.domain.lease import EXPIRY_AHEAD_MAX, Fence, Lease, next_epoch
 from inferplane.store.dialect import Hint, translated
 from inferplane.store.schema import leases
 from inferplane.store.statements import Statements
@@ -49,7 +49,8 @@ class LeaseRows(Statements):
             inserted = await self._count(statement.on_conflict_do_nothing(index_elements=["name"]))
             return epoch if inserted else None
         columns = leases.c
-        free = or_(columns.expires_at <= to_micros(now), columns.holder == holder)
+        out_of_time = columns.expires_at > to_micros(now + EXPIRY_AHEAD_MAX)
+        free = or_(columns.expires_at <= to_micros(now), out_of_time, columns.holder == holder)
         found = select(leases).where(columns.name == name, columns.epoch == seen_epoch, free)
         row = await self._first(self._database.taking(found))
         if row is None:
