@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -209,6 +209,17 @@ async def test_what_cannot_start_is_said_at_once(house: House) -> None:
         "reason": "NotAModel",
         "nextAction": "Fix.",
     }
+
+
+async def test_what_failed_says_when_it_is_tried_again(house: House) -> None:
+    tried_at = datetime(2026, 1, 1, 12, 30, tzinfo=UTC)
+    failed = Standing(
+        reason="StorageUnreachable", message="no answer", next_action="Check it.", hopeless=True
+    )
+    house.demand.tell(UID, replace(failed, next_retry_at=tried_at))
+    answer = await house.client.get("/")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["nextAction"] == "Check it. It is tried again at 2026-01-01T12:30:00Z."
 
 
 async def test_an_endpoint_that_goes_away_takes_its_waiting_requests_along(house: House) -> None:

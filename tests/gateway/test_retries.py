@@ -167,6 +167,7 @@ async def test_the_only_replica_is_tried_again_as_soon_as_it_is_back(world: Worl
             assert answer.json()["error"] == (
                 "endpoint iris in workspace default cannot be reached at the moment"
             )
+            assert answer.json()["nextAction"].startswith("Send the request again in a moment")
             assert answer.headers["retry-after"]
         await replica.listen(path)
         assert (await http.post(PREDICT, content=b"{}")).status_code == 200

@@ -111,6 +111,8 @@ async def test_an_endpoint_without_replicas_says_why(world: World) -> None:
             assert answer.json() == {
                 "error": "endpoint iris in workspace default is not ready: Downloading",
                 "reason": "Downloading",
+                "nextAction": "Send the request again in a moment; "
+                "'inferplane explain' says what the endpoint waits for.",
             }
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from gateway_world import Request, World, client, eventually, publish, response, routes
-from inferplane.gateway.series import Counters, Served, Tally, by_upstream, counters_of, render
+from inferplane.gateway.admin import Admin
+from inferplane.gateway.series import Counters, Served, Tally, by_upstream, counted, counters_of, render
 from inferplane.gateway.traffic import TrafficMeter
 
 IRIS = Served("default", "iris", "uid-iris", 1)
@@ -73,6 +76,61 @@ def test_upstreams_that_come_and_go_neither_add_requests_nor_lose_any() -> None:
     assert told(all=3, k1=5) == 345, "another Envoy"
     assert told() == 0
     assert told(all=4) == 4, "who went and came again counts from nothing, too"
+
+
+def test_more_than_may_be_in_flight_is_no_failure_of_a_server() -> None:
+    def look(failed: int, refused: int) -> dict[int, int]:
+        classes = {code: count for code, count in ((2, 3), (5, failed)) if count}
+        counters = Counters(3, 0, classes, 0.1, 3, refused=refused)
+        return dict(tally.add({"default/iris/uid-iris/r1": counters})[IRIS].classes)
+
+    tally = Tally()
+    assert look(failed=7, refused=7) == {2: 3}
+    assert look(failed=12, refused=10) == {2: 3, 5: 2}
+    text = 'envoy_cluster_upstream_rq_active_overflow{envoy_cluster_name="default/iris/uid-iris/r1"} 1\n'
+    assert counters_of(TEXT + text)[IRIS].failed == 0
+
+
+async def test_a_real_gateway_counts_no_429_as_a_failure_and_goes_on_after_another_limit(
+    world: World,
+) -> None:
+    replica = await world.replica()
+    gateway = await world.gateway()
+    await publish(gateway, routes(replica.upstream, concurrency_max=1))
+    meter = TrafficMeter(
+        gateway.admin_socket, world.folder / "traffic.json", lambda: datetime(2026, 1, 1, tzinfo=UTC)
+    )
+    admin, refused = Admin(gateway.admin_socket), 0
+
+    async def counted_all(sent: int) -> Counters:
+        async with asyncio.timeout(20):
+            while True:
+                found = (await meter.counters()).get(IRIS, Counters())
+                if found.answered == sent == found.classes.get(2):
+                    return found
+                await asyncio.sleep(0.05)
+
+    async with client(gateway) as http:
+        sent = 0
+        while not refused:
+            answers = await asyncio.gather(*(http.get("/serving/default/iris/v2") for _ in range(20)))
+            statuses = [answer.status_code for answer in answers]
+            assert set(statuses) <= {200, 429}
+            sent, refused = sent + statuses.count(200), refused + statuses.count(429)
+        before = await counted_all(sent)
+        assert (before.requests, before.failed) == (sent, 0)
+        await publish(gateway, routes(replica.upstream, concurrency_max=50))
+        async with asyncio.timeout(20):
+            classes = before.classes
+            while classes:
+                raw = by_upstream(await admin.prometheus(counted("uid-iris")))
+                classes = raw["default/iris/uid-iris/r1"].classes
+        assert await meter.counters() == {IRIS: replace(before, active=0)}, "nothing came"
+        assert (await http.get("/serving/default/iris/v2")).status_code == 200
+        after = await counted_all(sent + 1)
+        assert (after.requests, after.failed) == (sent + 1, 0)
+    await meter.close()
+    await admin.close()
 
 
 def test_a_look_at_one_endpoint_forgets_no_other() -> None:

@@ -355,4 +355,5 @@ def standing_of(endpoint: InferenceEndpoint, step: Plan) -> Standing:
         next_action=state.next_action,
         hopeless=state.status in HOPELESS,
         rests_since=rests_since,
+        next_retry_at=state.next_retry_at,
     )

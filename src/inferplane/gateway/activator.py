@@ -59,6 +59,9 @@ Headers = Iterable[tuple[bytes, bytes]]
 log = get_logger("gateway.activator")
 
 
+SEND_AGAIN = "Send the request again in a moment."
+
+
 class Refusal(Exception):
     """Why a request is not forwarded. `status` is HTTP's; `waking` says that it is on its way."""
 
@@ -146,7 +149,7 @@ class Activator:
             except httpx.ConnectError as error:
                 if loop.time() > deadline:
                     why = "its replica cannot be reached"
-                    raise Refusal(503, "Unresponsive", why, waking=True) from error
+                    raise Refusal(503, "Unresponsive", why, SEND_AGAIN, waking=True) from error
                 # It was on its way out. The controller says so soon, and what comes next.
                 await asyncio.sleep(RECONNECT_SECONDS)
 
@@ -169,10 +172,15 @@ class Activator:
         """Raises Refusal where as many wait as may."""
         own = self._held.get(uid, 0)
         if own >= self._held_max_per_endpoint:
-            raise Refusal(503, "TooManyWaiting", f"{own} requests wait for the endpoint to wake already")
+            raise Refusal(
+                503, "TooManyWaiting", f"{own} requests wait for the endpoint to wake already", SEND_AGAIN
+            )
         if sum(self._held.values()) >= self._held_max:
             raise Refusal(
-                503, "TooManyWaiting", f"{self._held_max} requests wait for endpoints to wake already"
+                503,
+                "TooManyWaiting",
+                f"{self._held_max} requests wait for endpoints to wake already",
+                SEND_AGAIN,
             )
         return _Place(self._held, uid)
 
@@ -224,7 +232,7 @@ async def _address(held: Held, deadline: float) -> tuple[str, ...]:
             return standing.addresses
         if standing is not None and standing.hopeless:
             error = f"the endpoint cannot answer: {standing.message}"
-            raise Refusal(503, standing.reason, error, standing.next_action)
+            raise Refusal(503, standing.reason, error, _next_action(standing))
         try:
             async with asyncio.timeout_at(deadline):
                 await held.changed()
@@ -232,6 +240,14 @@ async def _address(held: Held, deadline: float) -> tuple[str, ...]:
             raise _expired(held.standing) from None
         if loop.time() > deadline and not (held.standing and held.standing.addresses):
             raise _expired(held.standing)
+
+
+def _next_action(standing: Standing) -> str:
+    """What to do about an endpoint that cannot answer, and when the platform itself tries again."""
+    if standing.next_retry_at is None:
+        return standing.next_action
+    tried = f"It is tried again at {standing.next_retry_at:%Y-%m-%dT%H:%M:%SZ}."
+    return f"{standing.next_action} {tried}".strip()
 
 
 def _expired(standing: Standing | None) -> Refusal:

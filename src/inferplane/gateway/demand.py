@@ -29,7 +29,7 @@ class Standing:
     """What there is of an endpoint. `addresses` are those of replicas that answer.
 
     Where there are none, `reason`, `message` and `next_action` say why; `hopeless` means that waiting does
-    not help. `rests_since` is set while it is scaled to zero: when its last request was over.
+    not help, `next_retry_at` when the platform tries again nevertheless. `rests_since` is set while it is scaled to zero: when its last request was over.
     """
 
     addresses: tuple[str, ...] = ()
@@ -38,6 +38,7 @@ class Standing:
     next_action: str = ""
     hopeless: bool = False
     rests_since: datetime | None = None
+    next_retry_at: datetime | None = None
 
 
 GONE = Standing(

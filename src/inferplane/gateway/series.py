@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 # What to ask Envoy for: everybody's counters, or those of one endpoint.
-COUNTED = r"^cluster\.[^.]+/[^.]+\.upstream_rq_(total|active|[1-5]xx|time)$"
-_COUNTED_OF = r"^cluster\.[^.]+/%s/[^.]+\.upstream_rq_(total|active|[1-5]xx|time)$"
+COUNTED = r"^cluster\.[^.]+/[^.]+\.upstream_rq_(total|active|[1-5]xx|time|active_overflow)$"
+_COUNTED_OF = r"^cluster\.[^.]+/%s/[^.]+\.upstream_rq_(total|active|[1-5]xx|time|active_overflow)$"
 
 _LINE = re.compile(r"envoy_cluster_upstream_rq_(\w+)\{([^}]*)\} (\S+)")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -36,7 +36,8 @@ class Counters:
 
     `classes` are answers by the first digit of their status. `seconds` is the sum of the times from
     sending a request to its last byte, `answered` how many those were, and `buckets` how many of them
-    took at most so many seconds (upper bound, count), in order.
+    took at most so many seconds (upper bound, count), in order. `refused` are those that were more than may
+    be in flight: Envoy counts each as a 503 of the upstream, although its client gets 429 and no server saw it.
     """
 
     requests: int = 0
@@ -45,6 +46,7 @@ class Counters:
     seconds: float = 0.0
     answered: int = 0
     buckets: tuple[tuple[float, int], ...] = ()
+    refused: int = 0
 
     @property
     def failed(self) -> int:
@@ -64,7 +66,7 @@ class Counters:
             count > self.classes.get(code, 0) for code, count in earlier.classes.items()
         )
         if anew:
-            return replace(self, requests=requests)
+            return replace(self, requests=requests, refused=max(self.refused - earlier.refused, 0))
         before = dict(earlier.buckets)
         return Counters(
             requests=requests,
@@ -73,6 +75,7 @@ class Counters:
             seconds=self.seconds - earlier.seconds,
             answered=self.answered - earlier.answered,
             buckets=tuple((bound, count - before.get(bound, 0)) for bound, count in self.buckets),
+            refused=max(self.refused - earlier.refused, 0),
         )
 
     def plus(self, other: Counters) -> Counters:
@@ -90,7 +93,14 @@ class Counters:
             seconds=self.seconds + other.seconds,
             answered=self.answered + other.answered,
             buckets=tuple(sorted(buckets.items())),
+            refused=self.refused + other.refused,
         )
+
+    def answers(self) -> Counters:
+        """Only what a server is answerable for: without those that were refused."""
+        failed = max(self.failed - self.refused, 0)
+        classes = {code: count for code, count in self.classes.items() if code != 5}
+        return replace(self, classes={**classes, **({5: failed} if failed else {})}, refused=0)
 
     def quantile_seconds(self, share: float) -> float | None:
         """The time within which this share of the answers came, interpolated; None without answers."""
@@ -153,7 +163,7 @@ class Tally:
             served = _served(upstream)
             if served is None:
                 continue
-            came = counters.since(self._last.get(upstream, _NOTHING))
+            came = counters.since(self._last.get(upstream, _NOTHING)).answers()
             self._totals[served] = self._totals.get(served, _NOTHING).plus(came)
             self._last[upstream] = counters
             active[served] = active.get(served, 0) + counters.active
@@ -208,7 +218,7 @@ class _Sum:
     """Counters in the making."""
 
     def __init__(self) -> None:
-        self.requests = self.active = self.answered = 0
+        self.requests = self.active = self.answered = self.refused = 0
         self.classes: dict[int, int] = {}
         self.seconds = 0.0
         self.buckets: dict[float, int] = {}
@@ -222,6 +232,8 @@ class _Sum:
             case "xx":
                 code = int(labels["envoy_response_code_class"])
                 self.classes[code] = self.classes.get(code, 0) + int(value)
+            case "active_overflow":
+                self.refused += int(value)
             case "time_sum":
                 self.seconds += value / _MILLISECONDS
             case "time_count":
@@ -238,4 +250,5 @@ class _Sum:
             self.seconds,
             self.answered,
             tuple(sorted(self.buckets.items())),
+            self.refused,
         )
