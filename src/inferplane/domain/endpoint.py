@@ -150,8 +150,8 @@ class Revision:
     model: ModelSpec
     created_at: datetime
     created_by: str = ""
-
     rolled_back: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
