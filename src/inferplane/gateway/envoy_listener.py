@@ -68,7 +68,8 @@ STATISTICS_SECONDS = 2
 LATENCY_BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
 # Of an upstream's hundred statistics only these are kept: the others would be half of Envoy's memory.
 UPSTREAM_STATISTICS = (
-    r"^cluster\..*\.(upstream_rq_(total|active|[1-5]xx|time|timeout|retry)|upstream_cx_active)$"
+    r"^cluster\..*\.(upstream_rq_(total|active|active_overflow|[1-5]xx|time|timeout|retry)"
+    r"|upstream_cx_active)$"
 )
 OTHER_STATISTICS = (
     "http.",
@@ -367,6 +368,8 @@ def _local_replies() -> dict[str, Any]:
                 fact("reason"),
                 status=503,
                 retry_after=NOT_READY_RETRY_AFTER_SECONDS,
+                next_action="Send the request again in a moment; "
+                "'inferplane explain' says what the endpoint waits for.",
             ),
             _reply(
                 _both(_flagged("UT", "SI", "DT"), _status_is(504)),
@@ -399,6 +402,8 @@ def _local_replies() -> dict[str, Any]:
                 "Unreachable",
                 status=503,
                 retry_after=RETRY_AFTER_SECONDS,
+                next_action="Send the request again in a moment: "
+                "a model server that ended is started anew by itself.",
             ),
             _reply(
                 _flagged("UO"),
