@@ -39,8 +39,11 @@ class WatchedEngine(AwayEngine):
         super().__init__("nothing runs here", T0)
         self.started = False
         self.closed: list[bool] = []
+        self.unable = False
 
     async def start(self, wake: Callable[[str], None]) -> None:
+        if self.unable:
+            raise OSError("no more files may be open")
         self.started = True
 
     async def close(self, *, stop_servers: bool) -> None:
@@ -85,6 +88,7 @@ class ClusterWorld:
         self.running = RunningEngines()
         self.made: list[tuple[str, str]] = []
         self.unusable = ""
+        self.unable = False
         self.told: list[str] = []
         self.links: dict[str, ScriptedLink] = {}
         self.all_engines: list[WatchedEngine] = []
@@ -104,6 +108,7 @@ class ClusterWorld:
         link = ScriptedLink(lambda: self.now)
         self.links[cluster.name] = link
         self.all_engines.append(WatchedEngine())
+        self.all_engines[-1].unable = self.unable
         return Connected(self.all_engines[-1], link)
 
     async def register(self, name: str = "east", kubeconfig: str = "k1", domain: str = "") -> None:
@@ -195,6 +200,20 @@ async def test_one_that_cannot_be_connected_is_away_and_not_gone(world: ClusterW
     await world.register(kubeconfig="k2")
     await world.controller.reconcile("east")
     assert world.running.engines == {"east": world.all_engines[0]}, "what is connected stays"
+
+
+async def test_an_engine_that_could_not_be_started_is_started_by_the_next_pass(world: ClusterWorld) -> None:
+    await world.register()
+    world.unable = True
+    with pytest.raises(OSError, match="no more files"):
+        await world.controller.reconcile("east")
+    assert (world.all_engines[0].closed, world.links["east"].closed) == ([False], 1)
+    seen = await world.running.engines["east"].observe("x")
+    assert seen.unreachable is not None, "its endpoints stay as they were"
+    world.unable = False
+    assert await world.controller.reconcile("east") == LOOK_SECONDS
+    assert world.running.engines == {"east": world.all_engines[1]}
+    assert world.all_engines[1].started
 
 
 async def test_since_when_it_does_not_answer(world: ClusterWorld) -> None:

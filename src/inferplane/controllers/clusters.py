@@ -239,11 +239,20 @@ class ClusterController:
                 self._running.sources[cluster.name] = UntoldNodes(error.message)
             return error.message
         await self._take_down(cluster.name)
-        self._credentials[cluster.name] = wanted
         self._running.links[cluster.name] = connected.link
         self._running.sources[cluster.name] = connected.link
         self._running.engines[cluster.name] = connected.engine
-        await connected.engine.start(self._wake)
+        try:
+            await connected.engine.start(self._wake)
+        except BaseException:  # the next pass makes a connection of its own and tries again
+            problem = "the connection to the cluster could not be started"
+            del self._running.links[cluster.name]
+            self._running.engines[cluster.name] = AwayEngine(problem, self._clock())
+            self._running.sources[cluster.name] = UntoldNodes(problem)
+            await connected.engine.close(stop_servers=False)
+            await connected.link.close()
+            raise
+        self._credentials[cluster.name] = wanted  # only of what runs: it is not started again
         log.info("cluster connected", cluster=cluster.name, by=cluster.connection.source)
         self._changed(cluster.name)
         return ""
