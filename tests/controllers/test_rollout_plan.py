@@ -14,6 +14,7 @@ from inferplane.domain.endpoint import (
     EndpointSpec,
     Exit,
     InferenceEndpoint,
+    Ingress,
     ModelSpec,
     Replica,
     ReplicaId,
@@ -78,6 +79,14 @@ def test_it_shifts_once_the_candidate_answers_with_what_its_share_needs() -> Non
     assert after(three, server(2, 0), server(2, 1)).phase is RolloutPhase.STARTING
     canary_of_three = endpoint(CANARY, replicas=3)
     assert after(canary_of_three, server(1), server(2)).phase is RolloutPhase.SHIFTED
+
+
+def test_where_the_cluster_lets_requests_in_a_candidate_needs_no_address_of_its_own() -> None:
+    pod = replace(server(2), address="")
+    assert after(endpoint(UPDATE), pod).phase is RolloutPhase.STARTING
+    there = endpoint(UPDATE)
+    there = replace(there, status=replace(there.status, ingress=Ingress("http://iris.example", ready=True)))
+    assert after(there, pod).phase is RolloutPhase.SHIFTED
 
 
 def test_a_note_on_another_rollout_counts_for_nothing() -> None:

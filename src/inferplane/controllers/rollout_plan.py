@@ -95,10 +95,13 @@ def watch_seconds(endpoint: InferenceEndpoint, note: RolloutNote | None) -> floa
 
 def _answers_in_full(endpoint: InferenceEndpoint, rollout: Rollout, replicas: tuple[Replica, ...]) -> bool:
     revision = endpoint.spec.revision
+    by_ingress = endpoint.status.ingress is not None  # then nobody reaches a replica by its own address
     shifted = RolloutNote(rollout.base, revision, RolloutPhase.SHIFTED, endpoint.created_at)
     needed = replicas_by_revision(revision, endpoint.desired_replicas, rollout, shifted)[revision]
     ready = sum(
-        each.state is ReplicaState.READY and bool(each.address) and each.id.revision == revision
+        each.state is ReplicaState.READY
+        and each.id.revision == revision
+        and (bool(each.address) or by_ingress)
         for each in replicas
     )
     return ready >= max(1, needed)
