@@ -428,3 +428,14 @@ def test_a_missing_key_is_explained(tmp_path: Path) -> None:
 )
 def test_what_is_this_machine(url: str, here: bool) -> None:
     assert is_loopback(url) is here
+
+
+@pytest.mark.parametrize("host", ["héy", "http://models.example", "models.example:80", "-x", "a b"])
+def test_an_advertised_host_that_no_url_takes_is_refused(host: str, tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="advertised_host"):
+        load_settings({"advertised_host": host}, {}, user_home=tmp_path)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "models.example", "xn--hy-bja.example"])
+def test_addresses_and_names_can_be_advertised(host: str, tmp_path: Path) -> None:
+    assert load_settings({"advertised_host": host}, {}, user_home=tmp_path).settings.advertised_host == host

@@ -779,11 +779,14 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         taken = error.errno == errno.EADDRINUSE
+        by_port = taken or error.errno == errno.EACCES
         raise Unavailable(
             f"the API cannot listen on {host}:{port}: {'the port is in use' if taken else error.strerror}",
             reason="PortUnavailable",
-            field="api_port",
-            next_action="Name another port with --api-port or INFERPLANE_API_PORT.",
+            field="api_port" if by_port else "api_host",
+            next_action="Name another port with --api-port or INFERPLANE_API_PORT."
+            if by_port
+            else "Name an address of this machine with --api-host or INFERPLANE_API_HOST.",
         ) from error
     listener.listen(API_BACKLOG)
     listener.setblocking(False)

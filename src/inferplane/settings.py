@@ -223,6 +223,7 @@ SECRET_SETTINGS = frozenset(
 )  # may hold a password: never repeated in an error
 DOMAIN_CHARACTERS_MAX = 120  # leaves room in a DNS name for endpoint and workspace
 _DOMAIN = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_ADVERTISED_NAME = re.compile(r"(?!-)[A-Za-z0-9_.-]{1,253}", re.ASCII)
 PLAIN_SETTINGS: tuple[Field[Any], ...] = tuple(each for each in fields(Settings) if each.name != "clusters")
 """Every setting that is one value: a flag, a variable of the environment, a line of the file."""
 
@@ -647,6 +648,19 @@ def _domain(raw: Any) -> str:
     return name
 
 
+def _advertised_host(raw: Any) -> str:
+    host = str(raw).strip()
+    try:
+        ip_address(host)
+    except ValueError:
+        if host and not _ADVERTISED_NAME.fullmatch(host):
+            raise ValueError(
+                "must be an IP address or a DNS name, without scheme or port; a name with other letters"
+                " in the form that DNS has (xn--…)"
+            ) from None
+    return host
+
+
 def _database_url(raw: Any) -> str:
     url = str(raw)
     if url and not url.startswith(("sqlite://", "postgresql://", "postgres://")):
@@ -657,6 +671,7 @@ def _database_url(raw: Any) -> str:
 _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "home": _home,
     "domain": _domain,
+    "advertised_host": _advertised_host,
     "api_port": _port,
     "gateway_port": _port,
     "database_url": _database_url,

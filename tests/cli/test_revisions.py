@@ -244,3 +244,11 @@ def test_update_says_all_that_a_change_takes(shell: Any, tmp_path: Path) -> None
         "requestsMin": 5,
         "windowSeconds": 10,
     }
+
+
+def test_an_update_of_nothing_is_refused_in_the_words_of_the_command(shell: Any) -> None:
+    ran = shell.run("update", "iris")
+    assert ran.code == 9, ran.err
+    assert "--uri" in ran.err
+    assert "modelSpec" not in ran.err
+    assert not shell.platform.asked

@@ -168,6 +168,7 @@ async def test_a_file_without_a_key_is_said(store: Store, tmp_path: Path, conten
         await adopt_owner_key(store, path, clock(), new_id)
     assert "hunter2" not in str(caught.value)
     assert caught.value.field == "owner_key_file"
+    assert ("is not there" in str(caught.value)) is (content is None)
 
 
 async def test_an_expired_one_is_not_brought_back(store: Store, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ class Call:
         if not value:
             return None
         if not value.isascii() or not value.isdigit() or len(value) > NUMBER_DIGITS_MAX:
-            raise Invalid(f"{name} must be a whole number", reason="WrongType", field=name)
+            raise Invalid(f"{name} must be a whole number of at least 0", reason="WrongType", field=name)
         return int(value)
 
     def workspace(self) -> str:

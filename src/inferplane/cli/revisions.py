@@ -37,6 +37,7 @@ from inferplane.cli.options import (
     workspace_or_default,
 )
 from inferplane.cli.output import Format, note, print_json, print_result
+from inferplane.client import InvalidError
 from inferplane.client.conversations import WAIT_SECONDS
 from inferplane.wire.endpoints import GuardBody, LimitsBody, RevisionItem
 from inferplane.wire.traffic import EndpointMetrics
@@ -234,6 +235,13 @@ def update(
         "strategy": strategy,
         "access": access or None,
     }
+    if all(value is None for key, value in change.items() if key not in where):
+        raise InvalidError(
+            "nothing is given that could be changed",
+            reason="Missing",
+            next_action="Give --uri, --digest, --canary, --max-replicas, --rate or another option that"
+            f" `inferplane update --help` lists; `inferplane restart {name}` fetches the model anew.",
+        )
     with connected(context) as client:
         if dry_run:
             print_checks(name, client.try_update(name, **change), output)

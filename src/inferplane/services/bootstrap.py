@@ -62,6 +62,8 @@ async def adopt_owner_key(store: Store, path: Path, clock: Clock, new_id: NewId)
     file that holds no key, or one that cannot be used any more.
     """
     value = _read(path)
+    if not value and not path.exists():
+        raise _no_key(path, "is not there")
     if not value:
         raise _no_key(path, f"does not hold a key: {KEY_PREFIX} and {KEY_RANDOM_CHARACTERS} more characters")
     digest = digest_of(await load_secrets(store), value)
@@ -225,7 +227,7 @@ def _no_key(path: Path, why: str) -> Unavailable:
         f"the file {path} {why}",
         reason="OwnerKeyUnusable",
         field="owner_key_file",
-        next_action="Write another key into it, or leave --owner-key-file out and let the platform make one.",
+        next_action="Write a key into it, or leave --owner-key-file out and let the platform make one.",
     )
 
 
