@@ -181,7 +181,7 @@ def test_a_refusal_does_not_repeat_a_password() -> None:
 def test_each_scheme_says_where_it_works() -> None:
     for scheme in Scheme:
         expected = "every cluster" if scheme in LOCAL_SCHEMES else "engine kserve"
-        expected = "engine local" if scheme is Scheme.MODELS else expected
+        expected = "engine local" if scheme in (Scheme.MODELS, Scheme.FILE) else expected
         assert expected in where_supported(scheme)
 
 

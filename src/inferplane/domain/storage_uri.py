@@ -155,10 +155,13 @@ def parse_storage_uri(text: str, *, field: str = "modelSpec.storageURI") -> Stor
     return _place(scheme, text, field)
 
 
+_LOCAL_ONLY = frozenset({Scheme.FILE, Scheme.MODELS})
+
+
 def where_supported(scheme: Scheme) -> str:
     """One sentence on where URIs of this scheme can be fetched."""
-    if scheme is Scheme.MODELS:
-        return "models:/ works on clusters with engine local"
+    if scheme in _LOCAL_ONLY:
+        return f"{_list([scheme])} works on clusters with engine local"
     if scheme in LOCAL_SCHEMES:
         return f"{scheme}:// works on every cluster"
     return f"{scheme}:// works on clusters with engine kserve"
@@ -173,6 +176,18 @@ def require_local(uri: StorageUri, *, field: str = "modelSpec.storageURI") -> No
         reason=ReasonCode.SCHEME_NOT_SUPPORTED.value,
         field=field,
         next_action=f"Use a cluster with engine kserve, or one of {_list(sorted(LOCAL_SCHEMES))}.",
+    )
+
+
+def require_in_cluster(uri: StorageUri, *, field: str = "modelSpec.storageURI") -> None:
+    """Raise Invalid (SchemeNotSupported) if only our own machine knows what lies at `uri`, no pod of a cluster."""
+    if uri.scheme not in _LOCAL_ONLY:
+        return
+    raise Invalid(
+        f"a cluster of Kubernetes cannot fetch {uri.shown}; {where_supported(uri.scheme)}",
+        reason=ReasonCode.SCHEME_NOT_SUPPORTED.value,
+        field=field,
+        next_action="Put the model where its pods can fetch it from (s3://, gs://, hf://, https://, pvc://).",
     )
 
 

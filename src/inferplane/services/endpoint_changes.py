@@ -83,7 +83,7 @@ async def update(
         cluster = await tx.get_cluster(endpoint.cluster)
         check_servable(change.wish, cluster)
         check_on_kubernetes(change.spec, cluster)
-        warnings = tuple(warnings_on(cluster, change.warnings))
+        warnings = tuple(warnings_on(cluster, change.warnings, change.spec.scaling))
         return _Step(change.spec, change.message, change.secret, warnings)
 
     place = (draft.workspace, draft.endpoint, draft.cluster)

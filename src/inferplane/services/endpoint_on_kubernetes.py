@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from inferplane.domain.endpoint import EndpointSpec
+from inferplane.domain.endpoint import EndpointSpec, Scaling
 from inferplane.domain.endpoint_access import Access
 from inferplane.domain.workspace import Cluster
 from inferplane.services.findings import Findings
@@ -65,6 +65,22 @@ def check_on_kubernetes(spec: EndpointSpec, cluster: Cluster) -> None:
     findings.raise_any()
 
 
-def warnings_on(cluster: Cluster, warnings: Iterable[str]) -> list[str]:
-    """Those that are true there: what has no effect on the local engine has one in a cluster of Kubernetes."""
-    return [each for each in warnings if cluster.engine != KSERVE or _LOCAL_ONLY not in each]
+def warnings_on(cluster: Cluster, warnings: Iterable[str], scaling: Scaling | None = None) -> list[str]:
+    """Those that are true there: what has no effect on the local engine has one in a cluster of Kubernetes.
+
+    And the other way round: of `scaling` a cluster keeps the bounds, and no target of ours.
+    """
+    if cluster.engine != KSERVE:
+        return list(warnings)
+    said = [each for each in warnings if _LOCAL_ONLY not in each]
+    targets = (
+        ("targetConcurrency", None if scaling is None else scaling.target_concurrency),
+        ("targetRate", None if scaling is None else scaling.target_rate),
+    )
+    said += [
+        f"autoscaling.{name} has no effect on cluster {cluster.name}: "
+        "it chooses the number between minReplicas and maxReplicas by its own measure, usually CPU"
+        for name, target in targets
+        if target is not None
+    ]
+    return said

@@ -30,7 +30,7 @@ from inferplane.domain.names import NAMESPACE_SUFFIX_CHARACTERS, check_name, nam
 from inferplane.domain.reasons import ReasonCode, reason_of
 from inferplane.domain.rollout import Rollout
 from inferplane.domain.runtime import LOCAL_ENGINE, select_runtime
-from inferplane.domain.storage_uri import parse_storage_uri, redacted, require_local
+from inferplane.domain.storage_uri import parse_storage_uri, redacted, require_in_cluster, require_local
 from inferplane.domain.workspace import Cluster, Workspace
 from inferplane.engines.port import EngineError, LogLine, Target
 from inferplane.services import endpoint_gpus
@@ -100,7 +100,7 @@ async def _create(
             return answer
         await tx.hold_workspace(draft.workspace)  # two at once would both find room for one more
         cluster = await _resolve_cluster(tx, draft, chosen.name)
-        warnings[:] = warnings_on(cluster, warnings)
+        warnings[:] = warnings_on(cluster, warnings, wish.spec.scaling)
         gpu = await endpoint_gpus.gpu_spec_for(tx, platform, draft, wish, cluster)
         check_servable(wish, cluster)
         await _check_quota(tx, platform, draft.workspace)
@@ -216,7 +216,7 @@ async def preflight(platform: Platform, caller: Caller, draft: EndpointDraft) ->
         findings = merged_findings(findings, found)
     findings += [
         Finding("manifest", True, "", warning, "Nothing to do; it has no effect here.")
-        for warning in warnings_on(cluster, wish.warnings)
+        for warning in warnings_on(cluster, wish.warnings, wish.spec.scaling)
     ]
     return findings
 
@@ -317,6 +317,10 @@ def check_servable(wish: Wish, cluster: Cluster) -> None:
 def _check_scheme(wish: Wish, cluster: Cluster) -> None:
     if wish.spec.model.storage_uri and cluster.engine == LOCAL_ENGINE:
         require_local(
+            parse_storage_uri(wish.spec.model.storage_uri, field=wish.uri_field), field=wish.uri_field
+        )
+    if wish.spec.model.storage_uri and cluster.engine == KSERVE:
+        require_in_cluster(
             parse_storage_uri(wish.spec.model.storage_uri, field=wish.uri_field), field=wish.uri_field
         )
 

@@ -395,6 +395,29 @@ def test_what_a_cluster_s_own_ingress_cannot_do_is_refused(
     k8s.owner("PATCH", ENDPOINT, change).is_error(422, "INVALID", "NotOnKubernetes")
 
 
+@pytest.mark.parametrize("uri", ["models:/iris/1", "file:///models/iris", "/models/iris"])
+def test_a_model_that_only_our_machine_knows_is_refused(k8s: ClusterWorld, uri: str) -> None:
+    name = k8s.register()
+    team = k8s.world.workspace(name)
+    model = {"modelName": "sklearn", "storageURI": uri}
+    body = {"endpointName": "iris", "workspace": team, "modelSpec": model}
+    error = k8s.owner("POST", ENDPOINT, body).is_error(422, "INVALID", "SchemeNotSupported")
+    assert "a cluster of Kubernetes cannot fetch" in error["message"]
+
+
+def test_a_target_that_the_cluster_does_not_scale_by_is_said(k8s: ClusterWorld) -> None:
+    name = k8s.register()
+    team = k8s.world.workspace(name)
+    body = {
+        "endpointName": "iris",
+        "workspace": team,
+        "modelSpec": {"modelName": "sklearn", "storageURI": "s3://b/m"},
+        "autoscaling": {"minReplicas": 1, "maxReplicas": 3, "targetConcurrency": 2},
+    }
+    (warning,) = k8s.owner("POST", ENDPOINT, body).data["warnings"]
+    assert warning.startswith(f"autoscaling.targetConcurrency has no effect on cluster {name}")
+
+
 def test_a_share_of_requests_is_refused_and_a_plain_update_is_not(k8s: ClusterWorld) -> None:
     name = k8s.register()
     team = k8s.world.workspace(name)
