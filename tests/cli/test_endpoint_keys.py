@@ -71,6 +71,9 @@ def test_usage_as_a_table_json_and_csv(world: World, team: str, run: Run) -> Non
             await tx.count_usage(team, LogPosition("f", 1), [used])
 
     assert "nothing was used" in run("usage").stdout
+    unknown = run("usage", "--endpoint", "iriss")
+    assert "nothing was used" in unknown.stdout
+    assert "warning: endpoint iriss does not exist" in unknown.stderr
     world.do(count())
     bounds = ("--since", "2030-05-01", "--until", "2030-05-02")
     lines = run("usage", *bounds).stdout.splitlines()

@@ -135,12 +135,14 @@ def test_the_time_to_wait_is_bounded(shell: Any) -> None:
 def test_a_dry_run_lists_its_findings(shell: Any) -> None:
     shell.platform.checks = [
         CheckItem("name", True, message="the name is free"),
+        CheckItem("manifest", True, message="x has no effect"),
         CheckItem("storage", False, "ModelNotFound", "nothing at /m.joblib", "Correct the storage URI."),
     ]
     ran = shell.run(*DEPLOY, "--dry-run")
     assert ran.code == 9
     assert ran.out.splitlines() == [
         "ok    name: the name is free",
+        "warn  manifest: x has no effect",
         "FAIL  storage: nothing at /m.joblib [ModelNotFound]",
         "      Correct the storage URI.",
     ]

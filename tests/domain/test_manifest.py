@@ -476,3 +476,9 @@ def test_a_container_with_a_command_is_a_server_of_ones_own() -> None:
     container["readinessProbe"] = {"httpGet": {"path": "/a b"}}
     with pytest.raises(Invalid, match="not the path of a URL"):
         _read(_isvc({"containers": [container]}))
+
+
+def test_annotations_that_look_like_ours_and_are_none_are_warned_of() -> None:
+    annotations = {"inferplane.io/acess": "key", "inferplane.io/access": "open", "team": "x"}
+    (warning,) = _read(_isvc(annotations=annotations)).warnings
+    assert "inferplane.io/acess] is not known and has no effect" in warning

@@ -9,6 +9,7 @@ import typer
 from inferplane.cli import render
 from inferplane.cli.options import Output, Workspace, connected, workspace_or_default
 from inferplane.cli.output import Format, note, print_json, print_result
+from inferplane.client import Client, ConflictError, NotFoundError
 
 keys = typer.Typer(no_args_is_help=True, help="Keys that open endpoints.")
 
@@ -124,7 +125,21 @@ def usage(
             print_result(client.usage_csv(**what).rstrip())
             return
         found = client.usage(**what)
+        if endpoint and not found.items:
+            _warn_of_unknown(client, endpoint, what["workspace"])
     if output is Format.JSON:
         print_json(found)
     else:
         print_result(render.usage(found))
+
+
+def _warn_of_unknown(client: Client, endpoint: str, workspace: str) -> None:
+    """Nothing was used of a misspelt endpoint either; one that was deleted may have been used before."""
+    try:
+        client.describe(endpoint, workspace=workspace)
+    except NotFoundError as error:
+        note(f"warning: {error.message} (any more, if it was deleted)")
+        if error.next_action:
+            note(f"  next: {error.next_action}")
+    except ConflictError:  # there are several, on several clusters
+        return

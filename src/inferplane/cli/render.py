@@ -288,12 +288,20 @@ def event_line(event: EventItem) -> str:
     return f"{moment(event.at)}  {event.kind:<20}  {name}{event.message}{about}{by}"
 
 
+WARNINGS = frozenset({"warning", "manifest"})
+"""Checks that bring what the answer to the real request would bring as a warning."""
+
+
 def check_table(checks: Sequence[CheckItem]) -> str:
-    """The findings of a dry run, and under each one that failed what to do."""
+    """The findings of a dry run, and under each one that failed what to do.
+
+    What is accepted and has no effect, or another than one might expect, is no failure, and not just ok.
+    """
     lines = []
     for check in checks:
+        word = "FAIL" if not check.ok else "warn" if check.check in WARNINGS and check.message else "ok  "
         reason = f" [{check.reason}]" if check.reason else ""
-        lines.append(f"{'ok  ' if check.ok else 'FAIL'}  {check.check}: {check.message}{reason}")
+        lines.append(f"{word}  {check.check}: {check.message}{reason}")
         if not check.ok and check.next_action:
             lines.append(f"      {check.next_action}")
     return "\n".join(lines)

@@ -39,6 +39,8 @@ KIND = "InferenceService"
 STOP_ANNOTATION = "serving.kserve.io/stop"
 DEPLOYMENT_MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
 ACCESS_ANNOTATION = "inferplane.io/access"
+OUR_ANNOTATIONS = "inferplane.io/"
+ANNOTATIONS_WARNED_OF_MAX = 5
 
 MANIFEST_DEPTH_MAX = 40
 MANIFEST_VALUES_MAX = 20_000
@@ -131,6 +133,7 @@ def model_from_isvc(
     path = f"{path}.predictor"
 
     warnings: list[str] = []
+    _warn_of_annotations(metadata, f"{field}.metadata.annotations", warnings)
     _warn_of_unknown(predictor, _PREDICTOR_FIELDS, path, warnings)
     if predictor.get("canaryTrafficPercent") is not None:
         warnings.append(
@@ -529,6 +532,18 @@ def _stopped(metadata: Mapping[str, Any], path: str) -> bool:
         )
     stop = annotations.get(STOP_ANNOTATION)
     return stop is True or (isinstance(stop, str) and stop.lower() == "true")
+
+
+def _warn_of_annotations(metadata: Mapping[str, Any], path: str, warnings: list[str]) -> None:
+    """Say which annotations look like ours and are none: a misspelt one would change nothing, in silence."""
+    annotations = _mapping(metadata.get("annotations") or {}, path)
+    unknown = sorted(
+        name for name in annotations if name.startswith(OUR_ANNOTATIONS) and name != ACCESS_ANNOTATION
+    )
+    warnings += [
+        f"{path}[{name[:80]}] is not known and has no effect; known is {ACCESS_ANNOTATION}"
+        for name in unknown[:ANNOTATIONS_WARNED_OF_MAX]
+    ]
 
 
 def _access(metadata: Mapping[str, Any], path: str) -> Access | None:
