@@ -202,6 +202,14 @@ def test_a_rate_is_followed_like_concurrency_and_the_greater_wish_counts() -> No
     assert World(both).run(20, constant(45)).replicas == 9
 
 
+def test_a_small_target_is_followed_and_said_with_the_digits_that_count() -> None:
+    history = History(tuple(Sample(START + timedelta(seconds=2 * n), n, int(n == 2)) for n in range(4)))
+    scaling = Scaling(1, 3, 0.05)
+    decision = decide(scaling, 2, Traffic(history, 0, START), START + timedelta(seconds=6), START)
+    assert decision.replicas == 3
+    assert decision.message == "0.33 requests at once against 0.05 for each replica; maxReplicas is 3"
+
+
 def test_bounds_that_changed_are_followed_at_once() -> None:
     assert World(replace(AWAKE, min_replicas=3)).decide().replicas == 3
     assert World(replace(AWAKE, max_replicas=2), replicas=7).decide().replicas == 2

@@ -185,4 +185,6 @@ def _ceil(value: float) -> int:
 
 
 def _number(value: float | None) -> str:
-    return f"{value or 0.0:.1f}".removesuffix(".0")
+    value = value or 0.0
+    # Of small numbers the digits that count: a target of 0.05 is not 0.1.
+    return f"{value:.2g}" if value < 1 else f"{value:.1f}".removesuffix(".0")

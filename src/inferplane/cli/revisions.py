@@ -148,7 +148,7 @@ def update(
         typer.Option(
             "--guard-error-points",
             metavar="SHARE",
-            help="Worse: so much more of its answers fail; 0.05 is five in a hundred.",
+            help="Worse: so much more of its answers are 5xx; 0.05 is five in a hundred.",
             show_default=False,
         ),
     ] = None,
