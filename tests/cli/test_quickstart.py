@@ -183,6 +183,13 @@ def test_a_port_in_use_is_a_sentence(stack: Stack) -> None:
     assert not (stack.home / "inferplane.db").exists()
 
 
+def test_an_address_that_is_not_this_machines_is_not_called_a_port_in_use(stack: Stack) -> None:
+    elsewhere = {"INFERPLANE_GATEWAY_HOST": "192.0.2.1", "INFERPLANE_GATEWAY_PORT": "7080"}
+    code, out, err = finish(begin(stack, "--once", **elsewhere))
+    assert (code, out) == (1, "")
+    assert "Name an address of this machine in INFERPLANE_GATEWAY_HOST" in err
+
+
 @pytest.mark.slow
 def test_a_platform_of_another_home_is_left_alone_and_one_of_this_home_is_used(
     stack: Stack, tmp_path: Path

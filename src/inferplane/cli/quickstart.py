@@ -8,6 +8,7 @@ home is used and left alone.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import re
@@ -175,9 +176,18 @@ def _check_port(name: str, host: str, port: int) -> None:
         try:
             trial.bind((host, port))
         except OSError as error:
+            said = (error.strerror or "").lower()
+            if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
+                variable = f"INFERPLANE_{name.upper()}_HOST"
+                raise QuickstartError(
+                    f"the {name} cannot listen at {host}: {said}",
+                    reason="PortUnavailable",
+                    field=variable,
+                    next_action=f"Name an address of this machine in {variable}.",
+                ) from error
             flag = f"--{name.lower()}-port"
             raise QuickstartError(
-                f"port {port}, where the {name} is to listen, cannot be used: {(error.strerror or '').lower()}",
+                f"port {port}, where the {name} is to listen, cannot be used: {said}",
                 reason="PortInUse",
                 field=flag,
                 next_action=f"Stop what uses it, or name another port with {flag}.",
