@@ -70,6 +70,7 @@ def fences(there: ApiInThread) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 def test_one_acts_and_is_followed_within_the_rights_of_the_chart(
     two: Installation, there: ApiInThread
 ) -> None:

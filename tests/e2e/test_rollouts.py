@@ -166,6 +166,7 @@ def test_a_canary_gets_its_share_then_everything_and_the_way_back_is_open(
     assert seen.failures == []
 
 
+@pytest.mark.slow
 def test_equal_values_of_the_sticky_header_stay_with_one_revision(
     stack: Stack, models: dict[str, str]
 ) -> None:
