@@ -209,7 +209,7 @@ def _child(flags: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
         )
     try:
         yield process
-    except BaseException:
+    except BaseException:  # Ctrl-C too: the platform has a session of its own and would live on
         _stop(process)
         raise
 

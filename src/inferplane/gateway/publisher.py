@@ -140,7 +140,7 @@ class RoutePublisher:
         """
         try:
             await self._start_envoy()
-        except BaseException:
+        except BaseException:  # cancelled too: what was opened so far is nobody else's to close
             self._closed = True
             await self._xds.close()
             await self._admin.close()
@@ -275,7 +275,7 @@ class RoutePublisher:
             await self._until_listening()
             # What the earlier run told is what Envoy may use, once it has all of it.
             await self._until_answered()
-        except BaseException:
+        except BaseException:  # cancelled too: an Envoy of ours that nobody waits for would live on
             if found is None:
                 await self._process.stop()
             raise

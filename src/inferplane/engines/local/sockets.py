@@ -39,7 +39,7 @@ class Hints:
         try:
             self._socket.bind(str(self.path))
             self.path.chmod(0o600)
-        except BaseException:
+        except BaseException:  # whatever it was, it goes on up; only the descriptor must not stay
             self._socket.close()
             raise
 
