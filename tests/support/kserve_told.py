@@ -41,7 +41,6 @@ KINDS = {
     "Pod": "pods",
     "Event": "events",
     "Ingress": "ingresses",
-    "HorizontalPodAutoscaler": "horizontal_pod_autoscalers",
 }
 LOOKS_BETWEEN_LINES_MAX = 20
 
@@ -214,7 +213,6 @@ def _picture(
         pods=found["pods"],
         events=found["events"],
         ingresses=found["ingresses"],
-        horizontal_pod_autoscalers=found["horizontal_pod_autoscalers"],
         log_tails=tails,
     )
 

@@ -10,14 +10,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from inferplane.domain.preflight import Check
 from inferplane.domain.reasons import ReasonCode, reason_of
 from inferplane.engines.kserve.nodes import nodes_of
 from inferplane.engines.kserve.permissions import Permission
-
-Raw = Mapping[str, Any]
+from inferplane.engines.kserve.raw import Raw, items, mapping, whole
 
 CONFIG_NAME = "inferenceservice-config"
 CONFIG_NAMESPACES = ("kserve", "opendatahub", "redhat-ods-applications")
@@ -45,7 +43,7 @@ def settings_of(config: Raw | None) -> KServeSettings:
     """KServe's ConfigMap, or nothing known."""
     if config is None:
         return KServeSettings()
-    data, metadata = _mapping(config, "data"), _mapping(config, "metadata")
+    data, metadata = mapping(config, "data"), mapping(config, "metadata")
     deploy, ingress = _json(data, "deploy"), _json(data, "ingress")
     mode = str(deploy.get("defaultDeploymentMode") or "")
     images = [_json(data, part).get("image") for part in ("storageInitializer", "agent", "router")]
@@ -83,14 +81,14 @@ def permissions_check(answers: Mapping[Permission, bool]) -> Check:
 
 def kserve_check(resources: Raw | None, settings: KServeSettings, controller: Raw | None) -> Check:
     """Whether KServe is there and running: its API's list of resources, its settings, its controller."""
-    names = {each.get("name") for each in _list(resources or {}, "resources")}
+    names = {each.get("name") for each in items(resources, "resources")}
     if "inferenceservices" not in names:
         return _failed(
             "kserve",
             ReasonCode.KSERVE_NOT_READY,
             "the cluster has no inferenceservices.serving.kserve.io/v1beta1: KServe is not installed",
         )
-    if controller is not None and not _whole(_mapping(controller, "status").get("availableReplicas")):
+    if controller is not None and not whole(controller, "status", "availableReplicas"):
         return _failed(
             "kserve",
             ReasonCode.KSERVE_NOT_READY,
@@ -104,9 +102,9 @@ def kserve_check(resources: Raw | None, settings: KServeSettings, controller: Ra
 def runtimes_of(runtimes: Iterable[Raw]) -> tuple[str, ...]:
     """The names of the cluster-wide runtimes that are in use, ascending."""
     usable = [
-        str(_mapping(each, "metadata").get("name", ""))
+        str(mapping(each, "metadata").get("name", ""))
         for each in runtimes
-        if _mapping(each, "spec").get("disabled") is not True
+        if mapping(each, "spec").get("disabled") is not True
     ]
     return tuple(sorted(name for name in usable if name))
 
@@ -188,17 +186,3 @@ def _json(data: Raw, key: str) -> Raw:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, Mapping) else {}
-
-
-def _mapping(raw: Raw, key: str) -> Raw:
-    value = raw.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(raw: Raw, key: str) -> list[Raw]:
-    value = raw.get(key)
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) else 0

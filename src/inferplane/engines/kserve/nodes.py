@@ -14,14 +14,12 @@ What the labels do not say is not invented: a shape is then the resource's own n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from inferplane.domain.gpu_request import GPUS_PER_NODE_MAX, MEMORY_GB_MAX
 from inferplane.domain.inventory import Gpu, Node, NodeHealth
-
-Raw = Mapping[str, Any]
+from inferplane.engines.kserve.raw import Raw, condition, items, mapping
 
 NVIDIA = "nvidia.com/gpu"
 SHARED = "nvidia.com/gpu.shared"
@@ -71,23 +69,23 @@ def health_of(node: Raw) -> NodeHealth:
     Unhealthy where the kubelet is not Ready, or no longer heard of. Unschedulable where somebody cordoned it,
     deletes it, or keeps it for others by a taint that our pods do not tolerate.
     """
-    if _condition(node, "Ready") != "True":
+    if condition(node, "Ready").get("status") != "True":
         return NodeHealth.UNHEALTHY
-    spec = _mapping(node, "spec")
+    spec = mapping(node, "spec")
     kept_for_others = any(
         taint.get("effect") in _KEEPS_OUT and taint.get("key") not in TOLERATED_TAINTS | _OF_HEALTH
-        for taint in _list(spec, "taints")
+        for taint in items(spec, "taints")
     )
-    is_leaving = bool(_mapping(node, "metadata").get("deletionTimestamp"))
+    is_leaving = bool(mapping(node, "metadata").get("deletionTimestamp"))
     if spec.get("unschedulable") is True or kept_for_others or is_leaving:
         return NodeHealth.UNSCHEDULABLE
     return NodeHealth.HEALTHY
 
 
 def _parts(cluster: str, node: Raw) -> list[Node]:
-    metadata, status = _mapping(node, "metadata"), _mapping(node, "status")
-    labels = _mapping(metadata, "labels")
-    capacity, allocatable = _mapping(status, "capacity"), _mapping(status, "allocatable")
+    metadata, status = mapping(node, "metadata"), mapping(node, "status")
+    labels = mapping(metadata, "labels")
+    capacity, allocatable = mapping(status, "capacity"), mapping(status, "allocatable")
     machine = str(metadata.get("name", ""))
     health = health_of(node)
     parts = []
@@ -114,7 +112,7 @@ def _parts(cluster: str, node: Raw) -> list[Node]:
                 else tuple(Gpu(index, model_name=product, healthy=index < usable) for index in range(count)),
                 gpu_model_name=product,
                 cloud_provider=_PROVIDERS.get(
-                    str(_mapping(node, "spec").get("providerID", "")).split(":")[0], ""
+                    str(mapping(node, "spec").get("providerID", "")).split(":")[0], ""
                 ),
                 region=_label(
                     labels, "topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region"
@@ -165,13 +163,6 @@ def _memory_gb(labels: Raw, resource: str, product: str) -> int:
     return int(said[-1]) if said else 0
 
 
-def _condition(node: Raw, kind: str) -> str:
-    for each in _list(_mapping(node, "status"), "conditions"):
-        if each.get("type") == kind:
-            return str(each.get("status"))
-    return "Unknown"
-
-
 def _label(labels: Raw, *names: str) -> str:
     return next((value for name in names if isinstance(value := labels.get(name), str) and value), "")
 
@@ -180,13 +171,3 @@ def _whole(value: object) -> int:
     """A count as Kubernetes writes it ("4"); 0 for what is none."""
     text = str(value)
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
-
-
-def _mapping(raw: Raw, key: str) -> Raw:
-    value = raw.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(raw: Raw, key: str) -> list[Raw]:
-    value = raw.get(key)
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []

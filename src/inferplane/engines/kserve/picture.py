@@ -32,7 +32,6 @@ class Picture:
     pods: tuple[Raw, ...] = ()
     events: tuple[Raw, ...] = ()
     ingresses: tuple[Raw, ...] = ()
-    horizontal_pod_autoscalers: tuple[Raw, ...] = ()
     log_tails: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
